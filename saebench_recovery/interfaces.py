@@ -1,0 +1,259 @@
+"""All that a plugin implements: `Defense`, `Attack`, `Task`, and the `Perturbation` between them.
+
+Shape letters used throughout the project: E examples, R sequence rows of a batch, C candidate
+answers, T tokens, Q tail columns, P perturbed positions, D residual width, S defended latents,
+M dictionary width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.sites import Site
+
+if TYPE_CHECKING:
+    from saebench_recovery.recovery.problem import Problem
+    from saebench_recovery.target.latents import DefendedLatents
+    from saebench_recovery.target.target import Target
+
+Split = Literal["selection", "evaluation", "retain"]
+
+
+class PluginConfig(BaseModel):
+    """Settings of one plugin: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- what passes between the three ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a task.
+
+    `prompt` holds the token ids, with exactly one BOS where the model uses one. `candidates`
+    are the answers to compare, each a tuple of token ids; the first one *is* the behaviour.
+    `cluster` names the source item: intervals treat examples of one cluster as dependent.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    cluster: str = ""
+
+    def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
+        return replace(self, candidates=candidates)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one pass of the model shows a task, one entry per example, in float32.
+
+    `scores_EC`: the logit of each candidate at the readout (single-token candidates) or its
+    mean log-probability (longer ones); -inf where an example has fewer candidates.
+    `logprobs_EV`: next-token log-probabilities at the readout, where they were asked for.
+    """
+
+    scores_EC: Tensor
+    logprobs_EV: Tensor | None = None
+
+
+class Perturbation(ABC):
+    """What an attack returns: replayable in a fresh process from its tensors."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, ready for a safetensors file."""
+
+
+@dataclass(frozen=True)
+class ResidualDelta(Perturbation):
+    """Rows added to the residual stream at absolute token positions.
+
+    `values[site]` is float32 [E, P, D]; `positions_EP` holds token indices into each example's
+    own prompt (BOS is 0), -1 where an example perturbs fewer positions.
+    """
+
+    values: Mapping[Site, Tensor]
+    positions_EP: Tensor
+
+    def __post_init__(self) -> None:
+        for site, values_EPD in self.values.items():
+            if values_EPD.dtype != torch.float32:
+                raise TypeError(f"a delta is float32, not {values_EPD.dtype} (site {site})")
+            if values_EPD.shape[:2] != self.positions_EP.shape:
+                raise ValueError(
+                    f"delta {tuple(values_EPD.shape)} at {site} does not fit positions "
+                    f"{tuple(self.positions_EP.shape)}"
+                )
+
+    def norm_E(self) -> Tensor:
+        """Frobenius norm per example, over sites and positions."""
+        squares = [values.flatten(1).square().sum(1) for values in self.values.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def scaled(self, factor_E: Tensor) -> ResidualDelta:
+        """Each example's delta multiplied by its own factor."""
+        return replace(
+            self, values={s: v * factor_E[:, None, None] for s, v in self.values.items()}
+        )
+
+    def rows(self, index: Tensor) -> ResidualDelta:
+        """The deltas of some examples."""
+        return ResidualDelta(
+            {site: values[index] for site, values in self.values.items()}, self.positions_EP[index]
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"delta/{site}": v.detach().cpu() for site, v in self.values.items()}
+        return {**named, "positions": self.positions_EP.cpu()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ResidualDelta:
+        values = {
+            Site.parse(name.removeprefix("delta/")): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("delta/")
+        }
+        return cls(values, tensors["positions"])
+
+
+# --- the three plugins ----------------------------------------------------------------------
+
+
+class Plugin:
+    """Name and validated configuration, common to the three kinds."""
+
+    name: ClassVar[str] = ""  # set by the registry
+
+    class Config(PluginConfig):
+        pass
+
+    def __init__(self, config: PluginConfig | None = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+
+class Task(Plugin, ABC):
+    """Examples in three disjoint splits, and one detector for the behaviour."""
+
+    def fit(self, target: Target) -> None:  # noqa: B027
+        """Prepare on the selection split (probes, say); most tasks need nothing."""
+
+    @abstractmethod
+    def examples(self, target: Target, split: Split) -> Sequence[Example]:
+        """The split's examples, in a fixed order.
+
+        `selection` chooses latents, `evaluation` is attacked, `retain` holds behaviours that
+        a defense should leave alone. No prompt may stand in two splits.
+        """
+
+    @abstractmethod
+    def attribution(self, target: Target, site: Site) -> Tensor:
+        """Score [M] of every latent at `site` for this behaviour, from the selection split."""
+
+    def objective(self, output: Output) -> Tensor:
+        """Differentiable margin [E], positive exactly where the behaviour is shown.
+
+        By default the first candidate's score less the best other one: a positive margin is
+        then an argmax, which the published mean-of-others margin does not guarantee.
+        """
+        scores_EC = output.scores_EC
+        return scores_EC[:, 0] - scores_EC[:, 1:].amax(1)
+
+    @final
+    def behaviour(self, output: Output) -> Tensor:
+        """The one detector, bool [E], for clean, defended and recovered outputs alike."""
+        return self.objective(output) > 0
+
+    def wrong_target(self, example: Example, defended_scores_C: Tensor) -> Example:
+        """The same example asking for an answer that neither model gives.
+
+        The injection control pushes towards it: if that is as easy as recovery, recovery is no
+        evidence. By default the best candidate that is neither right nor the defended answer.
+
+        Raises:
+            UserError: the example has no third candidate.
+        """
+        order = defended_scores_C[: len(example.candidates)].argsort(descending=True).tolist()
+        wrong = next((c for c in order[1:] if c != 0), None)
+        if wrong is None:
+            raise UserError(
+                f"task {self.name!r} has no wrong target for example {example.id!r}: give it a "
+                "third candidate or override Task.wrong_target"
+            )
+        rest = [c for i, c in enumerate(example.candidates) if i != wrong]
+        return example.with_candidates(example.candidates[wrong], *rest)
+
+    def fidelity(self, output: Output, clean: Output) -> Tensor:
+        """Closeness [E] of an output to the clean one: 1 - total variation at the readout."""
+        if output.logprobs_EV is None or clean.logprobs_EV is None:
+            raise ValueError("fidelity needs next-token log-probabilities")
+        gap_EV = output.logprobs_EV.exp() - clean.logprobs_EV.exp()
+        return 1 - gap_EV.abs().sum(1) / 2
+
+
+class Defense(Plugin, ABC):
+    """An intervention on the residual stream that should stop a behaviour."""
+
+    class Config(PluginConfig):
+        """What every defense that selects latents can be told."""
+
+        site: str | None = Field(
+            default=None, description="hook point; default: the target's own for the task"
+        )
+        latents: int = Field(default=32, ge=1, description="how many latents are defended")
+        include_bos: bool = Field(default=False, description="intervene on BOS too")
+
+    config: Config
+    latents: Mapping[Site, DefendedLatents]
+
+    def fit(self, target: Target, task: Task) -> None:
+        """Choose the defended latents: the highest scores of the task's selection statistic.
+
+        Raises:
+            UserError: no latent scores above zero.
+        """
+        site = target.site_for(task.name, self.config.site)
+        score_M = task.attribution(target, site)
+        top = score_M.topk(min(self.config.latents, score_M.numel()))
+        chosen = top.indices[top.values > 0]
+        if chosen.numel() == 0:
+            raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
+        self.latents = {site: target.dictionary(site).defended(chosen)}
+
+    @abstractmethod
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        """The residual stream as the defense leaves it: pure, differentiable, shape kept."""
+
+    @final
+    @property
+    def features(self) -> dict[Site, tuple[int, ...]]:
+        """Indices of the defended latents per site."""
+        return {site: tuple(d.features.tolist()) for site, d in self.latents.items()}
+
+
+class Attack(Plugin, ABC):
+    """A constrained search for a perturbation that brings the behaviour back."""
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Perturbation:
+        """Look for a perturbation inside the problem's budget, one per example."""
+
+    @final
+    def run(self, problem: Problem) -> Perturbation:
+        """Search, then clip to the budget: an attack can neither overspend nor score itself.
+
+        Whether the behaviour came back is decided later, by a replay of what this returns
+        under the active defense.
+        """
+        return problem.admit(self.search(problem))
+

@@ -1,0 +1,1 @@
+"""Results: the row's schema, the store on disk, leaderboards."""
