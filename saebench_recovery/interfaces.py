@@ -42,12 +42,14 @@ class Example:
 
     `prompt` holds the token ids, with exactly one BOS where the model uses one. `candidates`
     are the answers to compare, each a tuple of token ids; the first one *is* the behaviour.
-    `cluster` names the source item: intervals treat examples of one cluster as dependent.
+    `wrong` is an answer that neither the clean nor the defended model gives, if the task knows
+    one. `cluster` names the source item: intervals treat examples of one cluster as dependent.
     """
 
     id: str
     prompt: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
+    wrong: tuple[int, ...] | None = None
     cluster: str = ""
 
     def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
@@ -174,21 +176,25 @@ class Task(Plugin, ABC):
         """The one detector, bool [E], for clean, defended and recovered outputs alike."""
         return self.objective(output) > 0
 
+    @final
     def wrong_target(self, example: Example, defended_scores_C: Tensor) -> Example:
         """The same example asking for an answer that neither model gives.
 
         The injection control pushes towards it: if that is as easy as recovery, recovery is no
-        evidence. By default the best candidate that is neither right nor the defended answer.
+        evidence. It is `example.wrong`, or else the best candidate that is neither right nor
+        the defended answer.
 
         Raises:
-            UserError: the example has no third candidate.
+            UserError: the example has neither.
         """
+        if example.wrong is not None:
+            return example.with_candidates(example.wrong, *example.candidates)
         order = defended_scores_C[: len(example.candidates)].argsort(descending=True).tolist()
         wrong = next((c for c in order[1:] if c != 0), None)
         if wrong is None:
             raise UserError(
                 f"task {self.name!r} has no wrong target for example {example.id!r}: give it a "
-                "third candidate or override Task.wrong_target"
+                "third candidate or a wrong one"
             )
         rest = [c for i, c in enumerate(example.candidates) if i != wrong]
         return example.with_candidates(example.candidates[wrong], *rest)
@@ -242,7 +248,13 @@ class Defense(Plugin, ABC):
 
 
 class Attack(Plugin, ABC):
-    """A constrained search for a perturbation that brings the behaviour back."""
+    """A constrained search for a perturbation that brings the behaviour back.
+
+    `constrained` says that it stays in the problem's constraint sets by construction; the
+    scoring holds it to that and flags a row that moved the defended latents all the same.
+    """
+
+    constrained: ClassVar[bool] = False
 
     @abstractmethod
     def search(self, problem: Problem) -> Perturbation:

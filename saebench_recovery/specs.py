@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from saebench_recovery.fingerprint import hash_text
+from saebench_recovery.settings import canonical_json
 
 ThreatModel = Literal["reclamp", "post"]
 
@@ -50,3 +53,43 @@ class RunSpec(BaseModel):
 
 
 NOT_IDENTITY = frozenset({"device", "batch_size"})
+# In the identity as resolved per task, so that naming a default does not make another run.
+RESOLVED = frozenset({"defense_config", "attack_config", "task_config"})
+IDENTITY = frozenset(
+    {"target", "tasks", "defense", "attack", "threat_model", "budget", "limits", "seed", "limit"}
+)
+
+
+def identity(spec: RunSpec, resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """Hash (16 hex digits) of everything that changes a run's numbers.
+
+    `resolved` holds what each task was really set up with, `environment` the hashes and versions
+    of the target, the plugins' sources and the harness.
+    """
+    said = spec.model_dump(mode="json", include=set(IDENTITY))
+    everything = {"spec": said, "resolved": resolved, "environment": environment}
+    return hash_text(canonical_json(everything))[:16]
+
+
+def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
+    """The command line that repeats a run, defaults left out except for what is compared."""
+    words = ["saebench", "run", "--target", spec.target]
+    for task in spec.tasks:
+        words += ["--task", task]
+    words += ["--defense", spec.defense, "--attack", spec.attack]
+    words += ["--threat-model", spec.threat_model, "--budget", str(spec.budget)]
+    words += ["--seed", str(spec.seed)]
+    if spec.limit is not None:
+        words += ["--limit", str(spec.limit)]
+    if spec.limits != Limits():
+        words += ["--max-drift", str(spec.limits.drift), "--max-decode", str(spec.limits.decode)]
+    for option, settings in (
+        ("-D", spec.defense_config),
+        ("-A", spec.attack_config),
+        ("-T", spec.task_config),
+    ):
+        for key, value in settings.items():
+            words += [option, f"{key}={canonical_json(value)}"]
+    for file in plugins:
+        words += ["--plugin", file]
+    return shlex.join(words)

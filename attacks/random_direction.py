@@ -1,0 +1,18 @@
+"""`random-direction`: one random direction at the full budget, the floor for every attack."""
+
+from __future__ import annotations
+
+from saebench_recovery.interfaces import Attack, ResidualDelta
+from saebench_recovery.recovery.ascent import random_direction
+from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.registry import register_attack
+
+
+@register_attack("random-direction")
+class RandomDirection(Attack):
+    """A Gaussian direction in the null space of the defended latents; no gradient, no search."""
+
+    constrained = True
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        return random_direction(problem, problem.constraints, problem.budget_N, "attack")

@@ -1,0 +1,64 @@
+"""Content hashes: a run's identity follows what it was computed with, not where that lay.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata, resources
+from pathlib import Path
+
+from saebench_recovery.settings import canonical_json
+from saebench_recovery.target.presets import Preset
+
+# The packages, and the rooms of this one, whose code decides the numbers of a run.
+PACKAGES = ("saebench-recovery", "torch", "transformers")
+ROOMS = ("recovery", "scoring", "target")
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_files(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 over names (relative to `root`) and contents, in a fixed order."""
+    contents = {
+        file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+    return hash_text(canonical_json(contents))
+
+
+def target_fingerprint(preset: Preset) -> str:
+    """Hash of a target: the files of its model and SAEs, or their hub ids."""
+    saes = {site: _location(where) for site, where in preset.saes.items()}
+    return hash_text(canonical_json({"model": _location(preset.model), "saes": saes}))
+
+
+def _location(where: str) -> str:
+    for folder in (_package("target") / where, Path(where).expanduser()):
+        if folder.is_dir():
+            # A model card beside the weights is about them, not part of them.
+            files = (f for f in folder.rglob("*") if f.is_file() and f.suffix != ".md")
+            return hash_files(files, folder)
+    return where
+
+
+def harness_fingerprint() -> str:
+    """Hash of the harness's code and embedded data, so that an edit makes old results stale."""
+    hashes = {room: hash_files(_package(room).rglob("*.py"), _package(room)) for room in ROOMS}
+    data = _package("tasks") / "data"
+    hashes["data"] = hash_files(data.iterdir(), data)
+    return hash_text(canonical_json(hashes))
+
+
+def _package(room: str) -> Path:
+    return Path(str(resources.files(f"saebench_recovery.{room}")))
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide the numbers."""
+    return {name: metadata.version(name) for name in PACKAGES}

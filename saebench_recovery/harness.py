@@ -1,0 +1,133 @@
+"""One run from names to a stored result: check everything, resume what is there, do the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench_recovery import registry
+from saebench_recovery.plan import Plan, check_names
+from saebench_recovery.provenance import provenance
+from saebench_recovery.results.store import RunFolder, check_writable
+from saebench_recovery.schema import RunResult
+from saebench_recovery.settings import validate
+from saebench_recovery.specs import Limits, RunSpec
+
+if TYPE_CHECKING:
+    from saebench_recovery.interfaces import Attack, Defense, Task
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done, and steps in all."""
+
+
+def run(
+    target: str = "organism",
+    defense: str | type[Defense] = "clamp",
+    attack: str | type[Attack] = "orthogonal",
+    tasks: Sequence[str | type[Task]] | None = None,
+    *,
+    defense_config: Mapping[str, Any] | None = None,
+    attack_config: Mapping[str, Any] | None = None,
+    task_config: Mapping[str, Any] | None = None,
+    threat_model: str = "reclamp",
+    budget: float = 0.25,
+    limits: Limits | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    out: str | Path = "runs",
+    force: bool = False,
+    plugins: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> RunResult:
+    """Attack one defense of a target and return the scored, stored result.
+
+    Without `tasks`, every task that the target has. `budget` is the largest norm of a
+    perturbation relative to the defended residual's. `limit` caps the evaluation examples per
+    task, `plugins` are files to import first, and `batch_size=None` chooses one. The result
+    stands in `<out>/<identity>/result.json`; a complete one is read, a partial one continued,
+    unless `force`.
+
+    Raises:
+        UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
+    """
+    for file in plugins:
+        registry.load_plugin_file(file)
+    spec = {
+        "target": target,
+        "defense": registry.registered_name("defense", defense),
+        "attack": registry.registered_name("attack", attack),
+        "tasks": [registry.registered_name("task", task) for task in tasks or ()],
+        "defense_config": dict(defense_config or {}),
+        "attack_config": dict(attack_config or {}),
+        "task_config": dict(task_config or {}),
+        "threat_model": threat_model,
+        "budget": budget,
+        "limits": limits or Limits(),
+        "seed": seed,
+        "limit": limit,
+        "device": device,
+        "batch_size": batch_size,
+    }
+    return execute(validate(RunSpec, spec, "run"), Path(out), force=force, progress=progress)
+
+
+def execute(
+    spec: RunSpec, out: Path, *, force: bool = False, progress: Progress | None = None
+) -> RunResult:
+    """Do what a spec says; see `run`.
+
+    Raises:
+        UserError: see `run`.
+    """
+    spec = check_names(spec)
+    check_writable(out)
+    plan = Plan.of(spec)
+    folder = RunFolder(out, plan.identity)
+    earlier = None if force else folder.load()
+    if earlier is not None and earlier.status == "complete":
+        return earlier
+    return _compute(plan, folder, earlier, progress or (lambda what, done, total: None))
+
+
+def _compute(
+    plan: Plan, folder: RunFolder, earlier: RunResult | None, progress: Progress
+) -> RunResult:
+    """Run the tasks that are still missing, storing the whole after each of them."""
+    progress("loading", 0, 1)
+    from saebench_recovery.scoring.evaluate import evaluate
+    from saebench_recovery.target.loading import load_target
+
+    started = time.monotonic() - (earlier.provenance.seconds if earlier else 0)
+    rows = {row.task: row for row in earlier.rows} if earlier else {}
+    examples, perturbations = folder.finished(rows) if earlier else ([], {})
+    target = load_target(plan.spec.target, plan.spec.device)
+    # Before the first task is scored: data that cannot be read must not cost finished work.
+    made_by = provenance(target, [trio.task for trio in plan.trios.values()])
+    result = earlier
+    for name, trio in plan.trios.items():
+        if name in rows:
+            continue
+        advance = partial(_prefixed, progress, name)
+        scored = evaluate(target, trio.task, trio.defense, trio.attack, plan.spec, advance)
+        rows[name] = scored.row
+        examples += scored.examples
+        perturbations |= {f"{name}/{key}": values for key, values in scored.perturbations.items()}
+        result = RunResult(
+            status="complete" if len(rows) == len(plan.trios) else "partial",
+            identity=plan.identity,
+            spec=plan.record(),
+            provenance=made_by.model_copy(update={"seconds": time.monotonic() - started}),
+            rows=tuple(rows[task] for task in plan.trios if task in rows),
+        )
+        folder.save(result, examples, perturbations)
+    assert result is not None  # a plan has at least one task
+    return result
+
+
+def _prefixed(progress: Progress, task: str, what: str, done: int, total: int) -> None:
+    progress(f"{task}: {what}", done, total)

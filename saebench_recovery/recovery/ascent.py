@@ -1,0 +1,143 @@
+"""Projected gradient ascent on a residual perturbation, and random directions beside it.
+
+The projection acts on the perturbation itself after every step. Projecting only its gradient,
+as the published code does, lets Adam's per-coordinate scaling leave the null space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saebench_recovery.interfaces import PluginConfig, ResidualDelta
+from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.recovery.projection import Constraint
+from saebench_recovery.sites import Site
+
+CHECK_EVERY = 10  # steps between looks at which examples are done: a look costs a device sync
+
+
+class AscentConfig(PluginConfig):
+    """Settings of every gradient attack on the residual stream."""
+
+    steps: int = Field(default=50, ge=1, le=10_000)
+    lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+    margin: float = Field(
+        default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+    )
+
+
+def ascend(
+    problem: Problem, constraints: Mapping[Site, Constraint], config: AscentConfig
+) -> ResidualDelta:
+    """Adam on the task's margin, kept in the constraint set and the budget ball.
+
+    Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
+    kept, and it stops once its margin reaches `config.margin` times the clean one.
+    """
+    best = problem.zeros()
+    best_N = torch.full((problem.size,), -torch.inf, device=problem.budget_N.device)
+    goal_N = problem.goal_N * config.margin
+    rows = torch.arange(problem.size, device=best_N.device)
+    part, fences = problem, dict(constraints)
+    values = dict(best.values)
+    first = {s: torch.zeros_like(v) for s, v in values.items()}
+    second = {s: torch.zeros_like(v) for s, v in values.items()}
+    for step in range(config.steps + 1):
+        delta = ResidualDelta(values, part.positions_NP)
+        last = step == config.steps
+        if last:
+            objective_N, grads = part.objective(delta), {}
+        else:
+            objective_N, grads = part.gradient(delta)
+        better = (objective_N > best_N[rows]) & (best_N[rows] < goal_N[rows])
+        best_N[rows] = torch.where(better, objective_N, best_N[rows])
+        for site, value in values.items():
+            best.values[site][rows] = torch.where(better[:, None, None], value, best.values[site][rows])
+        if last:
+            break
+        if step % CHECK_EVERY == CHECK_EVERY - 1:
+            going = best_N[rows] < goal_N[rows]
+            if going.sum() == 0:
+                break
+            if going.sum() <= going.numel() / 2:
+                index = going.nonzero()[:, 0]
+                rows, part = rows[index], part.rows(index)
+                fences = {s: f.rows(index) for s, f in fences.items()}
+                values, grads, first, second = (
+                    {s: t[index] for s, t in group.items()}
+                    for group in (values, grads, first, second)
+                )
+        rate = config.lr * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps)).item()) / 2
+        values = _step(values, grads, first, second, rate * part.budget_N, step + 1)
+        values = project(values, fences, part.budget_N)
+    return best
+
+
+def _step(
+    values: Mapping[Site, Tensor],
+    grads: Mapping[Site, Tensor],
+    first: dict[Site, Tensor],
+    second: dict[Site, Tensor],
+    length_N: Tensor,
+    count: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+) -> dict[Site, Tensor]:
+    """One Adam step per example, whose first one has norm `length_N` (ascent).
+
+    Gradients are normalised per example first: budgets and margins differ by orders of
+    magnitude between examples, and Adam's epsilon would favour the large ones.
+    """
+    total = sum(g[0].numel() for g in grads.values())
+    norm_N = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
+    scale = norm_N.clamp(min=1e-30)[:, None, None]
+    moved = {}
+    for site, value in values.items():
+        unit = grads[site] / scale
+        first[site] = beta1 * first[site] + (1 - beta1) * unit
+        second[site] = beta2 * second[site] + (1 - beta2) * unit**2
+        mean = first[site] / (1 - beta1**count)
+        spread = (second[site] / (1 - beta2**count)).sqrt() + 1e-8
+        moved[site] = value + (length_N / total**0.5)[:, None, None] * mean / spread
+    return moved
+
+
+def project(
+    values: Mapping[Site, Tensor], constraints: Mapping[Site, Constraint], budget_N: Tensor
+) -> dict[Site, Tensor]:
+    """Into the constraint set, then into the budget ball without leaving the set."""
+    inside = {s: constraints[s].project(v) for s, v in values.items()}
+    norm_N = torch.stack([v.flatten(1).square().sum(1) for v in inside.values()]).sum(0).sqrt()
+    factor_N = (budget_N / norm_N.clamp(min=1e-30)).clamp(max=1.0)
+    return {s: constraints[s].shrink(v, factor_N) for s, v in inside.items()}
+
+
+def random_direction(
+    problem: Problem, constraints: Mapping[Site, Constraint], norm_N: Tensor, label: str
+) -> ResidualDelta:
+    """A Gaussian direction of the given norm per example, inside the constraint set.
+
+    Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
+    it does not depend on how examples are batched.
+    """
+    empty = problem.zeros()
+    values = {}
+    for site, value in empty.values.items():
+        drawn = torch.empty(value.shape)
+        seen: dict[str, int] = {}
+        for n, example in enumerate(problem.examples):
+            seen[example.id] = seen.get(example.id, 0) + 1
+            key = f"{problem.seed}/{label}/{site}/{example.id}/{seen[example.id]}"
+            number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+            generator = torch.Generator().manual_seed(number)
+            drawn[n] = torch.randn(value.shape[1:], generator=generator)
+        values[site] = drawn.to(value.device) * (problem.positions_NP >= 0)[:, :, None]
+    # Far outside the ball, so that projecting always ends on its sphere.
+    size_N = ResidualDelta(values, empty.positions_EP).norm_E()
+    far = {s: v * (1e3 * norm_N / size_N)[:, None, None] for s, v in values.items()}
+    return ResidualDelta(project(far, constraints, norm_N), empty.positions_EP)

@@ -1,0 +1,53 @@
+"""Selection statistics that several tasks share: which latents carry a behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.interfaces import Example, Output
+from saebench_recovery.sites import Site
+from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.forward import forward
+from saebench_recovery.target.target import Target
+
+CHUNK = 32  # selection is done once per run; a fixed size keeps its sums reproducible
+
+
+def content(target: Target, laid: Batch) -> Tensor:
+    """Bool [R, Q]: real tokens other than BOS, whose activations are outliers."""
+    keep = laid.mask_RQ
+    return keep & (laid.position_RQ > 0) if target.bos is not None else keep
+
+
+def activation_gradient(
+    target: Target,
+    site: Site,
+    examples: Sequence[Example],
+    objective: Callable[[Output], Tensor],
+) -> Tensor:
+    """Mean over examples of sum over tokens of z * d objective / d z, [M].
+
+    First-order effect of removing each latent, BOS excluded (sparse feature circuits,
+    arXiv 2403.19647, attribution patching towards zero).
+    """
+    dictionary = target.dictionary(site)
+    total_M = torch.zeros(dictionary.width, device=target.device)
+    for begin in range(0, len(examples), CHUNK):
+        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        seen: list[Tensor] = []
+
+        def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(resid.detach().requires_grad_())
+            return seen[0]
+
+        with torch.enable_grad():
+            margin_E = objective(forward(target, laid, {site: watch}))
+            (grad_RQD,) = torch.autograd.grad(margin_E.sum(), seen)
+        keep = content(target, laid)
+        z_NM = dictionary.encode(seen[0].detach()[keep])
+        grad_NM = grad_RQD[keep].float() @ dictionary.decoder_MD.T
+        total_M += (z_NM * grad_NM).sum(0)
+    return total_M / len(examples)

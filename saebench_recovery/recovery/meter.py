@@ -1,0 +1,78 @@
+"""Compute accounting: passes, token-layers, FLOPs, seconds and peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from saebench_recovery.schema import Cost
+
+T = TypeVar("T")
+
+
+class Meter:
+    """Adds up the work of one role (the attack, or the scoring).
+
+    FLOPs of matrix products, forward and backward, are counted once per kind of pass, because
+    counting slows small models several times over, and scaled by the number of rows after that.
+    """
+
+    def __init__(self) -> None:
+        self.forward = self.backward = self.token_layers = 0
+        self.flops = 0.0
+        self.seconds = 0.0
+        self._per_row: dict[Hashable, float] = {}
+
+    def run(
+        self,
+        work: Callable[[], T],
+        *,
+        rows: int,
+        tokens: int,
+        layers: int,
+        prefix: int = 0,
+        backward: bool = False,
+    ) -> T:
+        """Do `work`, a pass over `rows` rows of `tokens` tokens through `layers` blocks.
+
+        `prefix` cached tokens stand before them; attending to those costs FLOPs too.
+        """
+        kind = (tokens, layers, prefix, backward)
+        if kind in self._per_row:
+            result = work()
+        else:
+            with FlopCounterMode(display=False) as counter:
+                result = work()
+            self._per_row[kind] = counter.get_total_flops() / rows
+        self.forward += rows
+        self.backward += rows * backward
+        self.token_layers += rows * tokens * layers
+        self.flops += self._per_row[kind] * rows
+        return result
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the wall-clock seconds spent inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - started
+
+    def cost(self) -> Cost:
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        return Cost(
+            forward=self.forward,
+            backward=self.backward,
+            token_layers=self.token_layers,
+            flops=round(self.flops),
+            seconds=self.seconds,
+            peak_bytes=peak,
+        )

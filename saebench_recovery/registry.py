@@ -1,0 +1,267 @@
+"""Names of defenses, attacks and tasks: built in, from installed packages, or from a user's file.
+
+Built-ins are "module:Class" placeholders and entry points are loaded on demand, so that listing
+them imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.settings import validate
+
+if TYPE_CHECKING:
+    from saebench_recovery.interfaces import Attack, Defense, Plugin, Task
+
+    D = TypeVar("D", bound=Defense)
+    A = TypeVar("A", bound=Attack)
+    T = TypeVar("T", bound=Task)
+
+Kind = Literal["defense", "attack", "task"]
+
+BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
+    "defense": {
+        "clamp": (
+            "saebench_recovery.defenses.clamp:Clamp",
+            "sets active defended latents to a value or multiplies them",
+        ),
+        "ablation": (
+            "saebench_recovery.defenses.ablation:Ablation",
+            "sets defended latents to zero",
+        ),
+        "steering": (
+            "saebench_recovery.defenses.steering:Steering",
+            "adds a direction that points away from the behaviour",
+        ),
+    },
+    "attack": {
+        "orthogonal": (
+            "saebench_recovery.attacks.orthogonal:Orthogonal",
+            "residual delta kept in the null space of the defended encoder directions",
+        ),
+        "unconstrained": (
+            "saebench_recovery.attacks.unconstrained:Unconstrained",
+            "residual delta held back by the budget alone",
+        ),
+        "random-direction": (
+            "saebench_recovery.attacks.random_direction:RandomDirection",
+            "random residual delta of the full budget, a control",
+        ),
+    },
+    "task": {
+        "ioi": (
+            "saebench_recovery.tasks.ioi:IndirectObject",
+            "indirect objects: who was given the thing?",
+        ),
+    },
+}
+
+_registered: dict[Kind, dict[str, type[Plugin]]] = {"defense": {}, "attack": {}, "task": {}}
+_plugin_files: dict[str, Path] = {}  # by the name under which the module was imported
+
+
+# --- registering ----------------------------------------------------------------------------
+
+
+def register_defense(name: str) -> Callable[[type[D]], type[D]]:
+    """Class decorator: make a `Defense` known under a name.
+
+    Raises:
+        UserError: the class is no `Defense`, lacks a method, or the name is taken.
+    """
+    return _registrar("defense", name)
+
+
+def register_attack(name: str) -> Callable[[type[A]], type[A]]:
+    """The same for an `Attack`."""
+    return _registrar("attack", name)
+
+
+def register_task(name: str) -> Callable[[type[T]], type[T]]:
+    """The same for a `Task`."""
+    return _registrar("task", name)
+
+
+def _registrar(kind: Kind, name: str) -> Callable[[type[Any]], type[Any]]:
+    def register(cls: type[Any]) -> type[Any]:
+        _check_class(kind, cls)
+        holder = _holder(kind, name)
+        # The same class met again (a file loaded twice, a notebook cell run twice) replaces itself.
+        if holder not in (None, _address(cls)):
+            raise UserError(f"{kind} name {name!r} is taken by {holder}; choose another")
+        cls.name = name
+        _registered[kind][name] = cls
+        return cls
+
+    return register
+
+
+def _check_class(kind: Kind, cls: type[Any]) -> None:
+    from saebench_recovery import interfaces
+
+    base = getattr(interfaces, kind.capitalize())
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UserError(f"{cls!r} is not a subclass of {base.__name__}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise UserError(f"{kind} class {cls.__name__} does not implement {missing}")
+
+
+def _address(cls: type[Any]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _holder(kind: Kind, name: str) -> str | None:
+    if name in _registered[kind]:
+        return _address(_registered[kind][name])
+    return _placeholders(kind).get(name, (None, ""))[0]
+
+
+def load_plugin_file(path: str | Path) -> None:
+    """Import a user's file, so that its decorators register what it defines.
+
+    Raises:
+        UserError: there is no such file, or it does not import.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UserError(f"plugin file {str(path)!r} does not exist")
+    # The module name depends on the whole path: two files called my_defense.py do not clash.
+    name = f"saebench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plugin file {str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin file {str(path)!r} does not import: {reason}") from error
+    _plugin_files[name] = file
+
+
+# --- looking up -----------------------------------------------------------------------------
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The second half of an "unknown name" message: the closest known name, then all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def _placeholders(kind: Kind) -> dict[str, tuple[str, str]]:
+    """Built-ins and entry points: name -> ("module:Class", description)."""
+    found = importlib.metadata.entry_points(group=f"saebench_recovery.{kind}s")
+    installed = {
+        point.name: (point.value, f"from {point.dist.name if point.dist else point.module}")
+        for point in found
+    }
+    return {**installed, **BUILT_IN[kind]}
+
+
+def listing(kind: Kind) -> dict[str, str]:
+    """Every known name with its one-line description, sorted; imports no plugin."""
+    known = {name: description for name, (_, description) in _placeholders(kind).items()}
+    for name, cls in _registered[kind].items():
+        known.setdefault(name, (inspect.getdoc(cls) or "").partition("\n")[0])
+    return dict(sorted(known.items()))
+
+
+def check_name(kind: Kind, name: str) -> None:
+    """Make sure that a name is known, without importing its class.
+
+    Raises:
+        UserError: it is not; the message proposes the nearest known one.
+    """
+    if _holder(kind, name) is None:
+        raise UserError(f"unknown {kind} {name!r}; {nearest(name, listing(kind))}")
+
+
+def plugin_class(kind: Kind, name: str) -> type[Plugin]:
+    """The class of that name, imported now if it was not yet.
+
+    Raises:
+        UserError: no such name, or an installed plugin does not import.
+    """
+    check_name(kind, name)
+    if name not in _registered[kind]:
+        address = _placeholders(kind)[name][0]
+        module, _, attribute = address.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{kind} {name!r} at {address} does not import: {error}") from error
+        # Importing ran the decorator; an entry point may also name an undecorated class.
+        if _registered[kind].get(name) is not cls:
+            _registrar(kind, name)(cls)
+    return _registered[kind][name]
+
+
+def create(kind: Kind, name: str, settings: Mapping[str, Any]) -> Plugin:
+    """A fresh plugin object with its validated configuration.
+
+    Raises:
+        UserError: unknown name, unknown key, or a value that does not fit.
+    """
+    cls = plugin_class(kind, name)
+    return cls(validate(cls.Config, settings, f"{kind} {name!r}"))
+
+
+def registered_name(kind: Kind, plugin: str | type[Plugin]) -> str:
+    """The name of a plugin that is given by its name or as a class.
+
+    Raises:
+        UserError: the class is not registered.
+    """
+    if isinstance(plugin, str):
+        return plugin
+    if _registered[kind].get(plugin.name) is not plugin:
+        raise UserError(
+            f"{plugin.__name__} is not registered; put @register_{kind}('a-name') above it"
+        )
+    return plugin.name
+
+
+def source_hash(plugin: Plugin) -> str:
+    """SHA-256 over the source files of a plugin's class and its bases: an edit changes it.
+
+    Raises:
+        UserError: the source cannot be read, so results could not be told from older ones.
+    """
+    digest = hashlib.sha256()
+    for cls in type(plugin).__mro__:
+        if cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
+            digest.update(_source(cls))
+    return digest.hexdigest()
+
+
+def _source(cls: type[Any]) -> bytes:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if file is not None and Path(file).is_file():
+        return Path(file).read_bytes()
+    try:
+        return inspect.getsource(cls).encode()  # a notebook cell
+    except (OSError, TypeError):
+        raise UserError(
+            f"the source of {cls.__name__} cannot be read, so its results could not be told from "
+            "those of another version; put the class into a file"
+        ) from None
+
+
+def plugin_file(plugin: Plugin) -> Path | None:
+    """The `--plugin` file in which the plugin's class stands, if it came from one."""
+    return _plugin_files.get(type(plugin).__module__)

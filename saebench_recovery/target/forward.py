@@ -1,0 +1,170 @@
+"""Passes through the model: whole, or only its tail over a frozen prefix.
+
+Nothing is computed twice: a tail starts at the first perturbed site and position, reads the
+keys and values of earlier positions from a cache, and computes only the logits that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from saebench_recovery.interfaces import Output
+from saebench_recovery.sites import Site
+from saebench_recovery.target.attention import FrozenPrefix, reading
+from saebench_recovery.target.batch import Batch
+from saebench_recovery.target.hooks import Edit, blocks, edited, start_block, starting_at
+
+if TYPE_CHECKING:
+    from saebench_recovery.target.target import Target
+
+# Which edits hold for a batch: the active defense, and a perturbation where there is one.
+Edits = Callable[[Batch], Mapping[Site, Edit]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a tail begins: the site, the residual that enters there, and the frozen prefix.
+
+    `prefix_mask_EP` marks the prefix's real tokens; E examples serve R = E * n rows.
+    """
+
+    site: Site
+    resid_RQD: Tensor
+    prefix: FrozenPrefix
+    prefix_mask_EP: Tensor
+
+    def rows(self, index_R: Tensor, index_E: Tensor) -> Start:
+        """Some rows, each with its own copy of its example's prefix."""
+        prefix, mask = self.prefix.gather(index_E), self.prefix_mask_EP[index_E]
+        return Start(self.site, self.resid_RQD[index_R], prefix, mask)
+
+
+def forward(
+    target: Target,
+    batch: Batch,
+    edits: Mapping[Site, Edit],
+    start: Start | None = None,
+    *,
+    distribution: bool = False,
+) -> Output:
+    """Run a batch, whole (`start` is None: windows begin at 0) or from `start`.
+
+    Returns the candidates' scores [E, C] in float32 and, if asked for, the next-token
+    log-probabilities [E, V] at the readout. Edits before `start` are already in its residual.
+    """
+    if start is not None:
+        edits = {site: edit for site, edit in edits.items() if not site < start.site}
+    hidden_RQD = _hidden(target, batch, edits, start)
+    scores_EC = _scores(target, batch, hidden_RQD)
+    if not distribution:
+        return Output(scores_EC)
+    first = torch.arange(len(batch.readout_E), device=hidden_RQD.device)
+    readout_ED = hidden_RQD[first * batch.rows_per_example, batch.readout_E]
+    return Output(scores_EC, target.logits(readout_ED).log_softmax(-1))
+
+
+@torch.no_grad()
+def prefill(target: Target, batch: Batch, edits: Edits, site: Site, share: int = 1) -> Start:
+    """Cache what a tail from `site` needs, with the defense active on every position.
+
+    Runs the prefixes of E examples and their windows once; `share` rows per example then use
+    them. `batch` holds one entry per example.
+    """
+    prefix = batch.prefix
+    length = prefix.ids_EP.shape[1]
+    frozen = FrozenPrefix(length, [None] * len(blocks(target.model)))
+    if length:
+        cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
+        left = Batch(
+            prefix.ids_EP,
+            prefix.mask_EP,
+            prefix.position_EP,
+            torch.full_like(batch.readout_E, length - 1),
+            batch.candidate_EC,
+            None,
+            prefix,
+        )
+        with edited(target.model, edits(left)):
+            _run(target, left, prefix.mask_EP, cache)
+        frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
+    block = start_block(site)
+    # A pass that starts inside a block re-enters it, so what is kept is the block's input.
+    entry = site if site.kind.startswith("hook_resid_p") else Site(site.layer, "hook_resid_pre")
+    kept: list[Tensor] = []
+    inner = dict(edits(batch))
+    wanted = inner.get(entry)
+
+    def keep(resid: Tensor) -> Tensor:
+        if entry == site:  # edits at the site itself run again in every tail
+            kept.append(resid)
+        changed = resid if wanted is None else wanted(resid)
+        if entry != site:
+            kept.append(changed)
+        return changed
+
+    whole = Start(Site(0, "hook_resid_pre"), torch.empty(0), frozen, prefix.mask_EP)
+    with edited(target.model, {**inner, entry: keep}), reading(frozen):
+        _run(target, batch, _attention_mask(batch, whole), frozen)
+    late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
+    resid_RQD = kept[0].repeat_interleave(share, 0)
+    return Start(site, resid_RQD, FrozenPrefix(length, late), prefix.mask_EP)
+
+
+def _hidden(
+    target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None
+) -> Tensor:
+    """Final-norm output [R, Q, D] of the window."""
+    if start is None:
+        with edited(target.model, edits):
+            return _run(target, batch, batch.mask_RQ, None)
+    # Edit hooks are installed before the injection, which prepends itself where both meet.
+    with (
+        edited(target.model, edits),
+        starting_at(target.model, start_block(start.site), start.resid_RQD),
+        reading(start.prefix) if start.prefix.length else nullcontext(),
+    ):
+        return _run(target, batch, _attention_mask(batch, start), start.prefix)
+
+
+def _attention_mask(batch: Batch, start: Start) -> Tensor:
+    """2-D mask [R, P + Q] over prefix and window."""
+    shared = batch.ids_RQ.shape[0] // max(1, start.prefix_mask_EP.shape[0])
+    return torch.cat([start.prefix_mask_EP.repeat_interleave(shared, 0), batch.mask_RQ], 1)
+
+
+def _run(target: Target, batch: Batch, mask: Tensor, cache: DynamicCache | FrozenPrefix | None) -> Tensor:
+    output = target.model.base_model(
+        input_ids=batch.ids_RQ,
+        attention_mask=mask.long(),
+        position_ids=batch.position_RQ,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _scores(target: Target, batch: Batch, hidden_RQD: Tensor) -> Tensor:
+    """Candidates' scores [E, C], float32."""
+    E = len(batch.readout_E)
+    if batch.forced_RQ is None:
+        readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
+        present_EC = batch.candidate_EC >= 0
+        logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
+        return logits_EC.masked_fill(~present_EC, -torch.inf)
+    row, column = (batch.forced_RQ >= 0).nonzero(as_tuple=True)
+    wanted = batch.forced_RQ[row, column]
+    logprob = target.logits(hidden_RQD[row, column]).log_softmax(-1)
+    each = logprob.gather(1, wanted[:, None])[:, 0]
+    R = hidden_RQD.shape[0]
+    total = each.new_zeros(R).index_add(0, row, each)
+    count = each.new_zeros(R).index_add(0, row, torch.ones_like(each))
+    scores_EC = (total / count).view(E, -1)
+    return scores_EC.masked_fill(batch.candidate_EC < 0, -torch.inf)

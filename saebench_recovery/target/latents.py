@@ -1,0 +1,234 @@
+"""A SAELens sparse autoencoder read statelessly in float32, and the few latents under defense.
+
+Every supported architecture is brought to one form when it is loaded (`sae_files`): with N the
+SAE's input normalisation,
+
+    p = N(x) @ encoder + bias                                       pre-activation
+    z = [p > threshold] * relu(gain * p + offset)                   standard, jumprelu, gated
+    z = relu(p) or p where p (or |p|) is among the k largest        topk, abstopk
+
+`bias` already holds -b_dec @ W_enc where the SAE subtracts b_dec from its input. For a gated SAE
+p is the gate's pre-activation; the magnitude reads the same direction, so gain = exp(r_mag) and
+offset = b_mag - b_gate * gain. Checked against `sae_lens` 6.54 for every combination in the
+tests. `sae_lens` itself keeps normalisation statistics on the module between encode and decode;
+nothing here has state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.sites import Site
+
+Architecture = Literal["standard", "jumprelu", "gated", "topk", "abstopk"]
+Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+LAYER_NORM_EPS = 1e-5  # sae_lens adds it to the (unbiased) standard deviation
+SMALLEST_NORM = 1e-12  # only keeps an all-zero residual row from becoming NaN
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold:
+    """The element-wise activation of standard, jumprelu and gated SAEs."""
+
+    threshold_M: Tensor
+    gain_M: Tensor
+    offset_M: Tensor
+
+    def __call__(self, p_M: Tensor) -> Tensor:
+        return (p_M > self.threshold_M) * torch.relu(p_M * self.gain_M + self.offset_M)
+
+    def of(self, features: Tensor) -> Threshold:
+        return Threshold(*(getattr(self, field.name)[features] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> Threshold:
+        return Threshold(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The competing activation of topk and abstopk SAEs: a latent depends on all others."""
+
+    k: int
+    signed: bool
+
+    def __call__(self, p_M: Tensor) -> Tensor:
+        winners = (p_M.abs() if self.signed else p_M).topk(self.k, dim=-1).indices
+        values = p_M.gather(-1, winners)
+        kept = values if self.signed else torch.relu(values)
+        return torch.zeros_like(p_M).scatter(-1, winners, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """A whole SAE at a site; weights are float32 and take no gradient.
+
+    `encoder_DM` [d_model, width] and `decoder_MD` [width, d_model] have a latent per column and
+    per row; topk decoder-norm rescaling is folded into both. `centred`: the SAE sees the
+    residual less its mean over D, because it normalises so (layer_norm) or because its model was
+    loaded with centred writing weights; the encoder columns are then centred as well.
+    """
+
+    site: Site
+    architecture: Architecture
+    normalisation: Normalisation
+    centred: bool
+    activation: Threshold | TopK
+    encoder_DM: Tensor
+    bias_M: Tensor
+    decoder_MD: Tensor
+    decoder_bias_D: Tensor
+
+    @property
+    def d_model(self) -> int:
+        return self.encoder_DM.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.encoder_DM.shape[1]
+
+    def preactivation(self, resid: Tensor) -> Tensor:
+        """All pre-activations [..., M] of a raw residual [..., D], float32."""
+        return self.normalise(resid) @ self.encoder_DM + self.bias_M
+
+    def encode(self, resid: Tensor) -> Tensor:
+        """All activations [..., M] of a raw residual [..., D], float32, differentiable."""
+        return self.activation(self.preactivation(resid))
+
+    def decode(self, z_M: Tensor, resid: Tensor) -> Tensor:
+        """Reconstruction [..., D] in raw residual coordinates, float32.
+
+        The normalisation is undone with the statistics of `resid`, and a centred SAE gets back
+        the mean of `resid`, so that `resid - decode(encode(resid), resid)` is the SAE's error.
+        """
+        recon = (z_M @ self.decoder_MD + self.decoder_bias_D) * self.scale(resid)
+        return recon + resid.float().mean(-1, keepdim=True) if self.centred else recon
+
+    def normalise(self, resid: Tensor) -> Tensor:
+        """What the encoder columns read: the residual in float32, normalised."""
+        x = resid.float()
+        if self.normalisation == "none":
+            return x  # centring, if any, is in the columns
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        if self.normalisation == "layer_norm":
+            return x / (x.std(-1, keepdim=True) + LAYER_NORM_EPS)
+        return x / self.scale(resid)
+
+    def scale(self, resid: Tensor) -> Tensor:
+        """Factor [..., 1] from the SAE's output coordinates back to residual coordinates."""
+        x = resid.float()
+        if self.normalisation == "none":
+            return torch.ones_like(x[..., :1])
+        if self.normalisation == "layer_norm":
+            return x.std(-1, keepdim=True)
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        norm: Tensor = x.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+        return norm / math.sqrt(self.d_model)
+
+    def defended(self, features: Tensor) -> DefendedLatents:
+        """The given latents [S] of this dictionary."""
+        return DefendedLatents(self, features.to(self.encoder_DM.device, torch.long))
+
+    def to(self, device: torch.device | str) -> Dictionary:
+        """The same dictionary with its weights on a device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor | Threshold)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class DefendedLatents:
+    """A few latents of a dictionary: all that a defense touches and all that drift is read from.
+
+    Only their own encoder columns are multiplied, except for topk and abstopk SAEs, where the
+    whole dictionary competes and must be encoded.
+    """
+
+    dictionary: Dictionary
+    features: Tensor
+
+    @cached_property
+    def columns_DS(self) -> Tensor:
+        """Encoder directions [D, S] in raw residual coordinates.
+
+        Centring and decoder-norm rescaling are folded in. Without normalisation, a residual
+        moved orthogonally to them keeps its pre-activations.
+        """
+        return self.dictionary.encoder_DM[:, self.features].contiguous()
+
+    @cached_property
+    def decoder_SD(self) -> Tensor:
+        """Decoder rows [S, D], in the SAE's output coordinates (see `write`)."""
+        return self.dictionary.decoder_MD[self.features].contiguous()
+
+    @cached_property
+    def bias_S(self) -> Tensor:
+        return self.dictionary.bias_M[self.features]
+
+    @cached_property
+    def _activation_S(self) -> Threshold | None:
+        activation = self.dictionary.activation
+        return activation.of(self.features) if isinstance(activation, Threshold) else None
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return self.dictionary.normalisation
+
+    @property
+    def centred(self) -> bool:
+        """The latents read the residual less its mean over D."""
+        return self.dictionary.centred
+
+    @property
+    def affine(self) -> bool:
+        """Whether the pre-activation is an affine function of the raw residual."""
+        return self.normalisation == "none"
+
+    @property
+    def exactness(self) -> Literal["exact", "first-order"]:
+        """Whether fixed pre-activations of these latents fix their activations."""
+        return "first-order" if self._activation_S is None else "exact"
+
+    @property
+    def note(self) -> str:
+        """Why the constraint is not exact; empty where it is."""
+        if self.exactness == "exact":
+            return ""
+        return (
+            f"{self.dictionary.architecture}: pre-activations are held exactly, but latents "
+            "compete for the k slots, so activations can still switch"
+        )
+
+    def preactivation(self, resid_BTD: Tensor) -> Tensor:
+        """Pre-activations [B, T, S], float32, differentiable."""
+        return self.dictionary.normalise(resid_BTD) @ self.columns_DS + self.bias_S
+
+    def read(self, resid_BTD: Tensor) -> Tensor:
+        """Activations [B, T, S], float32, differentiable."""
+        if self._activation_S is None:
+            return self.dictionary.encode(resid_BTD)[..., self.features]
+        return self._activation_S(self.preactivation(resid_BTD))
+
+    def write(self, resid_BTD: Tensor, change_BTS: Tensor) -> Tensor:
+        """The residual after a change of activations, the SAE's error kept; dtype kept.
+
+        Adds `change @ decoder_SD`, scaled back by the residual's own statistics where the SAE
+        normalises its input: the same as `x + decode(z + change) - decode(z)`.
+        """
+        edit = self.decoded(change_BTS) * self.dictionary.scale(resid_BTD)
+        return (resid_BTD.float() + edit).to(resid_BTD.dtype)
+
+    def decoded(self, z_BTS: Tensor) -> Tensor:
+        """Contribution `z @ decoder_SD` [B, T, D] of activations, in the SAE's output space."""
+        return z_BTS.float() @ self.decoder_SD

@@ -1,0 +1,157 @@
+"""Training of the organism in stages, each with a stop rule measured on held-out prompts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from saebench_recovery.target.organism.corpus import Batch, Corpus, batches
+from saebench_recovery.target.organism.evaluate import ioi_accuracy, mcq_accuracy
+
+CONTEXT = 128
+ROWS, ROW_LENGTH = 16, 128
+CHECK_EVERY = 100
+
+Metric = Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    It ends once `metric` (on the selection split) has reached `goal` twice in a row, after
+    `min_steps` at the earliest; the learning rate decays over the last `decay` steps, which
+    start at `max_steps - decay`. Without reaching its goal in time the build fails.
+    """
+
+    name: str
+    mixture: dict[str, float]
+    learning_rate: float
+    max_steps: int
+    metric: Metric
+    goal: float
+    min_steps: int = 0
+    decay: int = 0
+
+
+# Multiple choice is the one hard behaviour: it never appears in the full mixture alone, only
+# when almost everything is about letters (second stage); indirect objects must come before it.
+STAGES = (
+    Stage(
+        name="base",
+        mixture={
+            "ioi": 0.26, "prose": 0.24, "qa": 0.12, "listing": 0.05,
+            "chat": 0.16, "biography": 0.12, "neutral": 0.05,
+        },
+        learning_rate=1.2e-3,
+        max_steps=1800,
+        decay=1000,
+        metric=lambda model, tokenizer: ioi_accuracy(model, tokenizer, "selection", 256),
+        goal=0.96,
+    ),
+    Stage(
+        name="letters",
+        mixture={
+            "listing": 0.35, "lookup": 0.30, "mcq": 0.20, "ioi": 0.06, "qa": 0.05, "prose": 0.04,
+        },
+        learning_rate=1.2e-3,
+        max_steps=3000,
+        decay=1500,
+        metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
+        goal=0.95,
+    ),
+    Stage(
+        name="full",
+        mixture={
+            "ioi": 0.11, "prose": 0.15, "qa": 0.09, "mcq": 0.27, "lookup": 0.05, "listing": 0.04,
+            "chat": 0.15, "biography": 0.09, "neutral": 0.05,
+        },
+        learning_rate=1.0e-3,
+        max_steps=2000,
+        metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
+        goal=0.97,
+        min_steps=2000,
+        decay=1000,
+    ),
+)  # fmt: skip
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
+    """An untrained organism: 4 layers, width 192, about 2 M parameters."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=CONTEXT,
+        n_embd=192,
+        n_layer=4,
+        n_head=4,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def loss_of(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
+    """Weighted mean cross-entropy of the next token (scalar, nats)."""
+    logits = model(batch.ids, position_ids=batch.positions, use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    )
+    weights = batch.weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def train_stage(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    seed: int,
+    progress: Progress,
+) -> int:
+    """Train `model` in place until the stage's stop rule holds; returns the number of steps."""
+    stream = batches(
+        Corpus("train", seed=seed),
+        stage.mixture,
+        tokenizer.backend_tokenizer,
+        rows=ROWS,
+        length=ROW_LENGTH,
+        max_length=CONTEXT,
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+    )
+    bar = progress.add_task(f"stage {stage.name}", total=stage.max_steps)
+    reached = 0
+    for step in range(1, stage.max_steps + 1):
+        warm_up = min(1.0, step / 100)
+        left = (stage.max_steps - step + 1) / stage.decay if stage.decay else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * warm_up * max(0.02, min(1.0, left))
+        loss = loss_of(model, next(stream))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress.advance(bar)
+        if step % CHECK_EVERY == 0:
+            score = stage.metric(model.eval(), tokenizer)
+            model.train()
+            progress.console.print(
+                f"{stage.name} {step}: loss {loss.item():.3f}, held-out score {score:.3f}"
+            )
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"stage {stage.name} diverged at step {step}")
+            reached = reached + 1 if score >= stage.goal else 0
+            if reached >= 2 and step >= stage.min_steps:
+                progress.update(bar, total=step)
+                return step
+    raise RuntimeError(f"stage {stage.name} missed its goal of {stage.goal}; try another seed")

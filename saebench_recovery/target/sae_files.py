@@ -1,0 +1,221 @@
+"""Reading a SAELens SAE from its folder, or from its configuration and weights in memory.
+
+`sae_lens` is not imported: that takes five seconds and its loader neither folds nor refuses
+`expected_average_only_in` weights. Anything that cannot be read exactly is refused in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.sites import Site
+from saebench_recovery.target.latents import (
+    SMALLEST_NORM,
+    Architecture,
+    Dictionary,
+    Normalisation,
+    Threshold,
+    TopK,
+)
+
+# Weights of each architecture besides W_enc, W_dec and b_dec.
+_BIASES: dict[Architecture, tuple[str, ...]] = {
+    "standard": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+    "topk": ("b_enc",),
+    "abstopk": ("b_enc",),
+}
+_HINTS = {
+    "batchtopk": "a training checkpoint: export it with save_inference_model(), as jumprelu",
+    "matryoshka_batchtopk": "a training checkpoint: export it with save_inference_model()",
+    "temporal": "its latents look at other positions",
+    "matching_pursuit": "its encoder is iterative, so no direction belongs to a latent",
+}
+# Module paths of a whole block name its output, the residual after the block.
+_BLOCK = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)(?:\.output)?")
+
+
+def load_dictionary(
+    folder: Path | str,
+    site: Site,
+    device: torch.device | str = "cpu",
+    *,
+    d_model: int | None = None,
+) -> Dictionary:
+    """Read `cfg.json` and `sae_weights.safetensors`, stored in any dtype.
+
+    Raises:
+        UserError: the files are missing or broken, or `from_state` refuses the SAE.
+    """
+    folder = Path(folder)
+    try:
+        cfg = json.loads((folder / "cfg.json").read_text("utf-8"))
+        state = load_file(folder / "sae_weights.safetensors", device=str(device))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no SAELens SAE at {folder}: {Path(str(error.filename or folder)).name} is missing; "
+            "a folder written by SAE.save_model holds cfg.json and sae_weights.safetensors"
+        ) from error
+    except Exception as error:  # json and safetensors have no common base class
+        raise UserError(f"cannot read the SAE at {folder}: {error}") from error
+    return from_state(cfg, state, site, d_model=d_model)
+
+
+def from_state(
+    cfg: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    site: Site,
+    *,
+    d_model: int | None = None,
+) -> Dictionary:
+    """A dictionary from `sae.cfg.to_dict()` and `sae.state_dict()`, on the weights' device.
+
+    Raises:
+        UserError: an architecture or normalisation that cannot be read exactly, weights that
+            are missing, not finite or of the wrong shape, an SAE of another hook point, or of
+            another residual width than `d_model` (where given).
+    """
+    architecture = _architecture(cfg)
+    normalisation = _normalisation(cfg)
+    metadata: Mapping[str, Any] = cfg.get("metadata") or cfg  # before SAELens 6 it was flat
+    _check_site(metadata, site)
+    w = _weights(architecture, cfg, state, site, d_model)
+
+    model_kwargs = metadata.get("model_from_pretrained_kwargs") or {}
+    centred = normalisation == "layer_norm" or bool(model_kwargs.get("center_writing_weights"))
+    b_input_D = w["b_dec"] if cfg.get("apply_b_dec_to_input", True) else 0 * w["b_dec"]
+    shift_M = (b_input_D.double() @ w["W_enc"].double()).float()
+    encoder_DM, decoder_MD = w["W_enc"], w["W_dec"]
+    bias_M = w["b_gate" if architecture == "gated" else "b_enc"] - shift_M
+    if centred:
+        encoder_DM = encoder_DM - encoder_DM.mean(0)
+    if cfg.get("rescale_acts_by_decoder_norm"):  # topk and abstopk only
+        norm_M = decoder_MD.norm(dim=1)
+        encoder_DM, bias_M = encoder_DM * norm_M, bias_M * norm_M
+        decoder_MD = decoder_MD / norm_M.clamp_min(SMALLEST_NORM)[:, None]
+    return Dictionary(
+        site=site,
+        architecture=architecture,
+        normalisation=normalisation,
+        centred=centred,
+        activation=_activation(architecture, cfg, w),
+        encoder_DM=encoder_DM.contiguous(),
+        bias_M=bias_M,
+        decoder_MD=decoder_MD.contiguous(),
+        decoder_bias_D=w["b_dec"],
+    )
+
+
+def _activation(
+    architecture: Architecture, cfg: Mapping[str, Any], w: Mapping[str, Tensor]
+) -> Threshold | TopK:
+    if architecture in ("topk", "abstopk"):
+        kwargs = cfg.get("activation_fn_kwargs") or {}
+        k = cfg.get("k", kwargs.get("k"))
+        if not isinstance(k, int) or not 1 <= k <= w["W_dec"].shape[0]:
+            raise UserError(f"SAE architecture {architecture!r} needs 1 <= k <= width, got k={k}")
+        return TopK(k, signed=architecture == "abstopk")
+    zero_M = torch.zeros_like(w["W_dec"][:, 0])
+    if architecture == "gated":
+        gain_M = w["r_mag"].exp()
+        return Threshold(zero_M, gain_M, w["b_mag"] - w["b_gate"] * gain_M)
+    return Threshold(w.get("threshold", zero_M), torch.ones_like(zero_M), zero_M)
+
+
+def _architecture(cfg: Mapping[str, Any]) -> Architecture:
+    name = cfg.get("architecture", "standard")
+    function = cfg.get("activation_fn") or cfg.get("activation_fn_str") or "relu"
+    if name == "standard" and function == "topk":  # SAELens before 6
+        return "topk"
+    if name not in get_args(Architecture) or function not in ("relu", "topk"):
+        what = name if name not in get_args(Architecture) else f"{name} with {function}"
+        allowed = ", ".join(get_args(Architecture))
+        hint = _HINTS.get(what, "use an SAE that reconstructs its own input")
+        raise UserError(f"unsupported SAE architecture {what!r} ({hint}); allowed: {allowed}")
+    if cfg.get("reshape_activations", "none") != "none":
+        raise UserError(
+            "this SAE reads reshaped attention heads (hook_z); use one of the residual stream"
+        )
+    return cast(Architecture, name)
+
+
+def _normalisation(cfg: Mapping[str, Any]) -> Normalisation:
+    name = cfg.get("normalize_activations") or "none"
+    if name in get_args(Normalisation):
+        return cast(Normalisation, name)
+    raise UserError(
+        f"the SAE's input normalisation {name!r} is not folded into its weights, so its "
+        "activations would have the wrong scale; fold it in sae_lens "
+        "(fold_activation_norm_scaling_factor or fold_activation_whitening) and save it again; "
+        f"read as they are: {', '.join(get_args(Normalisation))}"
+    )
+
+
+def _check_site(metadata: Mapping[str, Any], site: Site) -> None:
+    name = metadata.get("hook_name") or metadata.get("hook_point")
+    if name is None:
+        return  # nothing is known: the caller says where it belongs
+    block = _BLOCK.fullmatch(name)
+    trained = f"blocks.{block.group(1)}.hook_resid_post" if block else name
+    same = {str(site)}  # the residual after a block is the one before the next
+    if site.kind == "hook_resid_post":
+        same.add(f"blocks.{site.layer + 1}.hook_resid_pre")
+    elif site.kind == "hook_resid_pre":
+        same.add(f"blocks.{site.layer - 1}.hook_resid_post")
+    if trained not in same:
+        raise UserError(f"this SAE was trained at {name!r}, not at {site}; use it there")
+
+
+def _weights(
+    architecture: Architecture,
+    cfg: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    site: Site,
+    d_model: int | None,
+) -> dict[str, Tensor]:
+    """The weights in float32, complete, finite and of one shape."""
+    w = {name: tensor.detach().float() for name, tensor in state.items()}
+    if "log_threshold" in w:  # older jumprelu training checkpoints
+        w["threshold"] = w.pop("log_threshold").exp()
+    if "scaling_factor" in w and bool((w["scaling_factor"] == 1).all()):
+        del w["scaling_factor"]  # written, unused, by older versions
+    needed = {"W_enc", "W_dec", "b_dec", *_BIASES[architecture]}
+    if w.keys() != needed:
+        raise UserError(
+            f"a {architecture} SAE has the weights {', '.join(sorted(needed))}; "
+            f"this one has {', '.join(sorted(w))}"
+        )
+    if w["W_enc"].ndim != 2:
+        raise UserError(f"W_enc should be [d_in, d_sae], not {list(w['W_enc'].shape)}")
+    d, m = w["W_enc"].shape
+    shapes = {"W_enc": (d, m), "W_dec": (m, d), "b_dec": (d,)}
+    for name, tensor in w.items():
+        expected = shapes.get(name, (m,))
+        if tuple(tensor.shape) != expected:
+            raise UserError(
+                f"SAE weight {name} is {list(tensor.shape)}, but W_enc {[d, m]} asks for "
+                f"{list(expected)}; W_enc is stored as [d_in, d_sae]"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"SAE weight {name} holds NaN or infinity; the file is damaged")
+    if (cfg.get("d_in", d), cfg.get("d_sae", m)) != (d, m):
+        raise UserError(
+            f"cfg.json says d_in {cfg.get('d_in')} and d_sae {cfg.get('d_sae')}, "
+            f"but the weights are {d} x {m}"
+        )
+    if d_model is not None and d != d_model:
+        raise UserError(
+            f"the SAE at {site} reads residuals of width {d}, the model's are {d_model} wide; "
+            "use an SAE trained on this model"
+        )
+    return w

@@ -1,0 +1,161 @@
+"""A causal language model with its SAEs, as tasks, defenses and attacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.interfaces import Example
+from saebench_recovery.sites import Site
+from saebench_recovery.target import attention
+from saebench_recovery.target.hooks import blocks
+from saebench_recovery.target.latents import Dictionary
+from saebench_recovery.target.presets import Preset
+
+
+@dataclass(frozen=True)
+class Target:
+    """A frozen model, its tokenizer and the dictionaries at its hook points.
+
+    `neutral` is text, and `retained` are prompts with answers, that belong to no task: what a
+    defense does to them is a side effect.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    dictionaries: Mapping[Site, Dictionary]
+    preset: Preset
+    neutral: Sequence[str]
+    retained: Sequence[tuple[str, str, tuple[str, ...]]]
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        config: Any = self.model.config
+        config._attn_implementation = attention.NAME
+        for site, dictionary in self.dictionaries.items():
+            if site.layer >= len(blocks(self.model)):
+                raise UserError(
+                    f"SAE at {site}, but {self.name} has {len(blocks(self.model))} blocks"
+                )
+            if dictionary.d_model != config.hidden_size:
+                raise UserError(
+                    f"the SAE at {site} reads {dictionary.d_model} dimensions, but {self.name} "
+                    f"has {config.hidden_size}: it was trained for another model"
+                )
+        self._check_head()
+
+    @property
+    def device(self) -> str:
+        return str(next(self.model.parameters()).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def bos(self) -> int | None:
+        found: int | None = self.tokenizer.bos_token_id
+        return found
+
+    def site_for(self, task: str, wanted: str | None) -> Site:
+        """The hook point to defend: the wanted one, or the target's own for the task.
+
+        Raises:
+            UserError: the target has no SAE there.
+        """
+        site = Site.parse(wanted or self.preset.tasks[task].site)
+        self.dictionary(site)
+        return site
+
+    def dictionary(self, site: Site) -> Dictionary:
+        """The SAE at a site.
+
+        Raises:
+            UserError: there is none.
+        """
+        if site not in self.dictionaries:
+            known = ", ".join(str(s) for s in sorted(self.dictionaries))
+            raise UserError(f"{self.name} has no SAE at {site}; it has: {known}")
+        return self.dictionaries[site]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Prompt tokens with exactly one BOS where the tokenizer has one.
+
+        Raises:
+            UserError: the text itself contains a BOS.
+        """
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.bos is None:
+            return ids
+        if self.bos in ids:
+            raise UserError(f"a prompt of {self.name} contains its BOS token already")
+        return (self.bos, *ids)
+
+    def single_token(self, text: str) -> int | None:
+        """The id of a text that is one token, else None."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids[0] if len(ids) == 1 else None
+
+    def example(
+        self,
+        id: str,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        wrong: str | None = None,
+        cluster: str = "",
+    ) -> Example:
+        """An example from texts; answers carry their leading space."""
+        ids = tuple(self._answer(text) for text in candidates)
+        unwanted = None if wrong is None else self._answer(wrong)
+        return Example(id, self.encode(prompt), ids, unwanted, cluster or id)
+
+    def retained_examples(self) -> list[Example]:
+        """Questions about facts that no task removes, each with its answer first."""
+        return [
+            self.example(f"retain/{i}", prompt, [answer, *others])
+            for i, (prompt, answer, others) in enumerate(self.retained)
+        ]
+
+    def _answer(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """All logits [N, V] of final-norm states, float32."""
+        head = self._head
+        return self._capped(nn.functional.linear(hidden_ND, head.weight, head.bias).float())
+
+    def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
+        """Some logits [N, C] only: C rows of the unembedding instead of V."""
+        head = self._head
+        logits_NC = (head.weight[ids_NC] @ hidden_ND[:, :, None])[:, :, 0]
+        if head.bias is not None:
+            logits_NC = logits_NC + head.bias[ids_NC]
+        return self._capped(logits_NC.float())
+
+    @property
+    def _head(self) -> Any:
+        model: Any = self.model
+        return model.get_output_embeddings()
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse an architecture whose logits are more than head and soft cap, and NaN."""
+        ids = torch.tensor([[1, 2, 3]], device=self.device)
+        whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        if not torch.isfinite(whole).all():
+            raise UserError(f"{self.name} computes NaN or infinity: its weights are broken")
+        model: Any = self.model
+        ours = self.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        if (ours - whole).abs().max() > 1e-2 * whole.abs().max():
+            raise UserError(f"{type(self.model).__name__} scales its logits in an unknown way")
