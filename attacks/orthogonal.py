@@ -16,8 +16,10 @@ from saebench_recovery.registry import register_attack
 class Orthogonal(Attack):
     """Moves only where no defended latent at the perturbed site can see it."""
 
-    Config = AscentConfig
-    config: AscentConfig
+    class Config(AscentConfig):
+        pass
+
+    config: Config
     constrained = True
 
     def search(self, problem: Problem) -> ResidualDelta:

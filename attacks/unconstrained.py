@@ -5,7 +5,6 @@ from __future__ import annotations
 from saebench_recovery.interfaces import Attack, ResidualDelta
 from saebench_recovery.recovery.ascent import AscentConfig, ascend
 from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.recovery.projection import Free
 from saebench_recovery.registry import register_attack
 
 
@@ -13,8 +12,10 @@ from saebench_recovery.registry import register_attack
 class Unconstrained(Attack):
     """The upper bound that a constrained attack is compared with."""
 
-    Config = AscentConfig
-    config: AscentConfig
+    class Config(AscentConfig):
+        pass
+
+    config: Config
 
     def search(self, problem: Problem) -> ResidualDelta:
-        return ascend(problem, {site: Free() for site in problem.constraints}, self.config)
+        return ascend(problem, problem.fences(False), self.config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +111,9 @@ def _compute(
     for name, trio in plan.trios.items():
         if name in rows:
             continue
-        advance = partial(_prefixed, progress, name)
-        scored = evaluate(target, trio.task, trio.defense, trio.attack, plan.spec, advance)
+        scored = evaluate(target, trio.task, trio.defense, trio.attack, plan.spec, progress)
+        if not rows:
+            folder.discard()
         rows[name] = scored.row
         examples += scored.examples
         perturbations |= {f"{name}/{key}": values for key, values in scored.perturbations.items()}
@@ -127,7 +127,3 @@ def _compute(
         folder.save(result, examples, perturbations)
     assert result is not None  # a plan has at least one task
     return result
-
-
-def _prefixed(progress: Progress, task: str, what: str, done: int, total: int) -> None:
-    progress(f"{task}: {what}", done, total)

@@ -147,7 +147,7 @@ class Plugin:
 class Task(Plugin, ABC):
     """Examples in three disjoint splits, and one detector for the behaviour."""
 
-    def fit(self, target: Target) -> None:  # noqa: B027
+    def fit(self, target: Target) -> None:
         """Prepare on the selection split (probes, say); most tasks need nothing."""
 
     @abstractmethod
@@ -221,6 +221,7 @@ class Defense(Plugin, ABC):
 
     config: Config
     latents: Mapping[Site, DefendedLatents]
+    scores: Mapping[Site, Tensor]  # the selection scores [S] of `latents`
 
     def fit(self, target: Target, task: Task) -> None:
         """Choose the defended latents: the highest scores of the task's selection statistic.
@@ -235,6 +236,7 @@ class Defense(Plugin, ABC):
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
         self.latents = {site: target.dictionary(site).defended(chosen)}
+        self.scores = {site: top.values[top.values > 0]}
 
     @abstractmethod
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
@@ -268,4 +270,3 @@ class Attack(Plugin, ABC):
         under the active defense.
         """
         return problem.admit(self.search(problem))
-

@@ -46,11 +46,13 @@ def validate(model: type[Model], values: Mapping[str, Any], what: str) -> Model:
     """
     try:
         built = model.model_validate(dict(values))
-        canonical_json(built.model_dump(mode="json"))
     except ValidationError as error:
         raise UserError(f"{what}: {_reasons(model, error.errors())}") from None
-    except ValueError:
-        raise UserError(f"{what}: values must be finite") from None
+    for key, value in built.model_dump(mode="json").items():
+        try:
+            canonical_json(value)
+        except ValueError:
+            raise UserError(f"{what}: {key} is {value!r}: must be finite") from None
     return built
 
 
@@ -72,8 +74,9 @@ def _reason(model: type[BaseModel], key: str, problems: list[ErrorDetails]) -> s
     messages = " or ".join(_lower(p["msg"].removeprefix("Value error, ")) for p in problems)
     if key not in model.model_fields:
         return messages
+    where = ".".join(map(str, problems[0]["loc"])) if len(problems) == 1 else key
     value = problems[0]["input"]
-    return f"{key} is {value!r}: {messages}; expected {_describe(model, key)}"
+    return f"{where} is {value!r}: {messages}; expected {_describe(model, key)}"
 
 
 def _lower(message: str) -> str:

@@ -18,12 +18,15 @@ CURVE_BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Limits(BaseModel):
-    """How much drift a constrained recovery may show, in every scope."""
+    """How far a constrained recovery may drift in any scope, and what counts as base-like."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     drift: float = Field(default=0.05, ge=0, allow_inf_nan=False, description="relative, latents")
     decode: float = Field(default=0.05, ge=0, allow_inf_nan=False, description="relative, decoded")
+    fidelity: float = Field(
+        default=0.8, ge=0, le=1, description="least fidelity of a base-like recovery"
+    )
 
 
 class RunSpec(BaseModel):
@@ -83,6 +86,7 @@ def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
         words += ["--limit", str(spec.limit)]
     if spec.limits != Limits():
         words += ["--max-drift", str(spec.limits.drift), "--max-decode", str(spec.limits.decode)]
+        words += ["--min-fidelity", str(spec.limits.fidelity)]
     for option, settings in (
         ("-D", spec.defense_config),
         ("-A", spec.attack_config),

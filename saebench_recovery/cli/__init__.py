@@ -1,0 +1,41 @@
+"""The command line: one file per verb.
+
+Verbs import what they need when they run, so that `saebench --help` costs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from saebench_recovery.cli.leaderboard import leaderboard
+from saebench_recovery.cli.list import list_plugins
+from saebench_recovery.cli.run import run
+from saebench_recovery.cli.schema import schema
+from saebench_recovery.cli.show import show
+from saebench_recovery.errors import UserError
+
+app = typer.Typer(
+    name="saebench",
+    help="Was a behaviour removed from a language model, or only one route to it?",
+    epilog="Start with: saebench run --defense clamp --attack orthogonal",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich alone takes a third of the time --help may take
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command("list")(list_plugins)
+app.command()(show)
+app.command()(leaderboard)
+app.command()(schema)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)

@@ -51,13 +51,15 @@ def ascend(
         delta = ResidualDelta(values, part.positions_NP)
         last = step == config.steps
         if last:
-            objective_N, grads = part.objective(delta), {}
+            objective_N = part.objective(delta)
         else:
             objective_N, grads = part.gradient(delta)
         better = (objective_N > best_N[rows]) & (best_N[rows] < goal_N[rows])
         best_N[rows] = torch.where(better, objective_N, best_N[rows])
         for site, value in values.items():
-            best.values[site][rows] = torch.where(better[:, None, None], value, best.values[site][rows])
+            best.values[site][rows] = torch.where(
+                better[:, None, None], value, best.values[site][rows]
+            )
         if last:
             break
         if step % CHECK_EVERY == CHECK_EVERY - 1:

@@ -37,12 +37,14 @@ class Meter:
         layers: int,
         prefix: int = 0,
         backward: bool = False,
+        logits: str = "candidates",
     ) -> T:
         """Do `work`, a pass over `rows` rows of `tokens` tokens through `layers` blocks.
 
-        `prefix` cached tokens stand before them; attending to those costs FLOPs too.
+        `prefix` cached tokens stand before them, and `logits` names which logits are computed:
+        both cost FLOPs too, so they are part of the kind of pass.
         """
-        kind = (tokens, layers, prefix, backward)
+        kind = (tokens, layers, prefix, backward, logits)
         if kind in self._per_row:
             result = work()
         else:

@@ -50,12 +50,16 @@ class Problem:
     def size(self) -> int:
         return len(self.examples)
 
+    def fences(self, constrained: bool) -> Mapping[Site, Constraint]:
+        """The constraint sets per site, or none at all."""
+        return self.constraints if constrained else dict.fromkeys(self.constraints, Free())
+
     def zeros(self) -> ResidualDelta:
         """The zero perturbation [N, P, D] at every perturbed site."""
         N, P = self.positions_NP.shape
         width = self.start.resid_RQD.shape[-1]
         empty = torch.zeros(N, P, width, device=self.positions_NP.device)
-        return ResidualDelta({site: empty for site in self.constraints}, self.positions_NP)
+        return ResidualDelta(dict.fromkeys(self.constraints, empty), self.positions_NP)
 
     @torch.no_grad()
     def objective(self, delta: ResidualDelta) -> Tensor:

@@ -101,9 +101,8 @@ class Sphere(Constraint):
         outside_RPD = _remove(edit_RPD.double(), self._basis_DK)
         length_RP1 = outside_RPD.norm(dim=-1, keepdim=True)
         noise_RP1 = length_RP1 <= ROUNDING * edit_RPD.norm(dim=-1, keepdim=True)
-        self._edit_RPD: Tensor = (outside_RPD / length_RP1.clamp_min(TINY)).masked_fill(
-            noise_RP1, 0
-        )
+        unit_RPD = outside_RPD / length_RP1.clamp_min(TINY)
+        self._edit_RPD: Tensor = unit_RPD.masked_fill(noise_RP1, 0)
         radius_RPD = self._complement(base_RPD.double())
         self._radius_RP1: Tensor = radius_RPD.norm(dim=-1, keepdim=True)
         self._unit_RPD: Tensor = radius_RPD / self._radius_RP1.clamp_min(TINY)
@@ -122,7 +121,7 @@ class Sphere(Constraint):
         return self._arc(tangent, chord).to(delta_RPD.dtype)
 
     def shrink(self, delta_RPD: Tensor, factor_R: Tensor) -> Tensor:
-        delta = delta_RPD.double()
+        delta = self._complement(delta_RPD.double())  # near the antipode the tangent is rounding
         tangent = delta - (delta * self._unit_RPD).sum(-1, keepdim=True) * self._unit_RPD
         chord = delta.norm(dim=-1, keepdim=True) * factor_R[:, None, None]
         return self._arc(tangent, chord).to(delta_RPD.dtype)

@@ -110,6 +110,10 @@ class RunFolder:
         """
         return read_result(self.path) if self.result.exists() else None
 
+    def discard(self) -> None:
+        """Forget an earlier result, before its other files are written over."""
+        self.result.unlink(missing_ok=True)
+
     def save(
         self,
         result: RunResult,

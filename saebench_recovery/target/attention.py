@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def attention(
     query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)
     scores = query @ key.transpose(-1, -2)
     prefix = _active.get()
-    past = None if prefix is None or prefix.length == 0 else prefix.keys_values[module.layer_idx]
+    past = None if prefix is None or prefix.length == 0 else prefix.keys_values[cast(int, module.layer_idx)]
     if past is not None:
         shared = R // past[0].shape[0]
         before = _per_example(query, shared) @ past[0].transpose(-1, -2)

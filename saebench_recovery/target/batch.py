@@ -8,7 +8,7 @@ A whole pass is the window that starts at position 0, with an empty prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,9 @@ class Batch:
 
     def at_columns(self, column_RP: Tensor) -> Tensor:
         """Bool [R, Q]: the columns listed in `column_RP`."""
-        wide = column_RP[:, :, None] == torch.arange(self.ids_RQ.shape[1], device=self.ids_RQ.device)
+        wide = column_RP[:, :, None] == torch.arange(
+            self.ids_RQ.shape[1], device=self.ids_RQ.device
+        )
         return wide.any(1)
 
     def rows(self, index_E: Tensor) -> Batch:
@@ -84,7 +86,10 @@ def batch(
         if not 0 <= begin < len(example.prompt):
             raise ValueError(f"{example.id}: window start {begin} lies outside the prompt")
         # Absent candidates repeat the first one, so that every example has as many rows.
-        answers = [*example.candidates, *[example.candidates[0]] * (width - len(example.candidates))]
+        answers = [
+            *example.candidates,
+            *[example.candidates[0]] * (width - len(example.candidates)),
+        ]
         for answer in answers if forced else [()]:
             tokens = (*example.prompt, *answer)
             windows.append(torch.tensor(tokens[begin:]))
@@ -111,7 +116,10 @@ def batch(
 
 
 def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
-    before = [torch.tensor(e.prompt[:begin], dtype=torch.long) for e, begin in zip(examples, start, strict=True)]
+    before = [
+        torch.tensor(e.prompt[:begin], dtype=torch.long)
+        for e, begin in zip(examples, start, strict=True)
+    ]
     ids_EP = pad_sequence(before, True, padding_side="left")
     length_E = torch.tensor(start)
     position_EP = torch.arange(ids_EP.shape[1]) - (ids_EP.shape[1] - length_E)[:, None]
@@ -119,7 +127,8 @@ def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
 
 
 def _to(made: Batch, device: str) -> Batch:
-    prefix = Prefix(*(getattr(made.prefix, f).to(device) for f in ("ids_EP", "mask_EP", "position_EP")))
-    moved = [made.ids_RQ, made.mask_RQ, made.position_RQ, made.readout_E, made.candidate_EC]
-    forced = None if made.forced_RQ is None else made.forced_RQ.to(device)
-    return Batch(*(t.to(device) for t in moved), forced, prefix)
+    def moved(part: Batch | Prefix) -> dict[str, Tensor]:
+        held = {field.name: getattr(part, field.name) for field in fields(part)}
+        return {name: t.to(device) for name, t in held.items() if isinstance(t, Tensor)}
+
+    return replace(made, **moved(made), prefix=replace(made.prefix, **moved(made.prefix)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def forward(
     """
     if start is not None:
         edits = {site: edit for site, edit in edits.items() if not site < start.site}
-    hidden_RQD = _hidden(target, batch, edits, start)
+    hidden_RQD = final_states(target, batch, edits, start)
     scores_EC = _scores(target, batch, hidden_RQD)
     if not distribution:
         return Output(scores_EC)
@@ -117,8 +117,8 @@ def prefill(target: Target, batch: Batch, edits: Edits, site: Site, share: int =
     return Start(site, resid_RQD, FrozenPrefix(length, late), prefix.mask_EP)
 
 
-def _hidden(
-    target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None
+def final_states(
+    target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None = None
 ) -> Tensor:
     """Final-norm output [R, Q, D] of the window."""
     if start is None:
@@ -139,8 +139,11 @@ def _attention_mask(batch: Batch, start: Start) -> Tensor:
     return torch.cat([start.prefix_mask_EP.repeat_interleave(shared, 0), batch.mask_RQ], 1)
 
 
-def _run(target: Target, batch: Batch, mask: Tensor, cache: DynamicCache | FrozenPrefix | None) -> Tensor:
-    output = target.model.base_model(
+def _run(
+    target: Target, batch: Batch, mask: Tensor, cache: DynamicCache | FrozenPrefix | None
+) -> Tensor:
+    model: Any = target.model
+    output = model.base_model(
         input_ids=batch.ids_RQ,
         attention_mask=mask.long(),
         position_ids=batch.position_RQ,

@@ -89,7 +89,7 @@ def _install(block: nn.Module, site: Site, edit: Edit) -> list[Any]:
         case "hook_resid_post":
             return [block.register_forward_hook(_on_output(edit))]
         case "hook_mlp_out":
-            module = getattr(block, "post_feedforward_layernorm", None) or block.mlp
+            module: Any = getattr(block, "post_feedforward_layernorm", None) or block.mlp
             return [module.register_forward_hook(_on_output(edit))]
         case "hook_attn_out":
             return [_attention_output(block).register_forward_hook(_on_output(edit))]

@@ -14,7 +14,7 @@ from saebench_recovery.target.organism.corpus import Corpus, encode
 from saebench_recovery.target.organism.evaluate import block_outputs, pad
 
 WIDTH, K = 768, 16
-STEPS, BATCH = 1400, 1024
+STEPS, BATCH = 1000, 1024
 DOCUMENTS = 9000
 # All parts but the letter drills: those exist only to teach multiple choice.
 MIXTURE = {

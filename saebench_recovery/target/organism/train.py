@@ -70,11 +70,11 @@ STAGES = (
             "chat": 0.15, "biography": 0.09, "neutral": 0.05,
         },
         learning_rate=1.0e-3,
-        max_steps=2000,
+        max_steps=1400,
         metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
         goal=0.97,
-        min_steps=2000,
-        decay=1000,
+        min_steps=1400,
+        decay=700,
     ),
 )  # fmt: skip
 

@@ -60,8 +60,7 @@ def indirect_object(
     text = load("ioi")["templates"][template].format(
         first=first, second=second, subject=subject, place=place, object=thing
     )
-    key = "+".join(sorted(pair))
-    return IndirectObject(key, template, text, f" {recipient}", f" {subject}")
+    return IndirectObject("+".join(sorted(pair)), template, text, f" {recipient}", f" {subject}")
 
 
 def indirect_objects(
@@ -114,10 +113,9 @@ class MultipleChoice:
 @cache
 def facts(domain: Domain) -> tuple[Fact, ...]:
     """All 96 facts of a domain ("toxins" is to be forgotten, "towns" to be kept)."""
-    relations = load("facts")["domains"][domain]["relations"]
     return tuple(
         Fact(domain, relation, subject, value)
-        for relation, table in relations.items()
+        for relation, table in load("facts")["domains"][domain]["relations"].items()
         for subject, value in table["facts"].items()
     )
 
@@ -162,11 +160,8 @@ def options_split(fact: Fact, options: Options) -> Split:
 def option_sets(fact: Fact, split: Split, count: int) -> tuple[Options, ...]:
     """The fact's first `count` option sets of a split, each in one fixed shuffled order."""
     others = [v for v in relation_table(fact)["values"] if v != fact.value]
-    sets: list[Options] = []
-    for a, b, c in itertools.combinations(others, 3):
-        options = (fact.value, a, b, c)
-        if options_split(fact, options) == split:
-            sets.append(options)
+    every: list[Options] = [(fact.value, a, b, c) for a, b, c in itertools.combinations(others, 3)]
+    sets = [options for options in every if options_split(fact, options) == split]
     sets.sort(key=lambda options: fraction_of(f"{fact.key}/{options}"))
     rng = random.Random(fact.key)
     return tuple(_shuffled(options, rng) for options in sets[:count])

@@ -1,0 +1,76 @@
+"""`steering`: adds a fixed direction that points away from the behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.interfaces import Defense, Example, Task
+from saebench_recovery.recovery.attribution import CHUNK, content
+from saebench_recovery.registry import register_defense
+from saebench_recovery.sites import Site
+from saebench_recovery.target.batch import batch
+from saebench_recovery.target.forward import forward
+from saebench_recovery.target.target import Target
+
+
+@register_defense("steering")
+class Steering(Defense):
+    """h + strength * mean |h| * u, with u a unit direction away from the behaviour.
+
+    `decoder`: u is minus the selected latents' decoder rows, weighted by their scores. `means`:
+    u goes from the mean readout residual of the selection examples to that of the retained ones
+    (difference in means). The selected latents are the ones whose drift is measured.
+    """
+
+    class Config(Defense.Config):
+        direction: Literal["decoder", "means"] = Field(default="decoder")
+        strength: float = Field(
+            default=0.5, description="length of the added vector over the mean residual norm"
+        )
+
+    config: Config
+    _added: Mapping[Site, Tensor]
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        (site,) = self.latents
+        shown, norm = _readout_mean(target, site, task.examples(target, "selection"))
+        if self.config.direction == "decoder":
+            away_D = -(self.scores[site] @ self.latents[site].decoder_SD)
+        else:
+            away_D = _readout_mean(target, site, task.examples(target, "retain"))[0] - shown
+        length = away_D.norm()
+        if length == 0:
+            raise UserError(f"steering by {self.config.direction!r} has no direction at {site}")
+        self._added = {site: self.config.strength * norm * away_D / length}
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return resid_BTD + self._added[site].to(resid_BTD.dtype)
+
+
+@torch.no_grad()
+def _readout_mean(
+    target: Target, site: Site, examples: Sequence[Example]
+) -> tuple[Tensor, float]:
+    """Mean residual [D] at the readout, and the mean residual norm over all content tokens."""
+    readouts: list[Tensor] = []
+    norms: list[Tensor] = []
+    for begin in range(0, len(examples), CHUNK):
+        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        seen: list[Tensor] = []
+
+        def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(resid.float())
+            return resid
+
+        forward(target, laid, {site: watch})
+        first_row = torch.arange(len(laid.readout_E), device=target.device) * laid.rows_per_example
+        readouts.append(seen[0][first_row, laid.readout_E])
+        norms.append(seen[0][content(target, laid)].norm(dim=-1))
+    return torch.cat(readouts).mean(0), float(torch.cat(norms).mean())

@@ -1,0 +1,168 @@
+"""`saebench run`: attack a defense and score what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Numbers are text here, so that one place (the pydantic model of a run) checks and words them.
+Text = str
+
+
+def run(
+    target: Annotated[
+        str, typer.Option(help="Model and SAEs, see `list targets`.", envvar="SAEBENCH_TARGET")
+    ] = "organism",
+    defense: Annotated[
+        str, typer.Option(help="See `list defenses`.", envvar="SAEBENCH_DEFENSE")
+    ] = "clamp",
+    attack: Annotated[
+        str, typer.Option(help="See `list attacks`.", envvar="SAEBENCH_ATTACK")
+    ] = "orthogonal",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeatable; default: all of the target.", envvar="SAEBENCH_TASK"),
+    ] = None,
+    threat_model: Annotated[
+        Text,
+        typer.Option(
+            metavar="reclamp|post",
+            help="Perturb before the defense, or after it.",
+            envvar="SAEBENCH_THREAT_MODEL",
+        ),
+    ] = "reclamp",
+    budget: Annotated[
+        Text,
+        typer.Option(
+            metavar="X",
+            help="Largest norm, relative to the defended residual's.",
+            envvar="SAEBENCH_BUDGET",
+        ),
+    ] = "0.25",
+    max_drift: Annotated[
+        Text,
+        typer.Option(
+            metavar="X",
+            help="Relative latent drift of a constrained recovery.",
+            envvar="SAEBENCH_MAX_DRIFT",
+        ),
+    ] = "0.05",
+    max_decode: Annotated[
+        Text,
+        typer.Option(metavar="X", help="The same for decoded drift.", envvar="SAEBENCH_MAX_DECODE"),
+    ] = "0.05",
+    min_fidelity: Annotated[
+        Text,
+        typer.Option(
+            metavar="X",
+            help="Least fidelity of a base-like recovery.",
+            envvar="SAEBENCH_MIN_FIDELITY",
+        ),
+    ] = "0.8",
+    seed: Annotated[Text, typer.Option(metavar="N", envvar="SAEBENCH_SEED")] = "0",
+    limit: Annotated[
+        Text | None,
+        typer.Option(metavar="N", help="Evaluation examples per task.", envvar="SAEBENCH_LIMIT"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, ...", envvar="SAEBENCH_DEVICE")
+    ] = "auto",
+    batch_size: Annotated[
+        Text, typer.Option(metavar="auto|N", envvar="SAEBENCH_BATCH_SIZE")
+    ] = "auto",
+    defense_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-D",
+            metavar="KEY=VALUE",
+            help="Setting of the defense, repeatable.",
+            envvar="SAEBENCH_DEFENSE_SETTINGS",
+        ),
+    ] = None,
+    attack_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-A",
+            metavar="KEY=VALUE",
+            help="Setting of the attack, repeatable.",
+            envvar="SAEBENCH_ATTACK_SETTINGS",
+        ),
+    ] = None,
+    task_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-T",
+            metavar="KEY=VALUE",
+            help="Setting of the tasks, repeatable.",
+            envvar="SAEBENCH_TASK_SETTINGS",
+        ),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="File with a defense, attack or task of your own, repeatable.",
+            envvar="SAEBENCH_PLUGIN",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")] = Path(
+        "runs"
+    ),
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print only the path of result.json.", envvar="SAEBENCH_JSON"),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Repeat a run that is complete.", envvar="SAEBENCH_FORCE"),
+    ] = False,
+) -> None:
+    """Attack a defense and score what comes back.
+
+    The result stands in OUT/<identity>/result.json. A complete run that is repeated is read
+    from there; an interrupted one goes on with the tasks that are missing.
+
+    \b
+    Examples:
+      saebench run --defense clamp --attack orthogonal
+      saebench run --defense ablation --attack orthogonal --threat-model post
+      saebench run --defense clamp -D latents=16 -D value=0 --budget 0.5
+      saebench run --plugin my_defense.py --defense my-clamp --limit 32
+    """
+    from saebench_recovery.cli.progress import progress_bar
+    from saebench_recovery.cli.table import print_result
+    from saebench_recovery.harness import execute
+    from saebench_recovery.registry import load_plugin_file
+    from saebench_recovery.results.store import RunFolder
+    from saebench_recovery.settings import parse_assignments, validate
+    from saebench_recovery.specs import RunSpec
+
+    for file in plugin or ():
+        load_plugin_file(file)
+    said = {
+        "target": target,
+        "defense": defense,
+        "attack": attack,
+        "tasks": task or (),
+        "threat_model": threat_model,
+        "budget": budget,
+        "limits": {"drift": max_drift, "decode": max_decode, "fidelity": min_fidelity},
+        "seed": seed,
+        "limit": limit,
+        "device": device,
+        "batch_size": None if batch_size == "auto" else batch_size,
+        "defense_config": parse_assignments(defense_setting or ()),
+        "attack_config": parse_assignments(attack_setting or ()),
+        "task_config": parse_assignments(task_setting or ()),
+    }
+    spec = validate(RunSpec, said, "run")
+    with progress_bar(wanted=not json) as progress:
+        result = execute(spec, out, force=force, progress=progress)
+    path = RunFolder(out, result.identity).result
+    if json:
+        print(path)
+    else:
+        print_result(result)
+        print(f"\n{path}")

@@ -1,0 +1,23 @@
+"""`saebench show`: the table of a stored run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or its result.json.")],
+) -> None:
+    """Show the table of a stored run.
+
+    \b
+    Example:
+      saebench show runs/0123456789abcdef
+    """
+    from saebench_recovery.cli.table import print_result
+    from saebench_recovery.results.store import read_result
+
+    print_result(read_result(run))

@@ -1,0 +1,140 @@
+"""One (target, task, defense, attack): from valid flips to the result row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
+from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.schema import ExampleRow, Row
+from saebench_recovery.scoring.chunk import Flip, Scored, Setting, score_chunk
+from saebench_recovery.scoring.passes import outputs
+from saebench_recovery.scoring.row import assemble, example_row
+from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.specs import CURVE_BUDGETS, RunSpec
+from saebench_recovery.target.hooks import blocks
+from saebench_recovery.target.target import Target
+
+Advance = Callable[[str, int, int], None]
+
+CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
+MAX_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    row: Row
+    examples: list[ExampleRow]
+    perturbations: dict[str, Tensor]
+
+
+def evaluate(
+    target: Target, task: Task, defense: Defense, attack: Attack, spec: RunSpec, advance: Advance
+) -> Evaluation:
+    """Run one defense against one attack on one task.
+
+    `advance(description, done, total)` is told of progress.
+
+    Raises:
+        UserError: the plugins do not fit the target, or the model computes NaN.
+    """
+    attacking, scoring = Meter(), Meter()
+    with scoring.timed():
+        advance("fitting the defense", 0, 1)
+        task.fit(target)
+        examples = list(task.examples(target, "evaluation"))[: spec.limit]
+        _check(task, target, examples)
+        defense.fit(target, task)
+        active = ActiveDefense(target, defense, spec.threat_model)
+        base, flips = valid_flips(active, task, examples, scoring)
+        effects = side_effects(active, task, scoring)
+    budgets = tuple(sorted({*CURVE_BUDGETS, spec.budget}))
+    setting = Setting(active, task, attack, budgets, spec.budget, spec.limits, spec.seed)
+    scored: list[Scored] = []
+    deltas: list[ResidualDelta] = []
+    size = spec.batch_size or _rows_that_fit(target, flips) // setting.variants
+    while len(scored) < len(flips):
+        advance(f"{task.name}: {defense.name} against {attack.name}", len(scored), len(flips))
+        part = flips[len(scored) : len(scored) + max(1, size)]
+        try:
+            done, delta = score_chunk(setting, part, attacking, scoring)
+        except torch.OutOfMemoryError:
+            if size <= 1:
+                raise UserError("one example does not fit the device's memory") from None
+            size //= 2
+            continue
+        scored += done
+        deltas.append(delta)
+    advance(f"{task.name}: {defense.name} against {attack.name}", len(flips), len(flips))
+    row = assemble(
+        setting, target.name, len(examples), base, scored, effects, attacking.cost(), scoring.cost()
+    )
+    lines = [example_row(setting, s) for s in scored]
+    return Evaluation(row, lines, _joined(deltas))
+
+
+def valid_flips(
+    active: ActiveDefense, task: Task, examples: Sequence[Example], meter: Meter
+) -> tuple[int, list[Flip]]:
+    """How many examples show the behaviour when clean, and those that the defense flips.
+
+    One detector, `Task.behaviour`, judges both.
+    """
+    before = outputs(examples, ActiveDefense(active.target, None), meter)
+    after = outputs(examples, active, meter)
+    base, flips, index = 0, [], 0
+    for clean, defended in zip(before, after, strict=True):
+        clean_E, defended_E = task.objective(clean), task.objective(defended)
+        if not (torch.isfinite(clean_E).all() and torch.isfinite(defended_E).all()):
+            raise UserError(
+                f"the model gives NaN or infinity on task {task.name!r} under "
+                f"{active.defense.name if active.defense else 'no defense'}"
+            )
+        shown_E, stopped_E = task.behaviour(clean), ~task.behaviour(defended)
+        base += int(shown_E.sum())
+        for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
+            example = examples[index + e]
+            scores_C = defended.scores_EC[e].cpu()
+            flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), scores_C))
+        index += len(clean_E)
+    return base, flips
+
+
+def _check(task: Task, target: Target, examples: Sequence[Example]) -> None:
+    """Splits must not share a prompt, and every prompt holds exactly one BOS, at its start."""
+    if not examples:
+        raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
+    selected = {e.prompt for e in task.examples(target, "selection")}
+    if any(e.prompt in selected for e in examples):
+        raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
+    if target.bos is not None:
+        for example in examples:
+            if example.prompt[0] != target.bos or example.prompt.count(target.bos) != 1:
+                raise UserError(f"task {task.name!r}: {example.id} has not exactly one BOS")
+
+
+def _rows_that_fit(target: Target, flips: Sequence[Flip]) -> int:
+    """Rows per attack step, from the memory that activations of a row take.
+
+    An estimate is enough: a device that runs out halves it.
+    """
+    longest = max((len(f.example.prompt) for f in flips), default=1)
+    width = int(getattr(target.model.config, "hidden_size", 1))
+    # About 16 widths of activations per block are kept for the backward pass, besides the
+    # attention weights over the prefix.
+    per_row = 4 * len(blocks(target.model)) * (16 * width + 4 * longest)
+    return int(min(MAX_ROWS, max(1, CHUNK_BYTES // per_row)))
+
+
+def _joined(deltas: Sequence[ResidualDelta]) -> dict[str, Tensor]:
+    """The chunks' perturbations in one set of named tensors."""
+    if not deltas:
+        return {}
+    parts = [delta.tensors() for delta in deltas]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

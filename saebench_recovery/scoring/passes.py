@@ -1,0 +1,47 @@
+"""Whole forward passes from the tokens, with hooks: the reference that everything is scored by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from saebench_recovery.interfaces import Example, Output, ResidualDelta
+from saebench_recovery.recovery.active import ActiveDefense, Trace
+from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.sites import Site
+from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.forward import forward
+from saebench_recovery.target.hooks import blocks
+
+CHUNK = 64
+
+
+@torch.no_grad()
+def whole_pass(
+    active: ActiveDefense,
+    laid: Batch,
+    meter: Meter,
+    delta: ResidualDelta | None = None,
+    trace: Trace | None = None,
+    *,
+    watch: tuple[Site, ...] = (),
+    distribution: bool = True,
+) -> Output:
+    """One pass from the tokens, by default with the next-token distribution at the readout."""
+
+    def work() -> Output:
+        edits = active.edits(laid, delta, trace, watch)
+        return forward(active.target, laid, edits, distribution=distribution)
+
+    R, Q = laid.ids_RQ.shape
+    layers = len(blocks(active.target.model))
+    logits = "distribution" if distribution else "candidates"
+    return meter.run(work, rows=R, tokens=Q, layers=layers, logits=logits)
+
+
+def outputs(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> Iterator[Output]:
+    """Candidates' scores of a list of examples, a chunk at a time."""
+    for begin in range(0, len(examples), CHUNK):
+        laid = batch(examples[begin : begin + CHUNK], device=active.target.device)
+        yield whole_pass(active, laid, meter, distribution=False)

@@ -1,0 +1,131 @@
+"""From scored examples to the result row: rates, means, controls, drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from saebench_recovery.schema import (
+    Compute,
+    Constrained,
+    Constraint,
+    Controls,
+    Cost,
+    Curve,
+    CurvePoint,
+    Drift,
+    ExampleRow,
+    Examples,
+    Mean,
+    Rate,
+    Row,
+    SideEffects,
+)
+from saebench_recovery.scoring import statistics
+from saebench_recovery.scoring.chunk import Scored, Setting
+from saebench_recovery.scoring.flags import flags
+
+SCOPES = ("perturbed", "readout", "later")
+
+
+def assemble(
+    setting: Setting,
+    target: str,
+    n: int,
+    base: int,
+    scored: Sequence[Scored],
+    effects: SideEffects,
+    attacking: Cost,
+    scoring: Cost,
+) -> Row:
+    """The row of one (target, task, defense, attack); without valid flips its rates are null."""
+    clusters = [s.flip.example.cluster for s in scored]
+    head = setting.budgets.index(setting.headline)
+    defense = setting.active.defense
+    assert defense is not None
+
+    def rate(of: Callable[[Scored], bool]) -> Rate:
+        return statistics.rate([of(s) for s in scored], clusters)
+
+    def mean(of: Callable[[Scored], float | None]) -> Mean:
+        return statistics.mean([of(s) for s in scored], clusters)
+
+    def drift(scope: str) -> Drift:
+        def metric(name: str) -> Mean:
+            return mean(lambda s: s.drift[scope][name])
+
+        return Drift(**{name: metric(name) for name in Drift.model_fields})
+
+    draws = [(hit, c) for s, c in zip(scored, clusters, strict=True) for hit in [s.random[head]]]
+    row = Row(
+        task=setting.task.name,
+        target=target,
+        defense=defense.name,
+        attack=setting.attack.name,
+        threat_model=setting.active.threat_model,
+        budget=setting.headline,
+        seed=setting.seed,
+        features={str(site): latents for site, latents in defense.features.items()},
+        examples=Examples(n=n, base=base, valid=len(scored), clusters=len(set(clusters))),
+        recovery=rate(lambda s: s.recovered),
+        constrained=Constrained(
+            **rate(lambda s: s.constrained).model_dump(), limits=setting.limits
+        ),
+        base_like=rate(lambda s: s.base_like),
+        fidelity=mean(lambda s: s.fidelity),
+        curve=Curve(
+            points=tuple(
+                CurvePoint(
+                    budget=budget,
+                    recovery=rate(lambda s, b=b: s.curve[b]),  # type: ignore[misc]
+                    wrong_target=rate(lambda s, b=b: s.curve_wrong[b]),  # type: ignore[misc]
+                )
+                for b, budget in enumerate(setting.budgets)
+            ),
+            median_norm_recovers=statistics.median_smallest([s.smallest for s in scored]),
+            median_norm_injects=statistics.median_smallest([s.smallest_wrong for s in scored]),
+        ),
+        controls=Controls(
+            nothing=rate(lambda s: s.nothing),
+            random_direction=statistics.rate([h for h, _ in draws], [c for _, c in draws]),
+            wrong_target=rate(lambda s: s.curve_wrong[head]),
+        ),
+        constraint=_constraint(scored),
+        drift={scope: drift(scope) for scope in SCOPES},
+        zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
+        norm=mean(lambda s: s.relative_norm),
+        side_effects=effects,
+        compute=Compute(attack=attacking, scoring=scoring),
+    )
+    return row.model_copy(update={"flags": flags(row, scored, setting.attack.constrained)})
+
+
+def _constraint(scored: Sequence[Scored]) -> Constraint:
+    if not scored:
+        return Constraint(kind="none", rank=0, note="no valid flips")
+    return scored[0].constraint
+
+
+def example_row(setting: Setting, scored: Scored) -> ExampleRow:
+    """One example's figures: ids, no text."""
+    example = scored.flip.example
+    return ExampleRow(
+        task=setting.task.name,
+        attack=setting.attack.name,
+        id=example.id,
+        cluster=example.cluster,
+        recovered=scored.recovered,
+        constrained=scored.constrained,
+        base_like=scored.base_like,
+        fidelity=scored.fidelity,
+        objective_clean=scored.flip.clean,
+        objective_defended=scored.flip.defended,
+        objective_recovered=scored.objective,
+        relative_norm=scored.relative_norm,
+        smallest_norm=scored.smallest,
+        smallest_norm_wrong=scored.smallest_wrong,
+        drift={
+            scope: {m: None if math.isnan(v) else v for m, v in metrics.items()}
+            for scope, metrics in scored.drift.items()
+        },
+    )

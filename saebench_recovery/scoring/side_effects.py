@@ -1,0 +1,75 @@
+"""What a defense does to behaviours and text that it should leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.interfaces import Example, Task
+from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.attribution import CHUNK
+from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.schema import SideEffects
+from saebench_recovery.scoring.passes import outputs
+from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.forward import final_states
+from saebench_recovery.target.hooks import blocks
+
+
+def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects:
+    """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
+    target = active.target
+    retain = task.examples(target, "retain")
+    right = _right(retain, ActiveDefense(target, None), meter)
+    known = [e for e, ok in zip(retain, right, strict=True) if ok]
+    kept = _right(known, active, meter)
+    kl, ce = _neutral(active, meter)
+    return SideEffects(
+        retain_n=len(retain),
+        retain_accuracy_clean=len(known) / len(retain) if retain else None,
+        retain_accuracy_defended=sum(kept) / len(known) if known else None,
+        kl=kl,
+        ce_increase=ce,
+    )
+
+
+def _right(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> list[bool]:
+    """Whether each example's first candidate is the best one."""
+    right: list[bool] = []
+    for output in outputs(examples, active, meter):
+        right += (output.scores_EC.argmax(1) == 0).tolist()
+    return right
+
+
+@torch.no_grad()
+def _neutral(active: ActiveDefense, meter: Meter) -> tuple[float | None, float | None]:
+    """Mean KL(clean || defended) and cross-entropy increase, nats per predicted token."""
+    target = active.target
+    texts = [target.encode(text) for text in target.neutral]
+    kl = ce = tokens = 0.0
+    for begin in range(0, len(texts), CHUNK):
+        chunk = texts[begin : begin + CHUNK]
+        laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
+        clean = _logprobs(ActiveDefense(target, None), laid, meter)
+        defended = _logprobs(active, laid, meter)
+        known_NQ = laid.mask_RQ[:, 1:]
+        next_NQ1 = laid.ids_RQ[:, 1:, None]
+        gap = clean.gather(2, next_NQ1) - defended.gather(2, next_NQ1)
+        kl += float((clean.exp() * (clean - defended)).sum(2)[known_NQ].sum())
+        ce += float(gap[:, :, 0][known_NQ].sum())
+        tokens += float(known_NQ.sum())
+    return (kl / tokens, ce / tokens) if tokens else (None, None)
+
+
+def _logprobs(active: ActiveDefense, laid: Batch, meter: Meter) -> Tensor:
+    """Next-token log-probabilities [R, Q - 1, V]."""
+    target = active.target
+
+    def work() -> Tensor:
+        hidden_RQD = final_states(target, laid, active.edits(laid))
+        return target.logits(hidden_RQD[:, :-1]).log_softmax(-1)
+
+    R, Q = laid.ids_RQ.shape
+    return meter.run(work, rows=R, tokens=Q, layers=len(blocks(target.model)), logits="all")

@@ -1,0 +1,251 @@
+"""The command line as a user meets it: output, exit codes, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from saebench_recovery import cli
+from saebench_recovery.cli import app, main
+from saebench_recovery.results.store import RESULT, read_result
+from saebench_recovery.schema import SCHEMA_VERSION
+from saebench_recovery.specs import Limits, RunSpec, command
+from tests.fakes import TASKS, Engine
+
+Capture = pytest.CaptureFixture[str]
+
+
+def saebench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["saebench", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return int(exit.value.code or 0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "defenses"]])
+def test_help_and_list_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['saebench', *{arguments!r}]\n"
+        "from saebench_recovery.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "saebench_recovery", "run", "--defense", "clmp"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown defense 'clmp'; did you mean 'clamp'?")
+
+
+def test_run_prints_a_table_and_the_path(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert saebench(monkeypatch, "run", "--out", str(tmp_path)) == 0
+    first = capsys.readouterr()
+    for words in (*TASKS, "clamp against orthogonal", "recovery", "0.80 [0.75, 0.85]"):
+        assert words in first.out
+    assert first.err == ""  # no progress bar where nobody looks
+    assert Path(first.out.splitlines()[-1]).name == RESULT
+
+    assert saebench(monkeypatch, "run", "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().out == first.out
+    assert engine.evaluated == list(TASKS)
+
+    (folder,) = tmp_path.iterdir()
+    assert saebench(monkeypatch, "show", str(folder)) == 0
+    assert capsys.readouterr().out in first.out
+
+
+def test_json_prints_only_the_path(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert saebench(monkeypatch, "run", "--json", "--out", str(tmp_path)) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert read_result(Path(line)).status == "complete"
+
+
+def test_flags_are_explained(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert saebench(monkeypatch, "run", "--json", "--out", str(tmp_path)) == 0
+    path = Path(capsys.readouterr().out.strip())
+    result = read_result(path)
+    flagged = result.rows[0].model_copy(update={"flags": ("no-gradient",)})
+    path.write_text(result.model_copy(update={"rows": (flagged,)}).model_dump_json())
+    assert saebench(monkeypatch, "show", str(path)) == 0
+    assert "no-gradient: no gradient reached" in capsys.readouterr().out
+
+
+def test_every_option_may_come_from_the_environment(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    environment = {
+        "OUT": str(tmp_path),
+        "DEFENSE": "ablation",
+        "ATTACK": "unconstrained",
+        "TASK": "alpha gamma",
+        "THREAT_MODEL": "post",
+        "BUDGET": "0.5",
+        "SEED": "3",
+        "LIMIT": "9",
+        "BATCH_SIZE": "4",
+        "DEFENSE_SETTINGS": "latents=5",
+        "MAX_DRIFT": "0.1",
+        "JSON": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(f"SAEBENCH_{name}", value)
+    assert saebench(monkeypatch, "run") == 0
+    spec = read_result(Path(capsys.readouterr().out.strip())).spec
+    said = {
+        "defense": "ablation",
+        "attack": "unconstrained",
+        "tasks": ["alpha", "gamma"],
+        "threat_model": "post",
+        "budget": 0.5,
+        "seed": 3,
+        "limit": 9,
+        "batch_size": 4,
+        "defense_config": {"latents": 5},
+    }
+    assert {key: spec[key] for key in said} == said
+    assert spec["limits"]["drift"] == 0.1
+
+
+def test_every_option_has_an_environment_variable() -> None:
+    help_text = CliRunner().invoke(app, ["run", "--help"]).stdout
+    options = [line for line in help_text.splitlines() if line.startswith("  -")]
+    assert help_text.count("SAEBENCH_") == len(options) - 1  # all but --help
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RunSpec(),
+        RunSpec(tasks=("alpha", "beta"), limit=4, seed=2, threat_model="post", budget=0.5),
+        RunSpec(limits=Limits(drift=0.2, decode=0.3, fidelity=0.4)),
+        RunSpec(
+            defense="steering",
+            defense_config={"site": "blocks.0.hook_resid_post", "value": [1.5, None, "it's"]},
+            attack_config={"text": "3", "flag": True},
+            task_config={"prompts": 8},
+        ),
+    ],
+)
+def test_published_command_repeats_the_spec(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed: list[RunSpec] = []
+
+    def catch(spec: RunSpec, *rest: Any, **more: Any) -> None:
+        executed.append(spec)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("saebench_recovery.harness.execute", catch)
+    program, *arguments = shlex.split(command(spec))
+    assert program == "saebench"
+    assert saebench(monkeypatch, *arguments) == 0
+    assert executed == [spec]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--target", "organsm"], "unknown target 'organsm'; did you mean 'organism'"),
+        (["run", "--attack", "gradient"], "unknown attack 'gradient'"),
+        (["run", "--task", "ioii"], "unknown task 'ioii'; did you mean 'ioi'"),
+        (["run", "-D", "latents"], "'latents' is not of the form key=value"),
+        (["run", "-D", "latents=0"], "defense 'clamp': latents is 0"),
+        (["run", "-A", "stepz=1"], "unknown key 'stepz'; did you mean 'steps'?"),
+        (["run", "-T", "nope=1"], "task 'ioi': unknown key 'nope'"),
+        (["run", "--budget", "lots"], "run: budget is 'lots'"),
+        (["run", "--seed", "-1"], "run: seed is '-1'"),
+        (["run", "--batch-size", "0"], "run: batch_size is '0'"),
+        (["run", "--threat-model", "pre"], "input should be 'reclamp' or 'post'"),
+        (["run", "--plugin", "none.py"], "plugin file 'none.py' does not exist"),
+        (["run", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
+        (["run", "--device", "abacus"], "device 'abacus' is not available"),
+        (["list", "defence"], "did you mean 'defenses'"),
+        (["show", "nowhere"], "no run at 'nowhere'"),
+        (["leaderboard", "nowhere"], "no run at 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert saebench(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_list_shows_names_and_descriptions(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for what, name in (("defenses", "clamp"), ("attacks", "orthogonal"), ("tasks", "ioi")):
+        assert saebench(monkeypatch, "list", what) == 0
+        assert name in capsys.readouterr().out
+    assert saebench(monkeypatch, "list", "targets") == 0
+    assert "organism" in capsys.readouterr().out
+
+
+def test_schema_describes_what_is_written(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert saebench(monkeypatch, "schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["schema_version"] == SCHEMA_VERSION
+    assert saebench(monkeypatch, "run", "--json", "--out", str(tmp_path)) == 0
+    written = json.loads(Path(capsys.readouterr().out.strip()).read_text())
+    described = schema["$defs"]
+    assert set(written) == set(described["RunResult"]["properties"])
+    assert set(written["rows"][0]) == set(described["Row"]["properties"])
+    assert {"Leaderboard", "ExampleRow"} <= set(described)
+
+
+def test_leaderboard_writes_and_names_its_files(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for defense in ("clamp", "ablation"):
+        assert (
+            saebench(monkeypatch, "run", "--out", str(tmp_path / "runs"), "--defense", defense) == 0
+        )
+    capsys.readouterr()
+    runs = [str(run) for run in (tmp_path / "runs").iterdir()]
+    assert saebench(monkeypatch, "leaderboard", *runs, "--out", str(tmp_path / "boards")) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert [Path(path).name for path in paths] == [f"organism-{task}.json" for task in TASKS]
+    assert json.loads(Path(paths[0]).read_text())["groups"][0]["defenses"][0]["rank"] == 1
+
+
+def test_traceback_only_for_our_own_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        main()

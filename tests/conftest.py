@@ -1,0 +1,15 @@
+"""Fixtures for all rooms."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes import Engine
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The fake engine in the place of the real one, with the tasks alpha, beta and gamma."""
+    fake = Engine()
+    fake.install(monkeypatch.setitem)
+    return fake

@@ -1,0 +1,178 @@
+"""Only what is comparable is ranked together, by the worst case, and always in the same order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.results.leaderboard import Leaderboard, build, write
+from saebench_recovery.results.store import RunFolder
+from saebench_recovery.schema import Provenance, RunResult
+from saebench_recovery.specs import RunSpec
+from tests.fakes import SITE, example_row, row
+
+Stored = Callable[..., Path]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """Write a run of one task and return its folder."""
+    numbers = itertools.count()
+
+    def store(
+        defense: str = "clamp",
+        attack: str = "orthogonal",
+        constrained: int = 80,
+        *,
+        task: str = "alpha",
+        status: str = "complete",
+        valid: int = 100,
+        settings: dict[str, Any] | None = None,
+        attack_settings: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Path:
+        spec = RunSpec(defense=defense, attack=attack, tasks=(task,), seed=changes.get("seed", 0))
+        configs = {"defense": settings or {}, "attack": attack_settings or {}, "task": {}}
+        made_by = Provenance(
+            packages={},
+            git_commit=None,
+            target_hash="t",
+            data_hash="d",
+            device="cpu",
+            dtype="float32",
+            seconds=1,
+        )
+        result = RunResult.model_validate(
+            {
+                "status": status,
+                "identity": f"run{next(numbers)}",
+                "spec": {
+                    **spec.model_dump(mode="json"),
+                    "resolved": {task: {"site": SITE, **configs}},
+                    "plugin_files": ["mine.py"],
+                },
+                "provenance": made_by,
+                "rows": (
+                    row(task, constrained, valid, defense=defense, attack=attack, **changes),
+                ),
+            }
+        )
+        folder = RunFolder(tmp_path / "runs", result.identity)
+        ids = [example_row(task, f"{task}/{i}") for i in range(valid)]
+        folder.save(result, ids, {})
+        return folder.path
+
+    return store
+
+
+def test_defenses_rank_by_their_worst_case(stored: Stored) -> None:
+    (board,) = build(
+        [
+            stored("clamp", "orthogonal", 90),
+            stored("clamp", "unconstrained", 10),
+            stored("ablation", "orthogonal", 40),
+            stored("ablation", "unconstrained", 60),
+        ]
+    )
+    (group,) = board.groups
+    assert [(d.rank, d.defense, d.worst_attack) for d in group.defenses] == [
+        (1, "ablation", "unconstrained"),
+        (2, "clamp", "orthogonal"),
+    ]
+    best = group.defenses[0]
+    assert (best.worst_case.rate, best.worst_case.low, best.worst_case.high) == (0.6, 0.55, 0.65)
+    assert [a.attack for a in best.attacks] == ["unconstrained", "orthogonal"]
+    assert best.attacks[0].worst_drift == 0.5
+    assert best.missing_attacks == ()
+
+
+def test_equal_defenses_share_a_rank(stored: Stored) -> None:
+    (board,) = build([stored("clamp"), stored("ablation"), stored("steering", constrained=90)])
+    assert [d.rank for d in board.groups[0].defenses] == [1, 1, 3]
+
+
+def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Path) -> None:
+    runs = [
+        stored(defense, attack, constrained, seed=seed)
+        for seed in (0, 1)
+        for defense, attack, constrained in (
+            ("clamp", "orthogonal", 50),
+            ("ablation", "orthogonal", 50),
+            ("clamp", "unconstrained", 50),
+        )
+    ]
+    one = write(build(runs), tmp_path / "one")
+    other = write(build([*reversed(runs), *runs]), tmp_path / "other")
+    assert [p.name for p in one] == ["organism-alpha.json"]
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+
+
+@pytest.mark.parametrize("change", [{"threat_model": "post"}, {"budget": 0.5}, {"seed": 1}])
+def test_what_is_not_comparable_is_not_ranked_together(
+    stored: Stored, change: dict[str, Any]
+) -> None:
+    (board,) = build([stored("clamp"), stored("ablation", **change)])
+    assert [[d.rank for d in group.defenses] for group in board.groups] == [[1], [1]]
+
+
+def test_attacks_on_other_valid_flips_are_not_mixed(stored: Stored) -> None:
+    (board,) = build([stored(attack="orthogonal"), stored(attack="unconstrained", valid=90)])
+    (group,) = board.groups
+    assert len(group.defenses) == 2
+    assert {d.missing_attacks for d in group.defenses} == {("orthogonal",), ("unconstrained",)}
+
+
+def test_settings_tell_defenses_and_attacks_apart(stored: Stored) -> None:
+    (board,) = build(
+        [
+            stored(attack_settings={"steps": 5}),
+            stored(attack_settings={"steps": 50}),
+            stored(settings={"latents": 3}, attack_settings={"steps": 50}),
+        ]
+    )
+    (group,) = board.groups
+    missing = {canonical["latents"]: d.missing_attacks for d in group.defenses
+               if (canonical := d.config)}
+    assert missing == {3: ("orthogonal steps=5",)}
+    assert sorted(len(d.attacks) for d in group.defenses) == [1, 2]
+
+
+def test_defense_without_valid_flips_is_not_ranked(stored: Stored) -> None:
+    (board,) = build([stored("clamp", valid=0, constrained=0), stored("ablation", constrained=99)])
+    assert [(d.rank, d.defense) for d in board.groups[0].defenses] == [
+        (1, "ablation"),
+        (None, "clamp"),
+    ]
+
+
+def test_flags_are_shown(stored: Stored) -> None:
+    (board,) = build([stored("clamp", flags=("no-gradient",)), stored("ablation")])
+    flagged = {d.defense: (d.flagged, d.attacks[0].flags) for d in board.groups[0].defenses}
+    assert flagged == {"clamp": (True, ("no-gradient",)), "ablation": (False, ())}
+
+
+def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> None:
+    paths = write(build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out")
+    assert [p.name for p in paths] == ["organism-alpha.json", "organism-beta.json"]
+    board = Leaderboard.model_validate_json(paths[0].read_text())
+    (entry,) = board.groups[0].entries
+    assert entry.command == (
+        "saebench run --target organism --task alpha --defense clamp --attack orthogonal "
+        "--threat-model reclamp --budget 0.25 --seed 3 --plugin mine.py"
+    )
+    assert entry.row == row("alpha", seed=3)
+
+
+def test_partial_run_is_refused(stored: Stored) -> None:
+    with pytest.raises(UserError, match="is a partial run; finish it first: saebench run"):
+        build([stored("clamp"), stored("ablation", status="partial")])
+
+
+def test_folder_without_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run at"):
+        build([tmp_path])
