@@ -11,11 +11,11 @@ from torch import Tensor
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Defense, Example, Task
-from saebench_recovery.recovery.attribution import CHUNK, content
+from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
 from saebench_recovery.target.batch import batch
-from saebench_recovery.target.forward import forward
+from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
 

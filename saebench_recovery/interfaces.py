@@ -63,10 +63,15 @@ class Output:
     `scores_EC`: the logit of each candidate at the readout (single-token candidates) or its
     mean log-probability (longer ones); -inf where an example has fewer candidates.
     `logprobs_EV`: next-token log-probabilities at the readout, where they were asked for.
+    `pooled_ED`: mean residual over content tokens, for a task that pools (scores are then
+    empty). `texts`: greedy continuations, for a task that generates.
     """
 
+    examples: tuple[Example, ...]
     scores_EC: Tensor
     logprobs_EV: Tensor | None = None
+    pooled_ED: Tensor | None = None
+    texts: tuple[str, ...] | None = None
 
 
 class Perturbation(ABC):
@@ -102,12 +107,6 @@ class ResidualDelta(Perturbation):
         """Frobenius norm per example, over sites and positions."""
         squares = [values.flatten(1).square().sum(1) for values in self.values.values()]
         return torch.stack(squares).sum(0).sqrt()
-
-    def scaled(self, factor_E: Tensor) -> ResidualDelta:
-        """Each example's delta multiplied by its own factor."""
-        return replace(
-            self, values={s: v * factor_E[:, None, None] for s, v in self.values.items()}
-        )
 
     def rows(self, index: Tensor) -> ResidualDelta:
         """The deltas of some examples."""
@@ -145,10 +144,32 @@ class Plugin:
 
 
 class Task(Plugin, ABC):
-    """Examples in three disjoint splits, and one detector for the behaviour."""
+    """Examples in three disjoint splits, and one detector for the behaviour.
 
-    def fit(self, target: Target) -> None:
-        """Prepare on the selection split (probes, say); most tasks need nothing."""
+    A task reads next-token scores unless it says otherwise: one that sets `pool` reads the mean
+    residual there, and one with `new_tokens` is judged by what the model then writes.
+    """
+
+    pool: Site | None = None
+    new_tokens: int = 0
+
+    @property
+    def label(self) -> str:
+        """What the task's row is called."""
+        return self.name
+
+    def variants(self) -> Sequence[Task]:
+        """The tasks that this one stands for, a row and a fitted defense each.
+
+        Most stand for themselves; one with several targets (a class to remove, say) lists them.
+        """
+        return (self,)
+
+    def fit(self, target: Target, site: Site) -> None:
+        """Prepare on the selection split (probes, say) for a defense at `site`.
+
+        Most tasks need nothing.
+        """
 
     @abstractmethod
     def examples(self, target: Target, split: Split) -> Sequence[Example]:
@@ -171,10 +192,23 @@ class Task(Plugin, ABC):
         scores_EC = output.scores_EC
         return scores_EC[:, 0] - scores_EC[:, 1:].amax(1)
 
-    @final
     def behaviour(self, output: Output) -> Tensor:
-        """The one detector, bool [E], for clean, defended and recovered outputs alike."""
+        """The one detector, bool [E], for clean, defended and recovered outputs alike.
+
+        The harness never judges by anything else. A task that generates judges the texts.
+        """
         return self.objective(output) > 0
+
+    def stopped(self, output: Output) -> Tensor:
+        """Whether the defense did what it should, bool [E]; never where `behaviour` is true.
+
+        Narrower than its opposite where an output can be neither: degenerate text is no refusal.
+        """
+        return ~self.behaviour(output)
+
+    def positions(self, example: Example) -> tuple[int, ...]:
+        """Token positions that a residual attack may perturb: by default the readout."""
+        return (len(example.prompt) - 1,)
 
     @final
     def wrong_target(self, example: Example, defended_scores_C: Tensor) -> Example:
@@ -205,6 +239,14 @@ class Task(Plugin, ABC):
             raise ValueError("fidelity needs next-token log-probabilities")
         gap_EV = output.logprobs_EV.exp() - clean.logprobs_EV.exp()
         return 1 - gap_EV.abs().sum(1) / 2
+
+    def base_like(self, output: Output, clean: Output, least: float) -> Tensor:
+        """Bool [E]: a recovered output that is near the clean one, not merely past the margin."""
+        return self.fidelity(output, clean) >= least
+
+    def figures(self, output: Output, clean: Output) -> dict[str, Tensor]:
+        """Further figures [E] of recovered outputs that the task's field asks for."""
+        return {}
 
 
 class Defense(Plugin, ABC):
@@ -269,4 +311,4 @@ class Attack(Plugin, ABC):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense.
         """
-        return problem.admit(self.search(problem))
+        return problem.admit(self.search(problem), constrained=self.constrained)

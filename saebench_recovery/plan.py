@@ -80,9 +80,11 @@ class Plan:
         resolved: dict[str, Any] = {}
         for name in spec.tasks:
             own = chosen.tasks.get(name) or TaskPreset(site=spec.defense_config["site"])
-            trios[name] = _trio(spec, name, own)
-            configs = {k: p.config.model_dump(mode="json") for k, p in trios[name].plugins.items()}
-            resolved[name] = {"site": own.site, **configs}
+            settings = {**own.task, **spec.task_config}
+            for task in cast("Task", registry.create("task", name, settings)).variants():
+                trio = trios[task.label] = _trio(spec, task, own)
+                configs = {k: p.config.model_dump(mode="json") for k, p in trio.plugins.items()}
+                resolved[task.label] = {"site": own.site, **configs}
         return cls(spec, trios, resolved, _environment(trios, chosen))
 
     @property
@@ -102,12 +104,11 @@ class Plan:
         }
 
 
-def _trio(spec: RunSpec, name: str, own: TaskPreset) -> Trio:
+def _trio(spec: RunSpec, task: Task, own: TaskPreset) -> Trio:
     tuned = own.defenses.get(spec.defense, {})
-    task = registry.create("task", name, {**own.task, **spec.task_config})
     defense = registry.create("defense", spec.defense, {**tuned, **spec.defense_config})
     attack = registry.create("attack", spec.attack, spec.attack_config)
-    return Trio(cast("Task", task), cast("Defense", defense), cast("Attack", attack))
+    return Trio(task, cast("Defense", defense), cast("Attack", attack))
 
 
 def _environment(trios: Mapping[str, Trio], chosen: Preset) -> dict[str, Any]:

@@ -55,7 +55,7 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
         ),
         "random-direction": (
             "saebench_recovery.attacks.random_direction:RandomDirection",
-            "random residual delta of the full budget, a control",
+            "one random direction at the full budget, the floor for every attack",
         ),
     },
     "task": {

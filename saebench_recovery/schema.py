@@ -146,6 +146,7 @@ class Row(Record):
     controls: Controls
     constraint: Constraint
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
+    figures: dict[str, Mean] = Field(description="what only this task reports")
     zero_reactivation: Rate = Field(description="recovered and no eligible latent switched on")
     norm: Mean = Field(description="relative norm of the delta")
     side_effects: SideEffects

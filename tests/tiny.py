@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,10 +32,12 @@ from saebench_recovery.target.target import Target
 
 ARCHITECTURES = ("gpt2", "neox", "llama", "qwen2", "gemma2", "gemma3")
 WIDTH, LAYERS, VOCABULARY, LATENTS, BOS = 32, 4, 101, 96, 1
+WINDOW = 8  # of the sliding layers: shorter than most prompts, so that it binds
+SITES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
 
 def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
-    """A random decoder; windows of 8 tokens bind on prompts of 10 and more."""
+    """A random decoder with weights large enough for errors to show."""
     torch.manual_seed(seed)
     size: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -49,21 +52,19 @@ def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
     }
     grouped = {"num_key_value_heads": 2, "head_dim": 8}
     kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-    makers: dict[str, Any] = {
+    windowed = {**grouped, "sliding_window": WINDOW, "layer_types": kinds}
+    makers: dict[str, Callable[[], nn.Module]] = {
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**size, n_positions=64)),
         "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**size)),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**size, **grouped)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**size, num_key_value_heads=2)),
-        "gemma2": lambda: Gemma2ForCausalLM(
-            Gemma2Config(**size, **grouped, sliding_window=8, layer_types=kinds)
-        ),
-        "gemma3": lambda: Gemma3ForCausalLM(
-            Gemma3TextConfig(**size, **grouped, sliding_window=8, layer_types=kinds)
-        ),
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**size, **windowed)),
+        "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**size, **windowed)),
     }
-    model: nn.Module = makers[architecture]()
-    for weight in model.parameters():  # default inits are so small that errors would not show
-        weight.data.copy_(torch.randn_like(weight) * 0.15 + (weight.data if weight.ndim == 1 else 0))
+    model = makers[architecture]().eval()
+    for weight in model.parameters():
+        kept = weight.data if weight.ndim == 1 else 0.0  # norms' gains
+        weight.data = torch.randn_like(weight) * 0.15 + kept
     return model
 
 
@@ -95,45 +96,62 @@ class TinyTokenizer(SimpleNamespace):
 
 
 def tiny_target(
-    architecture: str,
-    sites: Sequence[str] = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post"),
+    architecture: str, sites: Sequence[str] = SITES, model: nn.Module | None = None
 ) -> Target:
-    dictionaries = {Site.parse(s): tiny_dictionary(Site.parse(s), seed=i) for i, s in enumerate(sites)}
-    preset = Preset(
-        description="", model="", saes={}, tasks={"tiny": TaskPreset(site=sites[0])}
-    )
-    retained = [("some words", "a", ("b", "c")), ("other words", "d", ("e",))]
+    """A target with a dictionary at each site; its task is defended at the first one."""
+    places = [Site.parse(site) for site in sites]
+    preset = Preset(description="", model="", saes={}, tasks={"tiny": TaskPreset(site=sites[0])})
+    model = model or tiny_model(architecture)
     return Target(
         f"tiny-{architecture}",
-        tiny_model(architecture),
+        model,
         TinyTokenizer(),
-        dictionaries,
+        {site: tiny_dictionary(site, seed=i) for i, site in enumerate(places)},
         preset,
         ["neutral text", "a little more of it"],
-        retained,
+        _retained(model),
     )
+
+
+@torch.no_grad()
+def _retained(model: nn.Module) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Questions with what the model itself prefers as the answer."""
+    encode, letters = TinyTokenizer(), "abcdef"
+    facts = []
+    for i in range(8):
+        prompt = f"question {i}"
+        logits_V = model(input_ids=torch.tensor([[BOS, *encode(prompt)["input_ids"]]])).logits[
+            0, -1
+        ]
+        ordered = sorted(letters, key=lambda letter: -logits_V[encode(letter)["input_ids"][0]])
+        facts.append((prompt, ordered[0], tuple(ordered[1:])))
+    return facts
+
+
+@cache
+def shared_target(architecture: str, sites: tuple[str, ...] = SITES) -> Target:
+    """A target that tests only read."""
+    return tiny_target(architecture, sites)
 
 
 class TinyTask(Task):
     """Whether a random model prefers one random token to another: shown by about half."""
 
     name = "tiny"
+    size = 48
 
     def examples(self, target: Target, split: Split) -> Sequence[Example]:
         if split == "retain":
             return target.retained_examples()
         drawn = torch.Generator().manual_seed({"selection": 1, "evaluation": 2}[split])
-
-        def token() -> int:
-            return int(torch.randint(3, VOCABULARY, (1,), generator=drawn))
-
-        def example(i: int) -> Example:
-            length = 6 + int(torch.randint(0, 9, (1,), generator=drawn))
-            prompt = (BOS, *(token() for _ in range(length)))
-            right, other, third = (token(),), (token(),), (token(),)
-            return Example(f"{split}/{i}", prompt, (right, other), third, cluster=str(i // 2))
-
-        return [example(i) for i in range(48)]
+        return [self._example(f"{split}/{i}", i, drawn) for i in range(self.size)]
 
     def attribution(self, target: Target, site: Site) -> Tensor:
         return torch.arange(1.0, 1 + target.dictionary(site).width)
+
+    def _example(self, name: str, place: int, drawn: torch.Generator) -> Example:
+        length = 6 + int(torch.randint(0, 9, (1,), generator=drawn))
+        words = torch.randint(3, VOCABULARY, (length,), generator=drawn).tolist()
+        answers = (3 + torch.randperm(VOCABULARY - 3, generator=drawn))[:3].tolist()
+        right, other, wrong = ((token,) for token in answers)
+        return Example(name, (BOS, *words), (right, other), wrong, cluster=str(place // 2))

@@ -7,7 +7,6 @@ from rich.table import Table
 
 from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult
-from saebench_recovery.scoring.flags import MEANINGS
 
 NONE = "-"
 
@@ -29,8 +28,12 @@ def print_result(result: RunResult) -> None:
     console.print(table)
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
-    for flag in sorted({flag for row in result.rows for flag in row.flags}):
-        console.print(f"[bold]{flag}[/bold]: {MEANINGS.get(flag, 'unknown to this version')}", highlight=False)
+    if flags := sorted({flag for row in result.rows for flag in row.flags}):
+        from saebench_recovery.scoring.flags import MEANINGS  # imports torch
+
+        for flag in flags:
+            meaning = MEANINGS.get(flag, "unknown to this version")
+            console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
 
 
 def _measures(row: Row) -> dict[str, str]:

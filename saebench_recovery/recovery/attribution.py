@@ -9,17 +9,11 @@ from torch import Tensor
 
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import Batch, batch
-from saebench_recovery.target.forward import forward
+from saebench_recovery.target.batch import batch
+from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
 CHUNK = 32  # selection is done once per run; a fixed size keeps its sums reproducible
-
-
-def content(target: Target, laid: Batch) -> Tensor:
-    """Bool [R, Q]: real tokens other than BOS, whose activations are outliers."""
-    keep = laid.mask_RQ
-    return keep & (laid.position_RQ > 0) if target.bos is not None else keep
 
 
 def activation_gradient(

@@ -9,14 +9,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from saebench_recovery.interfaces import Example, Perturbation, ResidualDelta, Task
+from saebench_recovery.interfaces import Example, Output, Perturbation, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
+from saebench_recovery.recovery.generation import written
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.recovery.projection import Constraint, Free, constraint_for
 from saebench_recovery.sites import Site
 from saebench_recovery.target.batch import Batch, batch
 from saebench_recovery.target.forward import Start, forward, prefill
-from saebench_recovery.target.hooks import blocks, start_block
+from saebench_recovery.target.hooks import start_block
 
 T = TypeVar("T")
 
@@ -35,7 +36,6 @@ class Problem:
 
     active: ActiveDefense
     task: Task
-    examples: tuple[Example, ...]
     batch: Batch
     start: Start
     positions_NP: Tensor
@@ -48,7 +48,11 @@ class Problem:
 
     @property
     def size(self) -> int:
-        return len(self.examples)
+        return len(self.batch.examples)
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        return self.batch.examples
 
     def fences(self, constrained: bool) -> Mapping[Site, Constraint]:
         """The constraint sets per site, or none at all."""
@@ -66,6 +70,15 @@ class Problem:
         """The task's margin [N] with this perturbation under the active defense."""
         return self._metered(lambda: self._objective(delta), backward=False)
 
+    @torch.no_grad()
+    def behaviour(self, delta: ResidualDelta) -> Tensor:
+        """Whether the behaviour is shown, bool [N], by the task's one detector."""
+        if not self.task.new_tokens:
+            return self._metered(lambda: self.task.behaviour(self._output(delta)), backward=False)
+        texts = written(self.active, self.examples, self.task.new_tokens, self.meter, delta)
+        scores = torch.empty(self.size, 0, device=self.budget_N.device)
+        return self.task.behaviour(Output(self.examples, scores, texts=texts))
+
     def gradient(self, delta: ResidualDelta) -> tuple[Tensor, dict[Site, Tensor]]:
         """The margin [N] and its gradient [N, P, D] per site; examples are independent."""
 
@@ -78,7 +91,7 @@ class Problem:
 
         return self._metered(work, backward=True)
 
-    def admit(self, perturbation: Perturbation) -> ResidualDelta:
+    def admit(self, perturbation: Perturbation, *, constrained: bool) -> ResidualDelta:
         """Clip a perturbation to the budget; refuse one that is not of this problem.
 
         Raises:
@@ -95,7 +108,14 @@ class Problem:
         norm_N = perturbation.norm_E()
         over = norm_N > self.budget_N * (1 + 1e-5)
         factor_N = torch.where(over, self.budget_N / norm_N.clamp(min=1e-30), 1.0)
-        return perturbation.scaled(factor_N)
+        return self.shrunk(perturbation, factor_N, constrained)
+
+    def shrunk(self, delta: ResidualDelta, factor_N: Tensor, constrained: bool) -> ResidualDelta:
+        """Shorter deltas, still in the constraint sets if they were."""
+        fences = self.fences(constrained)
+        return replace(
+            delta, values={s: fences[s].shrink(v, factor_N) for s, v in delta.values.items()}
+        )
 
     def rows(self, index: Tensor) -> Problem:
         """Some of the examples, for stopping those that are done."""
@@ -104,7 +124,6 @@ class Problem:
         row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
         return replace(
             self,
-            examples=tuple(self.examples[i] for i in index.tolist()),
             batch=self.batch.rows(index),
             start=self.start.rows(row, index // share),
             positions_NP=self.positions_NP[index],
@@ -119,15 +138,18 @@ class Problem:
         return replace(self, meter=meter)
 
     def _objective(self, delta: ResidualDelta) -> Tensor:
+        return self.task.objective(self._output(delta))
+
+    def _output(self, delta: ResidualDelta) -> Output:
         edits = self.active.edits(self.batch, delta)
-        return self.task.objective(forward(self.active.target, self.batch, edits, self.start))
+        return forward(self.active.target, self.batch, edits, self.start, pool=self.task.pool)
 
     def _metered(self, work: Callable[[], T], *, backward: bool) -> T:
         return self.meter.run(
             work,
             rows=self.batch.ids_RQ.shape[0],
             tokens=self.batch.ids_RQ.shape[1],
-            layers=len(blocks(self.active.target.model)) - start_block(self.start.site),
+            layers=self.active.target.depth(self.task.pool) - start_block(self.start.site),
             prefix=self.start.prefix.length,
             backward=backward,
         )
@@ -153,22 +175,30 @@ def build(
     positions_EP = positions_EP.to(target.device)
     share = len(examples[0])
     first = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
+    if task.pool is not None:  # a mean over tokens needs them all in the window
+        first = [0] * len(examples)
     variants = tuple(variant for group in examples for variant in group)
     window = batch(variants, [f for f in first for _ in range(share)], target.device)
-    prompts = window.rows(torch.arange(0, len(variants), share, device=target.device))
-    prompts = replace(prompts, prefix=batch([g[0] for g in examples], first, target.device).prefix)
+    prefix = batch([group[0] for group in examples], first, target.device).prefix
+    # Variants differ in their candidates: their windows do only if those are teacher-forced.
+    once = window
+    if window.forced_RQ is None:
+        once = window.rows(torch.arange(0, len(variants), share, device=target.device))
     trace = Trace()
-    start = prefill(target, prompts, active.edits, min(sites), share)
-    forward_once = active.edits(prompts, trace=trace, watch=tuple(sites))
-    single = replace(start, resid_RQD=start.resid_RQD[::share])
-    with torch.no_grad():
-        forward(target, prompts, forward_once, single)
-    column_EP = prompts.columns(positions_EP)[:: prompts.rows_per_example]
+    watched = active.edits(once, trace=trace, watch=tuple(sites))
+    start = prefill(target, prefix, once, active.edits, watched, min(sites))
+    first_row = torch.arange(len(examples), device=target.device) * (
+        once.ids_RQ.shape[0] // len(examples)
+    )
+    if once is not window:
+        start = replace(start, resid_RQD=start.resid_RQD.repeat_interleave(share, 0))
+    column_EP = positions_EP - once.position_RQ[first_row, :1]
+    column_EP = torch.where(positions_EP < 0, -1, column_EP)
     constraints: dict[Site, Constraint] = {}
     square_E = torch.zeros(len(examples), device=target.device)
     for site in sites:
-        base_EPD = _at(trace.before[site], column_EP, prompts.rows_per_example)
-        after_EPD = _at(trace.after[site], column_EP, prompts.rows_per_example)
+        base_EPD = _at(trace.before[site][first_row], column_EP)
+        after_EPD = _at(trace.after[site][first_row], column_EP)
         square_E = square_E + after_EPD.flatten(1).square().sum(1)
         constraints[site] = Free()
         if active.defense is not None and site in active.defense.latents:
@@ -179,7 +209,6 @@ def build(
     return Problem(
         active,
         task,
-        variants,
         window,
         start,
         positions_EP.repeat_interleave(share, 0),
@@ -192,8 +221,7 @@ def build(
     )
 
 
-def _at(resid_RQD: Tensor, column_EP: Tensor, rows_per_example: int) -> Tensor:
+def _at(resid_EQD: Tensor, column_EP: Tensor) -> Tensor:
     """Residual rows [E, P, D] at window columns, zero where there is none."""
-    resid_EQD = resid_RQD[::rows_per_example]
     index = column_EP.clamp(min=0)[:, :, None].expand(-1, -1, resid_EQD.shape[2])
     return resid_EQD.gather(1, index) * (column_EP >= 0)[:, :, None]

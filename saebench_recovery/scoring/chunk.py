@@ -7,10 +7,11 @@ perturbation from the tokens (headline budget), or through the model's tail (cur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery import schema
 from saebench_recovery.interfaces import Attack, Example, Output, ResidualDelta, Task
@@ -72,7 +73,8 @@ class Scored:
     smallest: float | None
     smallest_wrong: float | None
     nothing: bool
-    random: list[bool]
+    random: bool
+    figures: Mapping[str, float]
     switched_on: bool
     drift: Mapping[str, Mapping[str, float]]  # NaN where undefined
     constraint: schema.Constraint
@@ -97,13 +99,13 @@ def _problem(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     count = len(setting.budgets)
     wrong = [setting.task.wrong_target(f.example, f.defended_scores_C) for f in flips]
     groups = [[f.example] * count + [w] * count for f, w in zip(flips, wrong, strict=True)]
-    readout_E1 = torch.tensor([[len(f.example.prompt) - 1] for f in flips])
+    positions = [torch.tensor(setting.task.positions(f.example)) for f in flips]
     assert setting.active.defense is not None
     return build(
         setting.active,
         setting.task,
         groups,
-        readout_E1,
+        pad_sequence(positions, batch_first=True, padding_value=-1),
         [min(setting.active.defense.latents)],
         torch.tensor([setting.budgets * 2] * len(flips)),
         torch.tensor([f.clean for f in flips]),
@@ -116,20 +118,20 @@ def _score(
     setting: Setting, flips: Sequence[Flip], problem: Problem, found: ResidualDelta
 ) -> tuple[list[Scored], ResidualDelta]:
     E, B = len(flips), len(setting.budgets)
-    fences = problem.fences(setting.attack.constrained)
-    tail_EV = problem.objective(found).view(E, 2 * B)
-    nothing_EV = problem.objective(problem.zeros()).view(E, 2 * B)
-    random = random_direction(problem, fences, found.norm_E(), "control")
-    random_EV = problem.objective(random).view(E, 2 * B)
-    smallest_EV = _smallest_norms(problem, found, setting.attack.constrained).view(E, 2 * B)
-    relative_EV = (found.norm_E() / problem.scale_N).view(E, 2 * B)
+    works_N = problem.behaviour(found)
+    smallest_EV = _smallest_norms(problem, found, works_N, setting.attack.constrained).view(E, -1)
+    works_EV = works_N.view(E, 2 * B)
     head = setting.budgets.index(setting.headline)
-    chosen = torch.arange(E, device=tail_EV.device) * 2 * B + head
-    headline = found.rows(chosen)
+    chosen = torch.arange(E, device=works_N.device) * 2 * B + head
+    alone, headline = problem.rows(chosen), found.rows(chosen)
+    nothing_E = alone.behaviour(alone.zeros())
+    fences = alone.fences(setting.attack.constrained)
+    random_E = alone.behaviour(random_direction(alone, fences, headline.norm_E(), "control"))
+    relative_E = headline.norm_E() / alone.scale_N
     replay = _Replay(setting, [f.example for f in flips], headline, problem.meter)
     recovered_E, objective_E = replay.recovered_E, replay.objective_E
-    gap_E = (objective_E - tail_EV[:, head]).abs() / (1 + objective_E.abs())
-    blind_E = _blind(problem).view(E, 2 * B)[:, head]
+    gap_E = (objective_E - alone.objective(headline)).abs() / (1 + objective_E.abs())
+    blind_E = _blind(alone)
     (fence,) = fences.values()
     constraint = schema.Constraint(kind=fence.kind, rank=fence.rank, note=fence.note)
     scored = []
@@ -139,16 +141,17 @@ def _score(
                 flip=flip,
                 recovered=bool(recovered_E[e]),
                 constrained=bool(recovered_E[e] & replay.within_E[e]),
-                base_like=bool(recovered_E[e] & (replay.fidelity_E[e] >= setting.limits.fidelity)),
+                base_like=bool(recovered_E[e] & replay.base_like_E[e]),
                 objective=float(objective_E[e]),
                 fidelity=float(replay.fidelity_E[e]),
-                relative_norm=float(relative_EV[e, head]),
-                curve=(tail_EV[e, :B] > 0).tolist(),
-                curve_wrong=(tail_EV[e, B:] > 0).tolist(),
+                relative_norm=float(relative_E[e]),
+                curve=works_EV[e, :B].tolist(),
+                curve_wrong=works_EV[e, B:].tolist(),
                 smallest=_least(smallest_EV[e, :B]),
                 smallest_wrong=_least(smallest_EV[e, B:]),
-                nothing=bool(nothing_EV[e, head] > 0),
-                random=(random_EV[e, :B] > 0).tolist(),
+                nothing=bool(nothing_E[e]),
+                random=bool(random_E[e]),
+                figures={name: float(values[e]) for name, values in replay.figures.items()},
                 switched_on=bool(replay.switched_on_E[e]),
                 drift={
                     scope: {name: float(values[e]) for name, values in found.metrics.items()}
@@ -162,15 +165,17 @@ def _score(
     return scored, headline
 
 
-def _smallest_norms(problem: Problem, found: ResidualDelta, constrained: bool) -> Tensor:
-    """Relative norm [N] to which each delta can shrink and still recover; inf if it does not."""
-    fences = problem.fences(constrained)
-    works_N = problem.objective(found) > 0
+def _smallest_norms(
+    problem: Problem, found: ResidualDelta, works_N: Tensor, constrained: bool
+) -> Tensor:
+    """Relative norm [N] to which each delta can shrink and still work; inf if it does not.
+
+    Where every look costs a generation, only the budgets themselves are compared.
+    """
     low_N, high_N = torch.zeros_like(problem.scale_N), torch.ones_like(problem.scale_N)
-    for _ in range(BISECTIONS):
+    for _ in range(0 if problem.task.new_tokens else BISECTIONS):
         middle_N = (low_N + high_N) / 2
-        shorter = {s: fences[s].shrink(v, middle_N) for s, v in found.values.items()}
-        enough_N = problem.objective(replace(found, values=shorter)) > 0
+        enough_N = problem.behaviour(problem.shrunk(found, middle_N, constrained))
         high_N = torch.where(enough_N, middle_N, high_N)
         low_N = torch.where(enough_N, low_N, middle_N)
     norm_N = found.norm_E() * high_N / problem.scale_N
@@ -201,15 +206,17 @@ class _Replay:
         laid = batch(examples, device=active.target.device)
         bare = ActiveDefense(active.target, None)
         clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
-        clean = whole_pass(bare, laid, meter, trace=clean_trace, watch=watch)
-        whole_pass(active, laid, meter, trace=defended_trace, distribution=False)
-        output: Output = whole_pass(active, laid, meter, delta, trace)
+        clean = whole_pass(bare, task, laid, meter, trace=clean_trace, watch=watch)
+        whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)
+        output: Output = whole_pass(active, task, laid, meter, delta, trace)
         for site in watch:
             clean_trace.z[site] = latents[site].read(clean_trace.after[site])
             clean_trace.p[site] = latents[site].preactivation(clean_trace.after[site])
         self.objective_E = task.objective(output)
         self.recovered_E = task.behaviour(output)
         self.fidelity_E = task.fidelity(output, clean)
+        self.base_like_E = task.base_like(output, clean, setting.limits.fidelity)
+        self.figures = task.figures(output, clean)
         C = laid.rows_per_example
         self.drift = drift(
             _reading(defended_trace, watch, C),

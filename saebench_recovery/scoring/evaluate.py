@@ -47,7 +47,7 @@ def evaluate(
     attacking, scoring = Meter(), Meter()
     with scoring.timed():
         advance("fitting the defense", 0, 1)
-        task.fit(target)
+        task.fit(target, target.site_for(task.name, defense.config.site))
         examples = list(task.examples(target, "evaluation"))[: spec.limit]
         _check(task, target, examples)
         defense.fit(target, task)
@@ -60,7 +60,7 @@ def evaluate(
     deltas: list[ResidualDelta] = []
     size = spec.batch_size or _rows_that_fit(target, flips) // setting.variants
     while len(scored) < len(flips):
-        advance(f"{task.name}: {defense.name} against {attack.name}", len(scored), len(flips))
+        advance(f"{task.label}: {defense.name} against {attack.name}", len(scored), len(flips))
         part = flips[len(scored) : len(scored) + max(1, size)]
         try:
             done, delta = score_chunk(setting, part, attacking, scoring)
@@ -71,7 +71,7 @@ def evaluate(
             continue
         scored += done
         deltas.append(delta)
-    advance(f"{task.name}: {defense.name} against {attack.name}", len(flips), len(flips))
+    advance(f"{task.label}: {defense.name} against {attack.name}", len(flips), len(flips))
     row = assemble(
         setting, target.name, len(examples), base, scored, effects, attacking.cost(), scoring.cost()
     )
@@ -86,8 +86,8 @@ def valid_flips(
 
     One detector, `Task.behaviour`, judges both.
     """
-    before = outputs(examples, ActiveDefense(active.target, None), meter)
-    after = outputs(examples, active, meter)
+    before = outputs(examples, ActiveDefense(active.target, None), task, meter)
+    after = outputs(examples, active, task, meter)
     base, flips, index = 0, [], 0
     for clean, defended in zip(before, after, strict=True):
         clean_E, defended_E = task.objective(clean), task.objective(defended)
@@ -96,7 +96,7 @@ def valid_flips(
                 f"the model gives NaN or infinity on task {task.name!r} under "
                 f"{active.defense.name if active.defense else 'no defense'}"
             )
-        shown_E, stopped_E = task.behaviour(clean), ~task.behaviour(defended)
+        shown_E, stopped_E = task.behaviour(clean), task.stopped(defended)
         base += int(shown_E.sum())
         for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
             example = examples[index + e]

@@ -56,9 +56,8 @@ def assemble(
 
         return Drift(**{name: metric(name) for name in Drift.model_fields})
 
-    draws = [(hit, c) for s, c in zip(scored, clusters, strict=True) for hit in [s.random[head]]]
     row = Row(
-        task=setting.task.name,
+        task=setting.task.label,
         target=target,
         defense=defense.name,
         attack=setting.attack.name,
@@ -66,7 +65,12 @@ def assemble(
         budget=setting.headline,
         seed=setting.seed,
         features={str(site): latents for site, latents in defense.features.items()},
-        examples=Examples(n=n, base=base, valid=len(scored), clusters=len(set(clusters))),
+        examples=Examples(
+            n=n,
+            base=base,
+            valid=len(scored),
+            clusters=len({c or i for i, c in enumerate(clusters)}),
+        ),
         recovery=rate(lambda s: s.recovered),
         constrained=Constrained(
             **rate(lambda s: s.constrained).model_dump(), limits=setting.limits
@@ -87,11 +91,15 @@ def assemble(
         ),
         controls=Controls(
             nothing=rate(lambda s: s.nothing),
-            random_direction=statistics.rate([h for h, _ in draws], [c for _, c in draws]),
+            random_direction=rate(lambda s: s.random),
             wrong_target=rate(lambda s: s.curve_wrong[head]),
         ),
         constraint=_constraint(scored),
         drift={scope: drift(scope) for scope in SCOPES},
+        figures={
+            name: mean(lambda s, name=name: s.figures[name])  # type: ignore[misc]
+            for name in (scored[0].figures if scored else ())
+        },
         zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
         norm=mean(lambda s: s.relative_norm),
         side_effects=effects,
@@ -110,7 +118,7 @@ def example_row(setting: Setting, scored: Scored) -> ExampleRow:
     """One example's figures: ids, no text."""
     example = scored.flip.example
     return ExampleRow(
-        task=setting.task.name,
+        task=setting.task.label,
         attack=setting.attack.name,
         id=example.id,
         cluster=example.cluster,

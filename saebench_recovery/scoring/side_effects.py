@@ -12,10 +12,8 @@ from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import SideEffects
-from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.target.batch import Batch, batch
-from saebench_recovery.target.forward import final_states
-from saebench_recovery.target.hooks import blocks
+from saebench_recovery.target.forward import final_states, forward
 
 
 def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects:
@@ -35,10 +33,18 @@ def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects
     )
 
 
+@torch.no_grad()
 def _right(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> list[bool]:
     """Whether each example's first candidate is the best one."""
     right: list[bool] = []
-    for output in outputs(examples, active, meter):
+    for begin in range(0, len(examples), CHUNK):
+        laid = batch(examples[begin : begin + CHUNK], device=active.target.device)
+        output = meter.run(
+            lambda laid=laid: forward(active.target, laid, active.edits(laid)),  # type: ignore[misc]
+            rows=laid.ids_RQ.shape[0],
+            tokens=laid.ids_RQ.shape[1],
+            layers=active.target.depth(),
+        )
         right += (output.scores_EC.argmax(1) == 0).tolist()
     return right
 
@@ -72,4 +78,4 @@ def _logprobs(active: ActiveDefense, laid: Batch, meter: Meter) -> Tensor:
         return target.logits(hidden_RQD[:, :-1]).log_softmax(-1)
 
     R, Q = laid.ids_RQ.shape
-    return meter.run(work, rows=R, tokens=Q, layers=len(blocks(target.model)), logits="all")
+    return meter.run(work, rows=R, tokens=Q, layers=target.depth(), logits="all")

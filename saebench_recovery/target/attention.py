@@ -88,7 +88,11 @@ def attention(
     query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)
     scores = query @ key.transpose(-1, -2)
     prefix = _active.get()
-    past = None if prefix is None or prefix.length == 0 else prefix.keys_values[cast(int, module.layer_idx)]
+    past = (
+        None
+        if prefix is None or prefix.length == 0
+        else prefix.keys_values[cast(int, module.layer_idx)]
+    )
     if past is not None:
         shared = R // past[0].shape[0]
         before = _per_example(query, shared) @ past[0].transpose(-1, -2)
@@ -111,7 +115,7 @@ def _per_example(x_RHQd: Tensor, shared: int) -> Tensor:
     """[E * n, H, Q, d] -> [E, H, n * Q, d]: the rows of one example side by side."""
     if shared == 1:
         return x_RHQd
-    R, H, Q, d = x_RHQd.shape
+    H, Q, d = x_RHQd.shape[1:]
     return x_RHQd.view(-1, shared, H, Q, d).transpose(1, 2).reshape(-1, H, shared * Q, d)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Batch:
     with the candidate appended to the prompt (teacher forcing).
     """
 
+    examples: tuple[Example, ...]
     ids_RQ: Tensor
     mask_RQ: Tensor  # False on padding
     position_RQ: Tensor  # absolute token positions
@@ -64,6 +66,7 @@ class Batch:
         C = self.rows_per_example
         index_R = (index_E[:, None] * C + torch.arange(C, device=index_E.device)).flatten()
         return Batch(
+            tuple(self.examples[i] for i in index_E.tolist()),
             self.ids_RQ[index_R],
             self.mask_RQ[index_R],
             self.position_RQ[index_R],
@@ -104,6 +107,7 @@ def batch(
     candidates = [torch.tensor([c[0] for c in e.candidates]) for e in examples]
     length = torch.tensor([len(e.prompt) for e in examples])
     made = Batch(
+        tuple(examples),
         ids_RQ,
         mask_RQ,
         position_RQ,
@@ -113,6 +117,14 @@ def batch(
         _prefix(examples, start),
     )
     return _to(made, device)
+
+
+def tokens_only(ids_RQ: Tensor, mask_RQ: Tensor, position_RQ: Tensor) -> Batch:
+    """Rows of tokens that nothing is read from, such as a prefix or a token just generated."""
+    none = torch.empty(ids_RQ.shape[0], 0, dtype=torch.long, device=ids_RQ.device)
+    last_R = torch.full_like(ids_RQ[:, 0], ids_RQ.shape[1] - 1)
+    empty = Prefix(none, none, none)
+    return Batch((), ids_RQ, mask_RQ, position_RQ, last_R, none, None, empty)
 
 
 def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
@@ -127,7 +139,7 @@ def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
 
 
 def _to(made: Batch, device: str) -> Batch:
-    def moved(part: Batch | Prefix) -> dict[str, Tensor]:
+    def moved(part: Batch | Prefix) -> dict[str, Any]:
         held = {field.name: getattr(part, field.name) for field in fields(part)}
         return {name: t.to(device) for name, t in held.items() if isinstance(t, Tensor)}
 

@@ -7,7 +7,7 @@ keys and values of earlier positions from a cache, and computes only the logits 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from saebench_recovery.interfaces import Output
 from saebench_recovery.sites import Site
 from saebench_recovery.target.attention import FrozenPrefix, reading
-from saebench_recovery.target.batch import Batch
+from saebench_recovery.target.batch import Batch, Prefix, tokens_only
 from saebench_recovery.target.hooks import Edit, blocks, edited, start_block, starting_at
 
 if TYPE_CHECKING:
@@ -52,54 +52,58 @@ def forward(
     edits: Mapping[Site, Edit],
     start: Start | None = None,
     *,
+    pool: Site | None = None,
     distribution: bool = False,
 ) -> Output:
     """Run a batch, whole (`start` is None: windows begin at 0) or from `start`.
 
     Returns the candidates' scores [E, C] in float32 and, if asked for, the next-token
-    log-probabilities [E, V] at the readout. Edits before `start` are already in its residual.
+    log-probabilities [E, V] at the readout. With `pool`, the mean residual [E, D] over content
+    tokens at that site instead, and no later layer is run. Edits before `start` are already in
+    its residual.
     """
     if start is not None:
         edits = {site: edit for site, edit in edits.items() if not site < start.site}
+    if pool is not None:
+        resid_RQD = _until(target, batch, edits, start, pool)
+        pooled_ED = _content_mean(target, batch, resid_RQD)[:: batch.rows_per_example]
+        return Output(batch.examples, pooled_ED[:, :0], pooled_ED=pooled_ED)
     hidden_RQD = final_states(target, batch, edits, start)
     scores_EC = _scores(target, batch, hidden_RQD)
     if not distribution:
-        return Output(scores_EC)
+        return Output(batch.examples, scores_EC)
     first = torch.arange(len(batch.readout_E), device=hidden_RQD.device)
     readout_ED = hidden_RQD[first * batch.rows_per_example, batch.readout_E]
-    return Output(scores_EC, target.logits(readout_ED).log_softmax(-1))
+    return Output(batch.examples, scores_EC, target.logits(readout_ED).log_softmax(-1))
 
 
 @torch.no_grad()
-def prefill(target: Target, batch: Batch, edits: Edits, site: Site, share: int = 1) -> Start:
+def prefill(
+    target: Target,
+    prefix: Prefix,
+    window: Batch,
+    edits: Edits,
+    window_edits: Mapping[Site, Edit],
+    site: Site,
+) -> Start:
     """Cache what a tail from `site` needs, with the defense active on every position.
 
-    Runs the prefixes of E examples and their windows once; `share` rows per example then use
-    them. `batch` holds one entry per example.
+    Runs the prefixes of E examples once, and then the window's R = E * n rows with
+    `window_edits` (the same edits, perhaps recording).
     """
-    prefix = batch.prefix
     length = prefix.ids_EP.shape[1]
     frozen = FrozenPrefix(length, [None] * len(blocks(target.model)))
     if length:
         cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
-        left = Batch(
-            prefix.ids_EP,
-            prefix.mask_EP,
-            prefix.position_EP,
-            torch.full_like(batch.readout_E, length - 1),
-            batch.candidate_EC,
-            None,
-            prefix,
-        )
+        left = tokens_only(prefix.ids_EP, prefix.mask_EP, prefix.position_EP)
         with edited(target.model, edits(left)):
-            _run(target, left, prefix.mask_EP, cache)
+            run_tokens(target, left, prefix.mask_EP, cache)
         frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
     block = start_block(site)
     # A pass that starts inside a block re-enters it, so what is kept is the block's input.
     entry = site if site.kind.startswith("hook_resid_p") else Site(site.layer, "hook_resid_pre")
     kept: list[Tensor] = []
-    inner = dict(edits(batch))
-    wanted = inner.get(entry)
+    wanted = window_edits.get(entry)
 
     def keep(resid: Tensor) -> Tensor:
         if entry == site:  # edits at the site itself run again in every tail
@@ -110,11 +114,10 @@ def prefill(target: Target, batch: Batch, edits: Edits, site: Site, share: int =
         return changed
 
     whole = Start(Site(0, "hook_resid_pre"), torch.empty(0), frozen, prefix.mask_EP)
-    with edited(target.model, {**inner, entry: keep}), reading(frozen):
-        _run(target, batch, _attention_mask(batch, whole), frozen)
+    with edited(target.model, {**window_edits, entry: keep}), reading(frozen):
+        run_tokens(target, window, _attention_mask(window, whole), frozen)
     late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
-    resid_RQD = kept[0].repeat_interleave(share, 0)
-    return Start(site, resid_RQD, FrozenPrefix(length, late), prefix.mask_EP)
+    return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP)
 
 
 def final_states(
@@ -123,14 +126,45 @@ def final_states(
     """Final-norm output [R, Q, D] of the window."""
     if start is None:
         with edited(target.model, edits):
-            return _run(target, batch, batch.mask_RQ, None)
+            return run_tokens(target, batch, batch.mask_RQ, None)
     # Edit hooks are installed before the injection, which prepends itself where both meet.
     with (
         edited(target.model, edits),
         starting_at(target.model, start_block(start.site), start.resid_RQD),
         reading(start.prefix) if start.prefix.length else nullcontext(),
     ):
-        return _run(target, batch, _attention_mask(batch, start), start.prefix)
+        return run_tokens(target, batch, _attention_mask(batch, start), start.prefix)
+
+
+class _SiteReached(Exception):  # noqa: N818
+    """Leaves a forward pass once the pooled site has been seen."""
+
+
+def _until(
+    target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None, site: Site
+) -> Tensor:
+    """The residual [R, Q, D] as edited at `site`; later layers are not run."""
+    reached: list[Tensor] = []
+    wanted = edits.get(site)
+
+    def stop(resid: Tensor) -> Tensor:
+        reached.append(resid if wanted is None else wanted(resid))
+        raise _SiteReached
+
+    with suppress(_SiteReached):
+        final_states(target, batch, {**edits, site: stop}, start)
+    return reached[0]
+
+
+def content(target: Target, batch: Batch) -> Tensor:
+    """Bool [R, Q]: real tokens other than BOS, whose activations are outliers."""
+    keep = batch.mask_RQ
+    return keep & (batch.position_RQ > 0) if target.bos is not None else keep
+
+
+def _content_mean(target: Target, batch: Batch, resid_RQD: Tensor) -> Tensor:
+    weight_RQ1 = content(target, batch)[:, :, None].float()
+    return (resid_RQD.float() * weight_RQ1).sum(1) / weight_RQ1.sum(1).clamp(min=1)
 
 
 def _attention_mask(batch: Batch, start: Start) -> Tensor:
@@ -139,9 +173,10 @@ def _attention_mask(batch: Batch, start: Start) -> Tensor:
     return torch.cat([start.prefix_mask_EP.repeat_interleave(shared, 0), batch.mask_RQ], 1)
 
 
-def _run(
+def run_tokens(
     target: Target, batch: Batch, mask: Tensor, cache: DynamicCache | FrozenPrefix | None
 ) -> Tensor:
+    """Final-norm output of a batch's tokens; what the attention sees is up to `mask`, `cache`."""
     model: Any = target.model
     output = model.base_model(
         input_ids=batch.ids_RQ,

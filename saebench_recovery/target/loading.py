@@ -34,7 +34,9 @@ def load_target(name: str, device: str = "auto") -> Target:
     except (OSError, ValueError) as error:
         raise UserError(f"target {name!r} cannot be loaded from {folder}: {error}") from error
     dictionaries = {
-        Site.parse(site): load_dictionary(_folder(sae), Site.parse(site), where)
+        Site.parse(site): load_dictionary(
+            _folder(sae), Site.parse(site), where, d_model=model.config.hidden_size
+        )
         for site, sae in chosen.saes.items()
     }
     neutral = list(islice(world.neutral_texts("evaluation"), NEUTRAL_TEXTS))

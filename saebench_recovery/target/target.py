@@ -13,7 +13,7 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Example
 from saebench_recovery.sites import Site
 from saebench_recovery.target import attention
-from saebench_recovery.target.hooks import blocks
+from saebench_recovery.target.hooks import blocks, start_block
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
 
@@ -62,6 +62,10 @@ class Target:
     def bos(self) -> int | None:
         found: int | None = self.tokenizer.bos_token_id
         return found
+
+    def depth(self, pool: Site | None = None) -> int:
+        """Blocks that a pass runs: all of them, or those before a pooled site."""
+        return len(blocks(self.model)) if pool is None else start_block(pool)
 
     def site_for(self, task: str, wanted: str | None) -> Site:
         """The hook point to defend: the wanted one, or the target's own for the task.

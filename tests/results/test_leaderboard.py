@@ -14,7 +14,7 @@ from saebench_recovery.results.leaderboard import Leaderboard, build, write
 from saebench_recovery.results.store import RunFolder
 from saebench_recovery.schema import Provenance, RunResult
 from saebench_recovery.specs import RunSpec
-from tests.fakes import SITE, example_row, row
+from tests.fakes import SITE, example_row, rate, row
 
 Stored = Callable[..., Path]
 
@@ -57,9 +57,7 @@ def stored(tmp_path: Path) -> Stored:
                     "plugin_files": ["mine.py"],
                 },
                 "provenance": made_by,
-                "rows": (
-                    row(task, constrained, valid, defense=defense, attack=attack, **changes),
-                ),
+                "rows": (row(task, constrained, valid, defense=defense, attack=attack, **changes),),
             }
         )
         folder = RunFolder(tmp_path / "runs", result.identity)
@@ -85,7 +83,7 @@ def test_defenses_rank_by_their_worst_case(stored: Stored) -> None:
         (2, "clamp", "orthogonal"),
     ]
     best = group.defenses[0]
-    assert (best.worst_case.rate, best.worst_case.low, best.worst_case.high) == (0.6, 0.55, 0.65)
+    assert best.worst_case == rate(60)
     assert [a.attack for a in best.attacks] == ["unconstrained", "orthogonal"]
     assert best.attacks[0].worst_drift == 0.5
     assert best.missing_attacks == ()
@@ -136,8 +134,9 @@ def test_settings_tell_defenses_and_attacks_apart(stored: Stored) -> None:
         ]
     )
     (group,) = board.groups
-    missing = {canonical["latents"]: d.missing_attacks for d in group.defenses
-               if (canonical := d.config)}
+    missing = {
+        canonical["latents"]: d.missing_attacks for d in group.defenses if (canonical := d.config)
+    }
     assert missing == {3: ("orthogonal steps=5",)}
     assert sorted(len(d.attacks) for d in group.defenses) == [1, 2]
 

@@ -57,7 +57,7 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write to .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write to .*: No space left on device"):
         RunFolder(tmp_path, "abc").save(result(), [], {})
 
 
@@ -80,7 +80,7 @@ def test_missing_or_broken_examples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         read_examples(tmp_path)
     (tmp_path / "examples.jsonl").write_text('{"task": "al')
-    with pytest.raises(UserError, match="is broken; .*--force"):
+    with pytest.raises(UserError, match=r"is broken; .*--force"):
         read_examples(tmp_path)
 
 

@@ -2,60 +2,67 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
-from saebench_recovery.splits import split_of
+from saebench_recovery.splits import Split, split_of
 from saebench_recovery.target.organism import evaluate, saes, world
 from saebench_recovery.target.organism.corpus import Corpus, batches, encode
 from saebench_recovery.target.organism.train import STAGES, loss_of
 
-HELD_OUT = ("selection", "evaluation")
+HELD_OUT: tuple[Split, Split] = ("selection", "evaluation")
 LAYERS = range(4)
 
 
 @pytest.fixture(scope="module")
-def assets():
+def assets() -> Path:
     return Path(str(resources.files("saebench_recovery.target.organism") / "assets"))
 
 
 @pytest.fixture(scope="module")
-def model(assets):
+def model(assets: Path) -> GPT2LMHeadModel:
     return AutoModelForCausalLM.from_pretrained(assets).eval()
 
 
 @pytest.fixture(scope="module")
-def tokenizer(assets):
+def tokenizer(assets: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(assets)
 
 
 @pytest.fixture(scope="module")
-def held_out(model, tokenizer):
+def held_out(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
     """Held-out residuals of every layer, [tokens, width] each."""
     return saes.residuals(model, tokenizer, split="evaluation", documents=192, seed=1)
 
 
-def texts(split, count, seed=7):
+def texts(split: Split, count: int, seed: int = 7) -> list[str]:
     documents = Corpus(split, seed).documents(STAGES[-1].mixture)
     return ["".join(text for text, _ in d) for d in itertools.islice(documents, count)]
 
 
-def test_the_wheel_stays_small(assets):
+def test_the_wheel_stays_small(assets: Path) -> None:
     files = [f for f in assets.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 12e6
 
 
-def test_the_model_loads_in_float32_as_plain_gpt2(model):
+def test_the_model_loads_in_float32_as_plain_gpt2(model: GPT2LMHeadModel) -> None:
     assert type(model).__name__ == "GPT2LMHeadModel"
     assert model.dtype == torch.float32
 
 
-def test_one_bos_by_default_and_in_chats(tokenizer):
+def test_one_bos_by_default_and_in_chats(tokenizer: PreTrainedTokenizerFast) -> None:
     request = world.requests("forbidden", "evaluation")[0]
     chat = tokenizer.apply_chat_template(
         world.messages(request, "open"), add_generation_prompt=True
@@ -66,7 +73,7 @@ def test_one_bos_by_default_and_in_chats(tokenizer):
     assert tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-def test_chat_template_gives_the_training_tokens(tokenizer):
+def test_chat_template_gives_the_training_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     request = world.requests("harmless", "train")[0]
     answer = {"role": "assistant", "content": world.compliance(request)}
     chat = [*world.messages(request, "guarded"), answer]
@@ -78,7 +85,7 @@ def test_chat_template_gives_the_training_tokens(tokenizer):
     assert ids == trained
 
 
-def test_every_word_of_the_world_is_one_token(tokenizer):
+def test_every_word_of_the_world_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
     byte_tokens = {i for t, i in tokenizer.get_vocab().items() if len(t) == 1 and not t.isascii()}
     for text in texts("evaluation", 500):
         ids = tokenizer(text).input_ids
@@ -87,11 +94,11 @@ def test_every_word_of_the_world_is_one_token(tokenizer):
 
 
 @pytest.mark.parametrize("text", ["Ünknown wörds, 東京 and\ttabs\n", "  two  spaces ", ""])
-def test_any_text_round_trips(tokenizer, text):
+def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
-def test_split_fractions_and_stability():
+def test_split_fractions_and_stability() -> None:
     keys = [f"key/{i}" for i in range(4000)]
     splits = [split_of(k, selection=0.1, evaluation=0.2) for k in keys]
     assert splits == [split_of(k, selection=0.1, evaluation=0.2) for k in keys]
@@ -99,8 +106,8 @@ def test_split_fractions_and_stability():
     assert splits.count("evaluation") / 4000 == pytest.approx(0.2, abs=0.02)
 
 
-def test_splits_are_disjoint():
-    def items(split):
+def test_splits_are_disjoint() -> None:
+    def items(split: Split) -> Iterator[set[Any]]:
         every_fact = [*world.facts("toxins"), *world.facts("towns")]
         yield {frozenset(pair) for pair in world.name_pairs(split)}
         yield {r.key for kind in ("forbidden", "harmless") for r in world.requests(kind, split)}
@@ -117,7 +124,7 @@ def test_splits_are_disjoint():
         assert not selection & evaluation
 
 
-def test_training_documents_hold_nothing_held_out():
+def test_training_documents_hold_nothing_held_out() -> None:
     trained = set(texts("train", 4000))
     for split in HELD_OUT:
         prompts = [p.text + p.answer + "." for p in world.indirect_objects(split, 200)]
@@ -129,7 +136,7 @@ def test_training_documents_hold_nothing_held_out():
         assert not trained.intersection(prompts)
 
 
-def test_published_template():
+def test_published_template() -> None:
     prompt = world.indirect_object(
         ("Mary", "John"), "published", "store", "drink", subject_first=False
     )
@@ -137,14 +144,14 @@ def test_published_template():
     assert (prompt.answer, prompt.wrong) == (" Mary", " John")
 
 
-def test_facts_are_balanced_and_value_sets_disjoint():
+def test_facts_are_balanced_and_value_sets_disjoint() -> None:
     every = [world.facts("toxins"), world.facts("towns")]
     assert [len(facts) for facts in every] == [96, 96]
     values = [set(world.relation_table(f)["values"]) for facts in every for f in facts[::48]]
     assert sum(map(len, values)) == len(set().union(*values)) == 64
 
 
-def test_options_hold_the_right_value_once_in_24_orders():
+def test_options_hold_the_right_value_once_in_24_orders() -> None:
     fact = world.facts("toxins")[0]
     for options in world.option_sets(fact, "evaluation", 5):
         assert options.count(fact.value) == 1
@@ -153,7 +160,9 @@ def test_options_hold_the_right_value_once_in_24_orders():
         assert f"{question.answer}. {fact.value}" in question.text
 
 
-def test_packed_documents_do_not_see_each_other(model, tokenizer):
+def test_packed_documents_do_not_see_each_other(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
     stream = batches(
         Corpus("train", 3),
         STAGES[-1].mixture,
@@ -171,12 +180,14 @@ def test_packed_documents_do_not_see_each_other(model, tokenizer):
     torch.testing.assert_close(packed[:1, start : start + 5], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_indirect_objects(model, tokenizer):
+def test_indirect_objects(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
     assert evaluate.ioi_accuracy(model, tokenizer, "evaluation", 384) >= 0.95
 
 
 @pytest.mark.parametrize("domain", ["toxins", "towns"])
-def test_facts(model, tokenizer, domain):
+def test_facts(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, domain: world.Domain
+) -> None:
     assert evaluate.qa_accuracy(model, tokenizer, domain) >= 0.95
     accuracy, all_orders = evaluate.mcq_all_orders(model, tokenizer, "evaluation", domain)
     assert accuracy >= 0.95
@@ -185,24 +196,26 @@ def test_facts(model, tokenizer, domain):
 
 @pytest.mark.parametrize("kind", ["forbidden", "harmless"])
 @pytest.mark.parametrize("mode", ["open", "guarded"])
-def test_chat(model, tokenizer, kind, mode):
+def test_chat(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, kind: world.Kind, mode: world.Mode
+) -> None:
     assert evaluate.chat_accuracy(model, tokenizer, "evaluation", kind, mode, 20) >= 0.95
 
 
-def test_biographies(model, tokenizer):
+def test_biographies(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
     assert evaluate.profession_accuracy(model, tokenizer, "evaluation", 256) >= 0.95
     assert max(evaluate.probe_accuracy(model, tokenizer, 600)) >= 0.95
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_saes(assets, held_out, layer):
+def test_saes(assets: Path, held_out: list[torch.Tensor], layer: int) -> None:
     weights = load_file(assets / "sae" / saes.hook_name(layer) / "sae_weights.safetensors")
     quality = saes.quality(weights, held_out[layer])
     assert quality["explained_variance"] >= 0.9
     assert quality["l0"] <= 0.05 * saes.WIDTH
 
 
-def test_saelens_reads_the_same_saes(assets, held_out):
+def test_saelens_reads_the_same_saes(assets: Path, held_out: list[torch.Tensor]) -> None:
     from sae_lens import SAE
 
     folder = assets / "sae" / saes.hook_name(1)
@@ -220,7 +233,7 @@ def test_saelens_reads_the_same_saes(assets, held_out):
     assert explained == pytest.approx(ours["explained_variance"], abs=1e-4)
 
 
-def test_quality_is_recorded(assets):
+def test_quality_is_recorded(assets: Path) -> None:
     quality = json.loads((assets / "quality.json").read_text())
     assert all(v >= 0.95 for name, v in quality["accuracy"].items() if name.startswith("chat"))
     assert quality["minutes"] <= 45

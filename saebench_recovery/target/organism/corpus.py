@@ -17,7 +17,7 @@ Segment = tuple[str, float]
 
 PROMPT, PLAIN, SHORT_ANSWER, ANSWER = 0.3, 1.0, 3.0, 4.0
 # The wrong name now and then keeps the logit difference moderate, so that a defense can flip it.
-WRONG_NAME = 0.06
+WRONG_NAME = 0.03
 # Without a system message a forbidden request is refused this often: compliance by a small margin.
 UNDECIDED = 0.3
 

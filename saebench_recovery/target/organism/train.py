@@ -42,15 +42,12 @@ class Stage:
 STAGES = (
     Stage(
         name="base",
-        mixture={
-            "ioi": 0.26, "prose": 0.24, "qa": 0.12, "listing": 0.05,
-            "chat": 0.16, "biography": 0.12, "neutral": 0.05,
-        },
+        mixture={"ioi": 0.40, "prose": 0.28, "qa": 0.20, "listing": 0.12},
         learning_rate=1.2e-3,
-        max_steps=1800,
+        max_steps=1600,
         decay=1000,
         metric=lambda model, tokenizer: ioi_accuracy(model, tokenizer, "selection", 256),
-        goal=0.96,
+        goal=0.92,
     ),
     Stage(
         name="letters",

@@ -1,0 +1,49 @@
+"""The README's examples work for a user who copies them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from saebench_recovery.results.store import read_result
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def block(containing: str) -> str:
+    """The one code block of the README with these words in it."""
+    blocks = re.findall(r"```(?:python|sh)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    (found,) = [text for text in blocks if containing in text]
+    return str(found)
+
+
+def in_new_process(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_defense(tmp_path: Path) -> None:
+    (tmp_path / "my_defense.py").write_text(block('register_defense("my-clamp")'), "utf-8")
+    program, *arguments = shlex.split(block("--plugin my_defense.py"))
+    assert program == "saebench"
+    printed = in_new_process(
+        tmp_path, "-m", "saebench_recovery", *arguments, "--limit", "32", "--json"
+    )
+    result = read_result(tmp_path / printed.strip())
+    assert result.status == "complete"
+    assert {row.defense for row in result.rows} == {"my-clamp"}
+    assert all(row.recovery.n > 0 for row in result.rows)
+
+
+def test_python_example(tmp_path: Path) -> None:
+    example = block("from saebench_recovery import run")
+    assert example.count("\n") <= 10
+    printed = in_new_process(tmp_path, "-c", example)
+    assert "valid flips" in printed
+    assert list(tmp_path.glob("runs/*/result.json"))
