@@ -8,6 +8,7 @@ selection prompt shares its pair with an evaluation prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +30,10 @@ class IndirectObject(Task):
     class Config(PluginConfig):
         prompts: int = Field(default=192, ge=1, description="evaluation prompts")
         selection_prompts: int = Field(default=96, ge=1, description="for choosing latents")
-        template: str | None = Field(default=None, description="one template only, by name")
+        variant: Literal["mixed", "published"] = Field(
+            default="mixed",
+            description="eight templates in both orders, or the published BABA template 0 alone",
+        )
 
     config: Config
 
@@ -37,13 +41,22 @@ class IndirectObject(Task):
         if split == "retain":
             return target.retained_examples()
         count = self.config.selection_prompts if split == "selection" else self.config.prompts
-        # Twice as many, because prompts with a name of several tokens are left out.
-        drawn = world.indirect_objects(split, 2 * count, template=self._template())
-        fit = [p for p in drawn if target.single_token(p.answer) and target.single_token(p.wrong)]
+        published = self.config.variant == "published"
+        # Many more, because prompts in the other order, or with a split name, are left out.
+        drawn = world.indirect_objects(
+            split, 4 * count, template="published" if published else None
+        )
+        fit = [
+            p
+            for p in drawn
+            if target.single_token(p.answer) is not None
+            and target.single_token(p.wrong) is not None
+            and not (published and p.text.find(p.answer) < p.text.find(p.wrong))
+        ]
         if len(fit) < count:
             raise UserError(
-                f"the tokenizer of {target.name} splits so many names that only {len(fit)} of "
-                f"{count} {split} prompts remain; try -T prompts={len(fit)}"
+                f"only {len(fit)} of {count} {split} prompts have names that are single tokens "
+                f"of {target.name}; ask for fewer (-T prompts, -T selection_prompts)"
             )
         return [self._example(target, prompt) for prompt in fit[:count]]
 
@@ -52,19 +65,14 @@ class IndirectObject(Task):
         examples = self.examples(target, "selection")
         return activation_gradient(target, site, examples, self.objective)
 
-    def _template(self) -> str | None:
-        known = world.load("ioi")["templates"]
-        if self.config.template is not None and self.config.template not in known:
-            raise UserError(f"no ioi template {self.config.template!r}; known: {', '.join(known)}")
-        return self.config.template
-
     def _example(self, target: Target, prompt: world.IndirectObject) -> Example:
         """The wrong target is a third name, which the prompt does not contain."""
         place = fraction_of(prompt.text)
         strangers = [
             f" {name}"
             for name in world.load("ioi")["names"]
-            if f" {name}" not in (prompt.answer, prompt.wrong) and target.single_token(f" {name}")
+            if f" {name}" not in (prompt.answer, prompt.wrong)
+            and target.single_token(f" {name}") is not None
         ]
         return target.example(
             f"ioi/{int(place * 2**48):012x}",

@@ -89,6 +89,7 @@ def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes:
         controls=Controls(nothing=rate(0, valid), random_direction=some, wrong_target=some),
         constraint=Constraint(kind="exact", rank=2),
         drift={"perturbed": Drift(**dict.fromkeys(Drift.model_fields, figure))},
+        figures={},
         zero_reactivation=some,
         norm=figure,
         side_effects=SideEffects(

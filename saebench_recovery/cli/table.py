@@ -23,8 +23,9 @@ def print_result(result: RunResult) -> None:
     for row in result.rows:
         table.add_column(row.task, justify="right")
     columns = [_measures(row) for row in result.rows]
-    for measure in columns[0] if columns else ():
-        table.add_row(measure, *(column[measure] for column in columns))
+    # A task may have figures of its own, so columns need not have all rows.
+    for measure in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(measure, *(column.get(measure, NONE) for column in columns))
     console.print(table)
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
@@ -47,6 +48,7 @@ def _measures(row: Row) -> dict[str, str]:
         ),
         f"base-like (fidelity >= {limits.fidelity:g})": rate(row.base_like),
         "fidelity to clean": mean(row.fidelity),
+        **{name.replace("_", " "): mean(value) for name, value in row.figures.items()},
         "control: wrong target": rate(row.controls.wrong_target),
         "control: random direction": rate(row.controls.random_direction),
         "control: nothing": rate(row.controls.nothing),
