@@ -300,6 +300,20 @@ class Attack(Plugin, ABC):
 
     constrained: ClassVar[bool] = False
 
+    @property
+    def learns(self) -> bool:
+        """Whether half of the valid flips go to `fit` and only the others are scored."""
+        return False
+
+    @property
+    def restores(self) -> bool:
+        """Whether it aims at the clean model's whole output distribution, not the margin."""
+        return False
+
+    def fit(self, problem: Problem) -> None:
+        """Learn from valid flips that will not be scored; called only if `learns`."""
+        raise NotImplementedError(f"attack {self.name!r} learns nothing")
+
     @abstractmethod
     def search(self, problem: Problem) -> Perturbation:
         """Look for a perturbation inside the problem's budget, one per example."""

@@ -79,7 +79,7 @@ class Plan:
         trios: dict[str, Trio] = {}
         resolved: dict[str, Any] = {}
         for name in spec.tasks:
-            own = chosen.tasks.get(name) or TaskPreset(site=spec.defense_config["site"])
+            own = chosen.tasks.get(name) or TaskPreset(site=str(spec.defense_config["site"]))
             settings = {**own.task, **spec.task_config}
             for task in cast("Task", registry.create("task", name, settings)).variants():
                 trio = trios[task.label] = _trio(spec, task, own)

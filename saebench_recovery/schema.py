@@ -49,7 +49,8 @@ class Examples(Record):
     n: Count = Field(description="evaluation examples")
     base: Count = Field(description="the clean model shows the behaviour")
     valid: Count = Field(description="... and the defended model does not: valid flips")
-    clusters: Count = Field(description="source items among the valid flips")
+    learned: Count = Field(description="valid flips that an attack learned from, not scored")
+    clusters: Count = Field(description="source items among the scored flips")
 
 
 class Constrained(Rate):

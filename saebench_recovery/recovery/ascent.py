@@ -7,13 +7,15 @@ as the published code does, lets Adam's per-coordinate scaling leave the null sp
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.interfaces import PluginConfig, ResidualDelta
+from saebench_recovery.interfaces import Attack, PluginConfig, ResidualDelta
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.sites import Site
@@ -26,9 +28,45 @@ class AscentConfig(PluginConfig):
 
     steps: int = Field(default=50, ge=1, le=10_000)
     lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+    objective: Literal["behaviour", "restore"] = Field(
+        default="behaviour",
+        description="raise the task's margin, or match the clean model's output distribution",
+    )
     margin: float = Field(
         default=1.0, gt=0, description="stop at this share of the clean model's own margin"
     )
+    shared: bool = Field(
+        default=False,
+        description="one delta for all, fitted on half of the valid flips, scored on the others",
+    )
+
+
+class ResidualAscent(Attack):
+    """Gradient ascent on the residual stream; `constrained` says within which set."""
+
+    class Config(AscentConfig):
+        pass
+
+    config: Config
+    _shared: Mapping[Site, Tensor]
+
+    @property
+    def learns(self) -> bool:
+        return self.config.shared
+
+    @property
+    def restores(self) -> bool:
+        return self.config.objective == "restore"
+
+    def fit(self, problem: Problem) -> None:
+        fences = problem.fences(self.constrained)
+        self._shared = ascend_shared(problem, fences, self.config)
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        fences = problem.fences(self.constrained)
+        if self.config.shared:
+            return spread(problem, fences, self._shared)
+        return ascend(problem, fences, self.config)
 
 
 def ascend(
@@ -41,7 +79,7 @@ def ascend(
     """
     best = problem.zeros()
     best_N = torch.full((problem.size,), -torch.inf, device=problem.budget_N.device)
-    goal_N = problem.goal_N * config.margin
+    goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
     rows = torch.arange(problem.size, device=best_N.device)
     part, fences = problem, dict(constraints)
     values = dict(best.values)
@@ -74,10 +112,52 @@ def ascend(
                     {s: t[index] for s, t in group.items()}
                     for group in (values, grads, first, second)
                 )
-        rate = config.lr * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps)).item()) / 2
-        values = _step(values, grads, first, second, rate * part.budget_N, step + 1)
+        length_N = _rate(config, step) * part.budget_N
+        values = _step(values, grads, first, second, length_N, step + 1)
         values = project(values, fences, part.budget_N)
     return best
+
+
+def ascend_shared(
+    problem: Problem, constraints: Mapping[Site, Constraint], config: AscentConfig
+) -> dict[Site, Tensor]:
+    """One direction [V, 1, D] per site and variant that recovers as many examples as it can.
+
+    A route that serves examples it was not fitted on exists in the model; it is not injected
+    per example. Its length is relative: at most 1, in units of each example's own budget.
+    """
+    variants = problem.variants
+    empty = {s: v[:variants, :1] for s, v in problem.zeros().values.items()}
+    shared, first, second = dict(empty), dict(empty), dict(empty)
+    one_V = torch.ones(variants, device=problem.budget_N.device)
+    goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
+    for step in range(config.steps):
+        objective_N, grads = problem.gradient(spread(problem, constraints, shared))
+        unmet = (objective_N < goal_N)[:, None, None]
+        # Examples that are done have no say, so that the rest are not drowned by easy ones.
+        total = {
+            s: (g * unmet).sum(1, keepdim=True).reshape(-1, variants, 1, g.shape[2]).sum(0)
+            for s, g in grads.items()
+        }
+        shared = _step(shared, total, first, second, _rate(config, step) * one_V, step + 1)
+        shared = _inside_ball(shared, one_V)
+    return shared
+
+
+def spread(
+    problem: Problem, constraints: Mapping[Site, Constraint], shared: Mapping[Site, Tensor]
+) -> ResidualDelta:
+    """A shared direction [V, 1, D] at every perturbed position, at each example's own budget."""
+    there_NP1 = (problem.positions_NP >= 0)[:, :, None].float()
+    length_N11 = (problem.budget_N / there_NP1.flatten(1).sum(1).sqrt())[:, None, None]
+    repeats = problem.size // problem.variants
+    values = {s: u.repeat(repeats, 1, 1) * there_NP1 * length_N11 for s, u in shared.items()}
+    return ResidualDelta(project(values, constraints, problem.budget_N), problem.positions_NP)
+
+
+def _rate(config: AscentConfig, step: int) -> float:
+    """Step length relative to the budget, falling along a cosine."""
+    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def _step(
@@ -114,9 +194,19 @@ def project(
 ) -> dict[Site, Tensor]:
     """Into the constraint set, then into the budget ball without leaving the set."""
     inside = {s: constraints[s].project(v) for s, v in values.items()}
-    norm_N = torch.stack([v.flatten(1).square().sum(1) for v in inside.values()]).sum(0).sqrt()
-    factor_N = (budget_N / norm_N.clamp(min=1e-30)).clamp(max=1.0)
+    factor_N = _excess(inside, budget_N)
     return {s: constraints[s].shrink(v, factor_N) for s, v in inside.items()}
+
+
+def _inside_ball(values: Mapping[Site, Tensor], radius_N: Tensor) -> dict[Site, Tensor]:
+    factor_N = _excess(values, radius_N)
+    return {s: v * factor_N[:, None, None] for s, v in values.items()}
+
+
+def _excess(values: Mapping[Site, Tensor], radius_N: Tensor) -> Tensor:
+    """Factor [N], at most 1, that brings each example's norm over all sites into the ball."""
+    norm_N = torch.stack([v.flatten(1).square().sum(1) for v in values.values()]).sum(0).sqrt()
+    return (radius_N / norm_N.clamp(min=1e-30)).clamp(max=1.0)
 
 
 def random_direction(

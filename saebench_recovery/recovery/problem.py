@@ -31,7 +31,8 @@ class Problem:
 
     `goal_N` is the clean model's own margin: going beyond it overwrites instead of restoring.
     `scale_N` is the Frobenius norm of the defended residual at the perturbed positions, and
-    `budget_N` the largest norm allowed, in the same absolute units.
+    `budget_N` the largest norm allowed, in the same absolute units. With `wanted_NV` (next-token
+    log-probabilities) the objective is minus the KL divergence from them instead of the margin.
     """
 
     active: ActiveDefense
@@ -45,10 +46,16 @@ class Problem:
     goal_N: Tensor
     seed: int
     meter: Meter
+    wanted_NV: Tensor | None = None
 
     @property
     def size(self) -> int:
         return len(self.batch.examples)
+
+    @property
+    def variants(self) -> int:
+        """Neighbouring rows per prompt (budgets, right and wrong targets)."""
+        return self.size // self.start.prefix_mask_EP.shape[0]
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -67,7 +74,7 @@ class Problem:
 
     @torch.no_grad()
     def objective(self, delta: ResidualDelta) -> Tensor:
-        """The task's margin [N] with this perturbation under the active defense."""
+        """The objective [N] with this perturbation under the active defense."""
         return self._metered(lambda: self._objective(delta), backward=False)
 
     @torch.no_grad()
@@ -80,7 +87,7 @@ class Problem:
         return self.task.behaviour(Output(self.examples, scores, texts=texts))
 
     def gradient(self, delta: ResidualDelta) -> tuple[Tensor, dict[Site, Tensor]]:
-        """The margin [N] and its gradient [N, P, D] per site; examples are independent."""
+        """The objective [N] and its gradient [N, P, D] per site; examples are independent."""
 
         def work() -> tuple[Tensor, dict[Site, Tensor]]:
             leaves = {s: v.detach().requires_grad_() for s, v in delta.values.items()}
@@ -119,30 +126,47 @@ class Problem:
 
     def rows(self, index: Tensor) -> Problem:
         """Some of the examples, for stopping those that are done."""
-        share = self.size // self.start.prefix_mask_EP.shape[0]
         C = self.batch.rows_per_example
         row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
         return replace(
             self,
             batch=self.batch.rows(index),
-            start=self.start.rows(row, index // share),
+            start=self.start.rows(row, index // self.variants),
             positions_NP=self.positions_NP[index],
             constraints={s: c.rows(index) for s, c in self.constraints.items()},
             scale_N=self.scale_N[index],
             budget_N=self.budget_N[index],
             goal_N=self.goal_N[index],
+            wanted_NV=None if self.wanted_NV is None else self.wanted_NV[index],
         )
 
     def metered(self, meter: Meter) -> Problem:
         """The same problem, its work booked elsewhere."""
         return replace(self, meter=meter)
 
-    def _objective(self, delta: ResidualDelta) -> Tensor:
-        return self.task.objective(self._output(delta))
+    def restoring(self, wanted_NV: Tensor, goal: float) -> Problem:
+        """The same problem with the aim of giving these next-token log-probabilities.
 
-    def _output(self, delta: ResidualDelta) -> Output:
-        edits = self.active.edits(self.batch, delta)
-        return forward(self.active.target, self.batch, edits, self.start, pool=self.task.pool)
+        An example is done once the KL divergence from them is at most `goal` nats.
+        """
+        return replace(self, wanted_NV=wanted_NV, goal_N=torch.full_like(self.goal_N, -goal))
+
+    def _objective(self, delta: ResidualDelta) -> Tensor:
+        if self.wanted_NV is None:
+            return self.task.objective(self._output(delta))
+        found_NV = self._output(delta, distribution=True).logprobs_EV
+        assert found_NV is not None
+        return -(self.wanted_NV.exp() * (self.wanted_NV - found_NV)).sum(1)
+
+    def _output(self, delta: ResidualDelta, *, distribution: bool = False) -> Output:
+        return forward(
+            self.active.target,
+            self.batch,
+            self.active.edits(self.batch, delta),
+            self.start,
+            pool=self.task.pool,
+            distribution=distribution,
+        )
 
     def _metered(self, work: Callable[[], T], *, backward: bool) -> T:
         return self.meter.run(

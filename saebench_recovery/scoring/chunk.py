@@ -7,13 +7,14 @@ perturbation from the tokens (headline budget), or through the model's tail (cur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery import schema
+from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Example, Output, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
@@ -25,6 +26,7 @@ from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
 from saebench_recovery.target.batch import Batch, batch
 
+RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 TAIL_TOLERANCE = 1e-3  # relative; float32 noise of a deep model stays well below
 BISECTIONS = 6  # of the smallest norm that recovers: a factor of 64, to one part in 64
 
@@ -87,7 +89,7 @@ def score_chunk(
 ) -> tuple[list[Scored], ResidualDelta]:
     """Attack and score some flips; also the headline perturbations, to be stored."""
     with attacking.timed():
-        problem = _problem(setting, flips, attacking)
+        problem = pose(setting, flips, attacking)
         found = setting.attack.run(problem)
     if not isinstance(found, ResidualDelta):
         raise TypeError(f"no replay for a {type(found).__name__}")
@@ -95,13 +97,14 @@ def score_chunk(
         return _score(setting, flips, problem.metered(scoring), found)
 
 
-def _problem(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
+def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
+    """The problem of recovering these flips at every budget, and of injecting wrong answers."""
     count = len(setting.budgets)
     wrong = [setting.task.wrong_target(f.example, f.defended_scores_C) for f in flips]
     groups = [[f.example] * count + [w] * count for f, w in zip(flips, wrong, strict=True)]
     positions = [torch.tensor(setting.task.positions(f.example)) for f in flips]
     assert setting.active.defense is not None
-    return build(
+    problem = build(
         setting.active,
         setting.task,
         groups,
@@ -112,6 +115,33 @@ def _problem(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         setting.seed,
         meter,
     )
+    if not setting.attack.restores:
+        return problem
+    wanted_EV = _clean_logprobs(setting, [f.example for f in flips], meter)
+    wanted_NV = wanted_EV.repeat_interleave(setting.variants, 0)
+    return problem.restoring(_swapped(problem, wanted_NV, count), RESTORED)
+
+
+def _clean_logprobs(setting: Setting, examples: list[Example], meter: Meter) -> Tensor:
+    laid = batch(examples, device=setting.active.target.device)
+    clean = whole_pass(ActiveDefense(setting.active.target, None), setting.task, laid, meter)
+    if clean.logprobs_EV is None or laid.forced_RQ is not None:
+        raise UserError(
+            f"task {setting.task.name!r} is not judged by its next token, so there is no output "
+            "distribution to restore; use -A objective=behaviour"
+        )
+    return clean.logprobs_EV
+
+
+def _swapped(problem: Problem, clean_NV: Tensor, count: int) -> Tensor:
+    """For wrong-target rows, the clean distribution with the right and wrong answers swapped."""
+    wanted_NV = clean_NV.clone()
+    for n, example in enumerate(problem.examples):
+        if n % problem.variants >= count:
+            right = problem.examples[n - n % problem.variants].candidates[0][0]
+            wrong = example.candidates[0][0]
+            wanted_NV[n, [right, wrong]] = clean_NV[n, [wrong, right]]
+    return wanted_NV
 
 
 def _score(
@@ -130,7 +160,8 @@ def _score(
     relative_E = headline.norm_E() / alone.scale_N
     replay = _Replay(setting, [f.example for f in flips], headline, problem.meter)
     recovered_E, objective_E = replay.recovered_E, replay.objective_E
-    gap_E = (objective_E - alone.objective(headline)).abs() / (1 + objective_E.abs())
+    margin_E = replace(alone, wanted_NV=None).objective(headline)
+    gap_E = (objective_E - margin_E).abs() / (1 + objective_E.abs())
     blind_E = _blind(alone)
     (fence,) = fences.values()
     constraint = schema.Constraint(kind=fence.kind, rank=fence.rank, note=fence.note)

@@ -12,12 +12,13 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.schema import ExampleRow, Row
-from saebench_recovery.scoring.chunk import Flip, Scored, Setting, score_chunk
+from saebench_recovery.schema import ExampleRow, Examples, Row
+from saebench_recovery.scoring.chunk import Flip, Scored, Setting, pose, score_chunk
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.row import assemble, example_row
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.specs import CURVE_BUDGETS, RunSpec
+from saebench_recovery.splits import fraction_of
 from saebench_recovery.target.hooks import blocks
 from saebench_recovery.target.target import Target
 
@@ -59,6 +60,10 @@ def evaluate(
     scored: list[Scored] = []
     deltas: list[ResidualDelta] = []
     size = spec.batch_size or _rows_that_fit(target, flips) // setting.variants
+    learned, flips = _halves(flips) if attack.learns else ([], flips)
+    if learned:
+        with attacking.timed():
+            attack.fit(pose(setting, learned[: max(1, size)], attacking))
     while len(scored) < len(flips):
         advance(f"{task.label}: {defense.name} against {attack.name}", len(scored), len(flips))
         part = flips[len(scored) : len(scored) + max(1, size)]
@@ -73,7 +78,19 @@ def evaluate(
         deltas.append(delta)
     advance(f"{task.label}: {defense.name} against {attack.name}", len(flips), len(flips))
     row = assemble(
-        setting, target.name, len(examples), base, scored, effects, attacking.cost(), scoring.cost()
+        setting,
+        target.name,
+        Examples(
+            n=len(examples),
+            base=base,
+            valid=len(flips) + len(learned),
+            learned=len(learned),
+            clusters=len({f.example.cluster or f.example.id for f in flips}),
+        ),
+        scored,
+        effects,
+        attacking.cost(),
+        scoring.cost(),
     )
     lines = [example_row(setting, s) for s in scored]
     return Evaluation(row, lines, _joined(deltas))
@@ -104,6 +121,12 @@ def valid_flips(
             flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), scores_C))
         index += len(clean_E)
     return base, flips
+
+
+def _halves(flips: Sequence[Flip]) -> tuple[list[Flip], list[Flip]]:
+    """Two halves that share no source item, the same on every run."""
+    learned = [f for f in flips if fraction_of(f.example.cluster or f.example.id) < 0.5]
+    return learned, [f for f in flips if fraction_of(f.example.cluster or f.example.id) >= 0.5]
 
 
 def _check(task: Task, target: Target, examples: Sequence[Example]) -> None:

@@ -31,8 +31,7 @@ SCOPES = ("perturbed", "readout", "later")
 def assemble(
     setting: Setting,
     target: str,
-    n: int,
-    base: int,
+    examples: Examples,
     scored: Sequence[Scored],
     effects: SideEffects,
     attacking: Cost,
@@ -65,12 +64,7 @@ def assemble(
         budget=setting.headline,
         seed=setting.seed,
         features={str(site): latents for site, latents in defense.features.items()},
-        examples=Examples(
-            n=n,
-            base=base,
-            valid=len(scored),
-            clusters=len({c or i for i, c in enumerate(clusters)}),
-        ),
+        examples=examples,
         recovery=rate(lambda s: s.recovered),
         constrained=Constrained(
             **rate(lambda s: s.constrained).model_dump(), limits=setting.limits

@@ -1,0 +1,133 @@
+"""Whole runs on the embedded target: real numbers, and real bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saebench_recovery import run
+from saebench_recovery.errors import UserError
+from saebench_recovery.results.store import read_examples, read_result
+from saebench_recovery.schema import Row, RunResult
+from saebench_recovery.target import presets
+from saebench_recovery.target.presets import Preset
+
+LIMIT = 24
+
+
+def first_row(result: RunResult) -> Row:
+    return result.rows[0]
+
+
+def without_time(row: Row) -> dict[str, Any]:
+    dumped = row.model_dump(mode="json")
+    for cost in dumped["compute"].values():
+        cost.pop("seconds")
+    return dumped
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the embedded model and SAEs that may be spoilt, as the target `organism`."""
+    folder = tmp_path / "copy"
+    assets = Path(str(resources.files("saebench_recovery.target"))) / "organism" / "assets"
+    shutil.copytree(assets, folder)
+    original = presets.preset("organism")
+    saes = {
+        site: str(folder / Path(where).relative_to("organism/assets"))
+        for site, where in original.saes.items()
+    }
+    changed: dict[str, Preset] = {
+        "organism": original.model_copy(update={"model": str(folder), "saes": saes})
+    }
+    monkeypatch.setattr(presets, "presets", lambda: changed)
+    return folder
+
+
+def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "saebench_recovery", "run", "--json", "--limit", str(LIMIT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / done.stdout.strip()
+    result = read_result(path)
+    row = first_row(result)
+    assert result.status == "complete"
+    assert row.examples.n == LIMIT
+    assert row.examples.n >= row.examples.base >= row.examples.valid > 0
+    assert row.recovery.n == row.examples.valid == len(read_examples(path.parent))
+    assert row.controls.nothing.k == 0
+    assert row.features
+    written = path.stat()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout == done.stdout
+    assert path.stat() == written
+
+
+def test_repetition_gives_the_same_numbers(tmp_path: Path) -> None:
+    first = run(out=tmp_path, limit=LIMIT)
+    second = run(out=tmp_path, limit=LIMIT, force=True)
+    assert [without_time(row) for row in first.rows] == [without_time(row) for row in second.rows]
+
+
+def test_batch_size_changes_no_verdict(tmp_path: Path) -> None:
+    rows = [first_row(run(out=tmp_path / str(n), limit=LIMIT, batch_size=n)) for n in (1, 7, None)]
+    assert len({(row.examples.valid, row.recovery.k, row.constrained.k) for row in rows}) == 1
+
+
+def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
+    result = run(out=tmp_path, limit=LIMIT)
+    names = json.loads(
+        (Path(str(resources.files("saebench_recovery.tasks"))) / "data" / "ioi.json").read_text()
+    )["names"]
+    for file in ("result.json", "examples.jsonl"):
+        text = (tmp_path / result.identity / file).read_text()
+        assert not [name for name in names if f" {name}" in text]
+
+
+def test_no_valid_flips_is_a_row_of_nulls_with_a_flag(tmp_path: Path) -> None:
+    row = first_row(run(out=tmp_path, limit=LIMIT, defense_config={"multiplier": 1.0}))
+    assert row.examples.valid == 0
+    assert row.recovery.rate is row.constrained.rate is row.fidelity.mean is None
+    assert row.flags == ("no-valid-flips",)
+
+
+def test_sae_of_another_width_is_refused(copied: Path, tmp_path: Path) -> None:
+    for file in copied.rglob("sae_weights.safetensors"):
+        weights = load_file(file)
+        narrow = {
+            "W_enc": weights["W_enc"][:-1],
+            "W_dec": weights["W_dec"][:, :-1],
+            "b_dec": weights["b_dec"][:-1],
+        }
+        save_file({k: v.contiguous() for k, v in {**weights, **narrow}.items()}, file)
+        config = json.loads(file.with_name("cfg.json").read_text())
+        config["d_in"] -= 1
+        file.with_name("cfg.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="it was trained for another model"):
+        run(out=tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_nan_in_the_model_is_refused(copied: Path, tmp_path: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="NaN"):
+        run(out=tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_missing_weights_are_refused(copied: Path, tmp_path: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        run(out=tmp_path / "runs")
