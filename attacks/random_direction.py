@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from saebench_recovery.interfaces import Attack, ResidualDelta
+from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.recovery.ascent import random_direction
 from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.recovery.residual import ResidualAttack
 from saebench_recovery.registry import register_attack
 
 
 @register_attack("random-direction")
-class RandomDirection(Attack):
+class RandomDirection(ResidualAttack):
     """A Gaussian direction in the null space of the defended latents; no gradient, no search."""
 
     constrained = True

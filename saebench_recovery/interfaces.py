@@ -310,6 +310,14 @@ class Attack(Plugin, ABC):
         """Whether it aims at the clean model's whole output distribution, not the margin."""
         return False
 
+    def sites(self, defense: Defense) -> list[Site]:
+        """Perturbed hook points, in the order of the forward pass: the first defended one."""
+        return [min(defense.latents)]
+
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+        """Absolute token positions that may be perturbed in an example: the task's own choice."""
+        return task.positions(example)
+
     def fit(self, problem: Problem) -> None:
         """Learn from valid flips that will not be scored; called only if `learns`."""
         raise NotImplementedError(f"attack {self.name!r} learns nothing")

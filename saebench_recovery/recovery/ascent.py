@@ -15,37 +15,32 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.interfaces import Attack, PluginConfig, ResidualDelta
+from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.projection import Constraint
+from saebench_recovery.recovery.residual import ResidualAttack
 from saebench_recovery.sites import Site
 
 CHECK_EVERY = 10  # steps between looks at which examples are done: a look costs a device sync
 
 
-class AscentConfig(PluginConfig):
-    """Settings of every gradient attack on the residual stream."""
-
-    steps: int = Field(default=50, ge=1, le=10_000)
-    lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
-    objective: Literal["behaviour", "restore"] = Field(
-        default="behaviour",
-        description="raise the task's margin, or match the clean model's output distribution",
-    )
-    margin: float = Field(
-        default=1.0, gt=0, description="stop at this share of the clean model's own margin"
-    )
-    shared: bool = Field(
-        default=False,
-        description="one delta for all, fitted on half of the valid flips, scored on the others",
-    )
-
-
-class ResidualAscent(Attack):
+class ResidualAscent(ResidualAttack):
     """Gradient ascent on the residual stream; `constrained` says within which set."""
 
-    class Config(AscentConfig):
-        pass
+    class Config(ResidualAttack.Config):
+        steps: int = Field(default=50, ge=1, le=10_000)
+        lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+        objective: Literal["behaviour", "restore"] = Field(
+            default="behaviour",
+            description="raise the task's margin, or match the clean model's output distribution",
+        )
+        margin: float = Field(
+            default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+        )
+        shared: bool = Field(
+            default=False,
+            description="one delta for all, fitted on half of the valid flips, scored on the others",
+        )
 
     config: Config
     _shared: Mapping[Site, Tensor]
@@ -70,7 +65,7 @@ class ResidualAscent(Attack):
 
 
 def ascend(
-    problem: Problem, constraints: Mapping[Site, Constraint], config: AscentConfig
+    problem: Problem, constraints: Mapping[Site, Constraint], config: ResidualAscent.Config
 ) -> ResidualDelta:
     """Adam on the task's margin, kept in the constraint set and the budget ball.
 
@@ -119,7 +114,7 @@ def ascend(
 
 
 def ascend_shared(
-    problem: Problem, constraints: Mapping[Site, Constraint], config: AscentConfig
+    problem: Problem, constraints: Mapping[Site, Constraint], config: ResidualAscent.Config
 ) -> dict[Site, Tensor]:
     """One direction [V, 1, D] per site and variant that recovers as many examples as it can.
 
@@ -155,7 +150,7 @@ def spread(
     return ResidualDelta(project(values, constraints, problem.budget_N), problem.positions_NP)
 
 
-def _rate(config: AscentConfig, step: int) -> float:
+def _rate(config: ResidualAscent.Config, step: int) -> float:
     """Step length relative to the budget, falling along a cosine."""
     return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
 

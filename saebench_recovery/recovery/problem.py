@@ -210,7 +210,13 @@ def build(
         once = window.rows(torch.arange(0, len(variants), share, device=target.device))
     trace = Trace()
     watched = active.edits(once, trace=trace, watch=tuple(sites))
-    start = prefill(target, prefix, once, active.edits, watched, min(sites))
+    start = meter.run(
+        lambda: prefill(target, prefix, once, active.edits, watched, min(sites)),
+        rows=once.ids_RQ.shape[0],
+        tokens=prefix.ids_EP.shape[1] + once.ids_RQ.shape[1],
+        layers=target.depth(),
+        logits="none",
+    )
     first_row = torch.arange(len(examples), device=target.device) * (
         once.ids_RQ.shape[0] // len(examples)
     )

@@ -20,6 +20,7 @@ from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.recovery.problem import Problem, build
+from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.scoring.drift import Reading, drift, within_limits
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.sites import Site
@@ -102,14 +103,15 @@ def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     count = len(setting.budgets)
     wrong = [setting.task.wrong_target(f.example, f.defended_scores_C) for f in flips]
     groups = [[f.example] * count + [w] * count for f, w in zip(flips, wrong, strict=True)]
-    positions = [torch.tensor(setting.task.positions(f.example)) for f in flips]
+    attack, task = setting.attack, setting.task
+    positions = [torch.tensor(attack.positions(task, f.example)) for f in flips]
     assert setting.active.defense is not None
     problem = build(
         setting.active,
         setting.task,
         groups,
         pad_sequence(positions, batch_first=True, padding_value=-1),
-        [min(setting.active.defense.latents)],
+        attack.sites(setting.active.defense),
         torch.tensor([setting.budgets * 2] * len(flips)),
         torch.tensor([f.clean for f in flips]),
         setting.seed,
@@ -163,8 +165,7 @@ def _score(
     margin_E = replace(alone, wanted_NV=None).objective(headline)
     gap_E = (objective_E - margin_E).abs() / (1 + objective_E.abs())
     blind_E = _blind(alone)
-    (fence,) = fences.values()
-    constraint = schema.Constraint(kind=fence.kind, rank=fence.rank, note=fence.note)
+    constraint = _summary(fences, setting)
     scored = []
     for e, flip in enumerate(flips):
         scored.append(
@@ -194,6 +195,24 @@ def _score(
             )
         )
     return scored, headline
+
+
+def _summary(fences: Mapping[Site, Constraint], setting: Setting) -> schema.Constraint:
+    """What the attack promises about the defended latents, by construction."""
+    rank = sum(fence.rank for fence in fences.values())
+    if not setting.attack.constrained:
+        return schema.Constraint(kind="none", rank=rank)
+    assert setting.active.defense is not None
+    first = min(fences)
+    beyond = [site for site in setting.active.defense.latents if site > first]
+    loose = [fence for fence in fences.values() if fence.kind != "exact"]
+    if beyond:
+        note = f"held at the perturbed sites only; {', '.join(map(str, beyond))} may move"
+    else:
+        note = loose[0].note if loose else ""
+    return schema.Constraint(
+        kind="first-order" if beyond or loose else "exact", rank=rank, note=note
+    )
 
 
 def _smallest_norms(

@@ -19,7 +19,7 @@ from saebench_recovery.interfaces import Output
 from saebench_recovery.sites import Site
 from saebench_recovery.target.attention import FrozenPrefix, reading
 from saebench_recovery.target.batch import Batch, Prefix, tokens_only
-from saebench_recovery.target.hooks import Edit, blocks, edited, start_block, starting_at
+from saebench_recovery.target.hooks import Edit, blocks, edited, entry, start_block, starting_at
 
 if TYPE_CHECKING:
     from saebench_recovery.target.target import Target
@@ -40,6 +40,11 @@ class Start:
     prefix: FrozenPrefix
     prefix_mask_EP: Tensor
 
+    def contains(self, site: Site) -> bool:
+        """Whether the edit at `site` is in the residual already, and must not be made again."""
+        at = entry(self.site)
+        return site < at or site == at != self.site
+
     def rows(self, index_R: Tensor, index_E: Tensor) -> Start:
         """Some rows, each with its own copy of its example's prefix."""
         prefix, mask = self.prefix.gather(index_E), self.prefix_mask_EP[index_E]
@@ -59,11 +64,10 @@ def forward(
 
     Returns the candidates' scores [E, C] in float32 and, if asked for, the next-token
     log-probabilities [E, V] at the readout. With `pool`, the mean residual [E, D] over content
-    tokens at that site instead, and no later layer is run. Edits before `start` are already in
-    its residual.
+    tokens at that site instead, and no later layer is run.
     """
     if start is not None:
-        edits = {site: edit for site, edit in edits.items() if not site < start.site}
+        edits = {site: edit for site, edit in edits.items() if not start.contains(site)}
     if pool is not None:
         resid_RQD = _until(target, batch, edits, start, pool)
         pooled_ED = _content_mean(target, batch, resid_RQD)[:: batch.rows_per_example]
@@ -100,21 +104,17 @@ def prefill(
             run_tokens(target, left, prefix.mask_EP, cache)
         frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
     block = start_block(site)
-    # A pass that starts inside a block re-enters it, so what is kept is the block's input.
-    entry = site if site.kind.startswith("hook_resid_p") else Site(site.layer, "hook_resid_pre")
     kept: list[Tensor] = []
-    wanted = window_edits.get(entry)
+    wanted = window_edits.get(entry(site))
 
     def keep(resid: Tensor) -> Tensor:
-        if entry == site:  # edits at the site itself run again in every tail
-            kept.append(resid)
         changed = resid if wanted is None else wanted(resid)
-        if entry != site:
-            kept.append(changed)
+        # Edits at the site itself are made again in every tail.
+        kept.append(resid if entry(site) == site else changed)
         return changed
 
     whole = Start(Site(0, "hook_resid_pre"), torch.empty(0), frozen, prefix.mask_EP)
-    with edited(target.model, {**window_edits, entry: keep}), reading(frozen):
+    with edited(target.model, {**window_edits, entry(site): keep}), reading(frozen):
         run_tokens(target, window, _attention_mask(window, whole), frozen)
     late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
     return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP)

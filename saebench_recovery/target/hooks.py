@@ -39,6 +39,12 @@ def start_block(site: Site) -> int:
     return site.layer + 1 if site.kind == "hook_resid_post" else site.layer
 
 
+def entry(site: Site) -> Site:
+    """Where the residual enters a pass that starts at `site`: inside a block, at its input."""
+    inside = site.kind not in ("hook_resid_pre", "hook_resid_post")
+    return Site(site.layer, "hook_resid_pre") if inside else site
+
+
 @contextmanager
 def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Replace the activation at each site by `edit(activation)` while the context is open."""
