@@ -8,7 +8,7 @@ M dictionary width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
@@ -72,6 +72,10 @@ class Output:
     logprobs_EV: Tensor | None = None
     pooled_ED: Tensor | None = None
     texts: tuple[str, ...] | None = None
+
+
+Run = Callable[[Sequence[Example]], Iterable[Output]]
+"""Runs examples and yields their outputs, some at a time and in their order."""
 
 
 class Perturbation(ABC):
@@ -183,14 +187,20 @@ class Task(Plugin, ABC):
     def attribution(self, target: Target, site: Site) -> Tensor:
         """Score [M] of every latent at `site` for this behaviour, from the selection split."""
 
-    def objective(self, output: Output) -> Tensor:
-        """Differentiable margin [E], positive exactly where the behaviour is shown.
+    def margins(self, output: Output) -> Tensor:
+        """Differentiable margin [E, C] of each candidate: positive exactly where it is shown.
 
-        By default the first candidate's score less the best other one: a positive margin is
-        then an argmax, which the published mean-of-others margin does not guarantee.
+        By default its score less the best other one: a positive margin is then an argmax, which
+        the published mean-of-others margin does not guarantee.
         """
         scores_EC = output.scores_EC
-        return scores_EC[:, 0] - scores_EC[:, 1:].amax(1)
+        own = torch.eye(scores_EC.shape[1], dtype=torch.bool, device=scores_EC.device)
+        others_ECC = scores_EC[:, None, :].masked_fill(own, -torch.inf)
+        return scores_EC - others_ECC.amax(2)
+
+    def objective(self, output: Output) -> Tensor:
+        """Differentiable margin [E] of the behaviour, the first candidate's."""
+        return self.margins(output)[:, 0]
 
     def behaviour(self, output: Output) -> Tensor:
         """The one detector, bool [E], for clean, defended and recovered outputs alike.
@@ -211,20 +221,21 @@ class Task(Plugin, ABC):
         return (len(example.prompt) - 1,)
 
     @final
-    def wrong_target(self, example: Example, defended_scores_C: Tensor) -> Example:
+    def wrong_target(self, example: Example, defended: Output, index: int) -> Example:
         """The same example asking for an answer that neither model gives.
 
         The injection control pushes towards it: if that is as easy as recovery, recovery is no
         evidence. It is `example.wrong`, or else the best candidate that is neither right nor
-        the defended answer.
+        shown by the defended model, whose output for the example is `defended`'s entry `index`.
 
         Raises:
             UserError: the example has neither.
         """
         if example.wrong is not None:
             return example.with_candidates(example.wrong, *example.candidates)
-        order = defended_scores_C[: len(example.candidates)].argsort(descending=True).tolist()
-        wrong = next((c for c in order[1:] if c != 0), None)
+        margin_C = self.margins(defended)[index, : len(example.candidates)]
+        best_first = margin_C.argsort(descending=True).tolist()
+        wrong = next((c for c in best_first if c != 0 and margin_C[c] <= 0), None)
         if wrong is None:
             raise UserError(
                 f"task {self.name!r} has no wrong target for example {example.id!r}: give it a "
@@ -232,6 +243,13 @@ class Task(Plugin, ABC):
             )
         rest = [c for i, c in enumerate(example.candidates) if i != wrong]
         return example.with_candidates(example.candidates[wrong], *rest)
+
+    def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
+        """Run-level figures that the task's field asks for, beside the other side effects.
+
+        `clean` and `defended` run any examples through the model without and with the defense.
+        """
+        return {}
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """Closeness [E] of an output to the clean one: 1 - total variation at the readout."""

@@ -39,7 +39,7 @@ class ResidualAscent(ResidualAttack):
         )
         shared: bool = Field(
             default=False,
-            description="one delta for all, fitted on half of the valid flips, scored on the others",
+            description="one delta for all: fitted on half of the flips, scored on the others",
         )
 
     config: Config

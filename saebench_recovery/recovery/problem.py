@@ -70,7 +70,8 @@ class Problem:
         N, P = self.positions_NP.shape
         width = self.start.resid_RQD.shape[-1]
         empty = torch.zeros(N, P, width, device=self.positions_NP.device)
-        return ResidualDelta(dict.fromkeys(self.constraints, empty), self.positions_NP)
+        # A tensor of its own for each site: callers write into them.
+        return ResidualDelta({s: empty.clone() for s in self.constraints}, self.positions_NP)
 
     @torch.no_grad()
     def objective(self, delta: ResidualDelta) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_args
 
 import pytest
@@ -40,8 +40,15 @@ from tests.tiny import (
 TOLERANCE = 1e-5  # relative to the largest entry
 METER = Meter()  # one for all: it counts each kind of pass once, slowly
 LAST = LAYERS - 1
-EVERY_SITE = [Site(layer, kind) for layer in (0, LAST) for kind in KINDS]
-# Around every perturbed site of EVERY_SITE: in earlier, the same and later blocks.
+PLACES = [
+    (architecture, Site(layer, kind))
+    for architecture in ARCHITECTURES
+    for layer in (0, LAST)
+    for kind in KINDS
+    # Attention and MLP run in parallel: there is no residual between them.
+    if (architecture, kind) != ("neox", "hook_resid_mid")
+]
+# Around every one of those sites: in earlier, the same and later blocks.
 DEFENDED = (
     "blocks.0.hook_attn_out",
     "blocks.0.hook_mlp_out",
@@ -159,8 +166,8 @@ def plain_edits(
 
     edits: dict[str, Edit] = {}
     for place in active.defense.latents if active.defense else ():
-        edits[str(place)] = lambda resid, place=place: defend(place, resid)  # type: ignore[misc]
-    defended = edits.get(str(site), lambda resid: resid)
+        edits[str(place)] = partial(defend, place)
+    defended: Edit = edits.get(str(site), lambda resid: resid)
     if active.threat_model == "reclamp":
         edits[str(site)] = lambda resid: defended(perturb(resid))
     else:
@@ -171,10 +178,6 @@ def plain_edits(
 @cache
 def reference(architecture: str) -> Any:
     return plain_model(tiny_model(architecture))
-
-
-def exists(architecture: str, site: Site) -> bool:
-    return not (architecture == "neox" and site.kind == "hook_resid_mid")
 
 
 def compare(
@@ -197,26 +200,20 @@ def compare(
     [("readout", False), ("several", True)],
     ids=["readout-one-token", "several-long"],
 )
-@pytest.mark.parametrize("site", EVERY_SITE, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "site"), PLACES, ids=str)
 def test_tail_equals_whole_model(
     architecture: str, site: Site, where: str, long_answers: bool
 ) -> None:
-    if not exists(architecture, site):
-        pytest.skip("attention and MLP run in parallel")
     active = ActiveDefense(shared_target(architecture), None)
     examples = prompts(long_answers=long_answers)
     compare(architecture, active, examples, random_delta(site, POSITIONS[where]))
 
 
 @pytest.mark.parametrize("threat_model", get_args(ThreatModel))
-@pytest.mark.parametrize("site", EVERY_SITE, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "site"), PLACES, ids=str)
 def test_tail_equals_whole_model_under_an_active_defense(
     architecture: str, site: Site, threat_model: ThreatModel
 ) -> None:
-    if not exists(architecture, site):
-        pytest.skip("attention and MLP run in parallel")
     target = shared_target(architecture, DEFENDED)
     active = ActiveDefense(target, clamp(target, DEFENDED), threat_model)
     examples = prompts(long_answers=False)
@@ -265,19 +262,18 @@ def test_whole_pass_of_a_padded_batch(architecture: str) -> None:
 EMPTY = torch.zeros(0, dtype=torch.long)
 
 
-@pytest.mark.parametrize("site", EVERY_SITE, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "site"), PLACES, ids=str)
 def test_hook_points_see_what_plain_hooks_see(architecture: str, site: Site) -> None:
-    if not exists(architecture, site):
-        pytest.skip("attention and MLP run in parallel")
-    (example, *_), seen, wanted = prompts(long_answers=False), [], []
+    example = prompts(long_answers=False)[0]
+    seen: list[Tensor] = []
 
-    def watch(into: list[Tensor]) -> Edit:
-        return lambda resid: (into.append(resid), resid)[1]  # type: ignore[func-returns-value]
+    def watch(resid: Tensor) -> Tensor:
+        seen.append(resid)
+        return resid
 
-    forward(shared_target(architecture), batch([example]), {site: watch(seen)})
-    plain_logits(reference(architecture), example.prompt, {str(site): watch(wanted)})
-    assert relative(seen[0], wanted[0]) < TOLERANCE
+    forward(shared_target(architecture), batch([example]), {site: watch})
+    plain_logits(reference(architecture), example.prompt, {str(site): watch})
+    assert relative(seen[0], seen[1]) < TOLERANCE
 
 
 # --- sharing, repeating, regrouping -----------------------------------------------------------
