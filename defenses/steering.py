@@ -55,9 +55,7 @@ class Steering(Defense):
 
 
 @torch.no_grad()
-def _readout_mean(
-    target: Target, site: Site, examples: Sequence[Example]
-) -> tuple[Tensor, float]:
+def _readout_mean(target: Target, site: Site, examples: Sequence[Example]) -> tuple[Tensor, float]:
     """Mean residual [D] at the readout, and the mean residual norm over all content tokens."""
     readouts: list[Tensor] = []
     norms: list[Tensor] = []

@@ -33,9 +33,10 @@ def hash_files(files: Iterable[Path], root: Path) -> str:
 
 
 def target_fingerprint(preset: Preset) -> str:
-    """Hash of a target: the files of its model and SAEs, or their hub ids."""
+    """Hash of a target: the files of its model and SAEs, or their hub ids and revision."""
+    said = preset.model_dump(include={"revision", "dtype", "bos", "knowledge"})
     saes = {site: _location(where) for site, where in preset.saes.items()}
-    return hash_text(canonical_json({"model": _location(preset.model), "saes": saes}))
+    return hash_text(canonical_json({**said, "model": _location(preset.model), "saes": saes}))
 
 
 def _location(where: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench_recovery import registry
 from saebench_recovery.plan import Plan, check_names
+from saebench_recovery.protocols.fill import fill
 from saebench_recovery.provenance import provenance
 from saebench_recovery.results.store import RunFolder, check_writable
 from saebench_recovery.schema import RunResult
@@ -33,6 +34,7 @@ def run(
     task_config: Mapping[str, Any] | None = None,
     threat_model: str = "reclamp",
     budget: float = 0.25,
+    budget_unit: str = "relative",
     limits: Limits | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -46,10 +48,10 @@ def run(
     """Attack one defense of a target and return the scored, stored result.
 
     Without `tasks`, every task that the target has. `budget` is the largest norm of a
-    perturbation relative to the defended residual's. `limit` caps the evaluation examples per
-    task, `plugins` are files to import first, and `batch_size=None` chooses one. The result
-    stands in `<out>/<identity>/result.json`; a complete one is read, a partial one continued,
-    unless `force`.
+    perturbation, relative to the defended residual's or absolute. `limit` caps the evaluation
+    examples per task, `plugins` are files to import first, and `batch_size=None` chooses one. The
+    result stands in `<out>/<identity>/result.json`; a complete one is read, a partial one
+    continued, unless `force`.
 
     Raises:
         UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
@@ -66,6 +68,7 @@ def run(
         "task_config": dict(task_config or {}),
         "threat_model": threat_model,
         "budget": budget,
+        "budget_unit": budget_unit,
         "limits": limits or Limits(),
         "seed": seed,
         "limit": limit,
@@ -78,12 +81,12 @@ def run(
 def execute(
     spec: RunSpec, out: Path, *, force: bool = False, progress: Progress | None = None
 ) -> RunResult:
-    """Do what a spec says; see `run`.
+    """Do what a spec says; see `run`. What it leaves open is filled in from its protocol, if any.
 
     Raises:
         UserError: see `run`.
     """
-    spec = check_names(spec)
+    spec = check_names(fill(spec))
     check_writable(out)
     plan = Plan.of(spec)
     folder = RunFolder(out, plan.identity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -231,18 +231,21 @@ class Task(Plugin, ABC):
         Raises:
             UserError: the example has neither.
         """
-        if example.wrong is not None:
-            return example.with_candidates(example.wrong, *example.candidates)
-        margin_C = self.margins(defended)[index, : len(example.candidates)]
-        best_first = margin_C.argsort(descending=True).tolist()
-        wrong = next((c for c in best_first if c != 0 and margin_C[c] <= 0), None)
+        right = example.candidates[0]
+        wrong = example.wrong
         if wrong is None:
+            margin_C = self.margins(defended)[index, : len(example.candidates)]
+            others = [c for c in margin_C.argsort(descending=True).tolist() if c != 0]
+            # Where a task can show several and shows all of them, the one that is shown least.
+            last = others[-1] if len(others) > 1 else None
+            chosen = next((c for c in others if margin_C[c] <= 0), last)
+            wrong = None if chosen is None else example.candidates[chosen]
+        if wrong is None or wrong == right:
             raise UserError(
                 f"task {self.name!r} has no wrong target for example {example.id!r}: give it a "
                 "third candidate or a wrong one"
             )
-        rest = [c for i, c in enumerate(example.candidates) if i != wrong]
-        return example.with_candidates(example.candidates[wrong], *rest)
+        return example.with_candidates(wrong, *(c for c in example.candidates if c != wrong))
 
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
         """Run-level figures that the task's field asks for, beside the other side effects.
@@ -277,6 +280,9 @@ class Defense(Plugin, ABC):
             default=None, description="hook point; default: the target's own for the task"
         )
         latents: int = Field(default=32, ge=1, description="how many latents are defended")
+        features: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+            default=None, min_length=1, description="their indices; default: the task's selection"
+        )
         include_bos: bool = Field(default=False, description="intervene on BOS too")
 
     config: Config
@@ -286,17 +292,26 @@ class Defense(Plugin, ABC):
     def fit(self, target: Target, task: Task) -> None:
         """Choose the defended latents: the highest scores of the task's selection statistic.
 
+        Latents that are given by their indices all score 1.
+
         Raises:
-            UserError: no latent scores above zero.
+            UserError: no latent scores above zero, or there is none of that index.
         """
         site = target.site_for(task.name, self.config.site)
-        score_M = task.attribution(target, site)
-        top = score_M.topk(min(self.config.latents, score_M.numel()))
-        chosen = top.indices[top.values > 0]
+        dictionary = target.dictionary(site)
+        if self.config.features is not None:
+            chosen = torch.tensor(list(dict.fromkeys(self.config.features)))
+            scores = torch.ones(len(chosen), device=target.device)
+            if chosen.max() >= dictionary.width:
+                raise UserError(f"no latent {chosen.max()} at {site}, which has {dictionary.width}")
+        else:
+            score_M = task.attribution(target, site)
+            top = score_M.topk(min(self.config.latents, score_M.numel()))
+            chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
-        self.latents = {site: target.dictionary(site).defended(chosen)}
-        self.scores = {site: top.values[top.values > 0]}
+        self.latents = {site: dictionary.defended(chosen)}
+        self.scores = {site: scores}
 
     @abstractmethod
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
@@ -349,6 +364,11 @@ class Attack(Plugin, ABC):
         """Search, then clip to the budget: an attack can neither overspend nor score itself.
 
         Whether the behaviour came back is decided later, by a replay of what this returns
-        under the active defense.
+        under the active defense. The search works on copies of what its result is held to.
         """
-        return problem.admit(self.search(problem), constrained=self.constrained)
+        copies = {
+            name: getattr(problem, name).clone()
+            for name in ("positions_NP", "budget_N", "scale_N", "goal_N")
+        }
+        found = self.search(replace(problem, **copies))
+        return problem.admit(found, constrained=self.constrained)

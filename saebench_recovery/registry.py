@@ -63,6 +63,18 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.tasks.ioi:IndirectObject",
             "indirect objects: who was given the thing?",
         ),
+        "tpp": (
+            "saebench_recovery.tasks.tpp:TargetedProbe",
+            "targeted probe perturbation: which class does a linear probe see?",
+        ),
+        "unlearning": (
+            "saebench_recovery.tasks.unlearning:Unlearning",
+            "multiple choice about facts that the defense should take away",
+        ),
+        "refusal": (
+            "saebench_recovery.tasks.refusal:Refusal",
+            "requests that the model answers and the defense makes it refuse",
+        ),
     },
 }
 

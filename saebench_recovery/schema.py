@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saebench_recovery.specs import Limits, ThreatModel
+from saebench_recovery.specs import BudgetUnit, Limits, ThreatModel
 
 SCHEMA_VERSION = 1
 
@@ -109,6 +109,9 @@ class SideEffects(Record):
     )
     kl: Finite | None = Field(description="mean KL(clean || defended) per neutral token, nats")
     ce_increase: Finite | None = Field(description="cross-entropy on neutral text, nats/token")
+    figures: dict[str, Finite] = Field(
+        default_factory=dict, description="what only this task reports"
+    )
 
 
 class Cost(Record):
@@ -135,7 +138,10 @@ class Row(Record):
     defense: str
     attack: str
     threat_model: ThreatModel
-    budget: Finite = Field(description="largest norm, relative to the defended residual's norm")
+    budget: Finite = Field(description="largest norm of the delta")
+    budget_unit: BudgetUnit = Field(
+        default="relative", description="relative to the defended residual's norm, or absolute"
+    )
     seed: int
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples

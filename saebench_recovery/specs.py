@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from saebench_recovery.fingerprint import hash_text
 from saebench_recovery.settings import canonical_json
 
 ThreatModel = Literal["reclamp", "post"]
+BudgetUnit = Literal["relative", "absolute"]
 
 # Preset budgets of the recovery curve, relative to the defended residual's norm.
 CURVE_BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+LARGEST_RELATIVE = 10
 
 
 class Limits(BaseModel):
@@ -46,20 +48,43 @@ class RunSpec(BaseModel):
     attack_config: dict[str, Any] = Field(default_factory=dict)
     task_config: dict[str, Any] = Field(default_factory=dict)
     threat_model: ThreatModel = "reclamp"
-    budget: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.25
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.25
+    budget_unit: BudgetUnit = "relative"
     limits: Limits = Limits()
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
+    protocol: str | None = None
     # Everything below changes speed, not numbers (up to float rounding), so it is not identity.
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _budget_fits_its_unit(self) -> Self:
+        if self.budget_unit == "relative" and self.budget > LARGEST_RELATIVE:
+            raise ValueError(
+                f"budget is {self.budget:g} times the residual's norm; at most "
+                f"{LARGEST_RELATIVE}, or give the norm itself with budget unit absolute"
+            )
+        return self
 
 
 NOT_IDENTITY = frozenset({"device", "batch_size"})
 # In the identity as resolved per task, so that naming a default does not make another run.
 RESOLVED = frozenset({"defense_config", "attack_config", "task_config"})
 IDENTITY = frozenset(
-    {"target", "tasks", "defense", "attack", "threat_model", "budget", "limits", "seed", "limit"}
+    {
+        "target",
+        "tasks",
+        "defense",
+        "attack",
+        "threat_model",
+        "budget",
+        "budget_unit",
+        "limits",
+        "seed",
+        "limit",
+        "protocol",
+    }
 )
 
 
@@ -81,7 +106,11 @@ def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
         words += ["--task", task]
     words += ["--defense", spec.defense, "--attack", spec.attack]
     words += ["--threat-model", spec.threat_model, "--budget", str(spec.budget)]
+    if spec.budget_unit != "relative":
+        words += ["--budget-unit", spec.budget_unit]
     words += ["--seed", str(spec.seed)]
+    if spec.protocol is not None:
+        words += ["--protocol", spec.protocol]
     if spec.limit is not None:
         words += ["--limit", str(spec.limit)]
     if spec.limits != Limits():

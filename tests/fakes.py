@@ -5,30 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
+from pydantic import BaseModel
 
 from saebench_recovery import plan, registry
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.schema import (
-    Compute,
-    Constrained,
-    Constraint,
-    Controls,
-    Cost,
-    Curve,
-    CurvePoint,
-    Drift,
-    ExampleRow,
-    Examples,
-    Mean,
-    Rate,
-    Row,
-    SideEffects,
-)
+from saebench_recovery.schema import Constrained, Drift, ExampleRow, Examples, Mean, Rate, Row
 from saebench_recovery.specs import Limits, RunSpec
 from saebench_recovery.target.presets import Preset, TaskPreset
+
+Model = TypeVar("Model", bound=BaseModel)
 
 TASKS = ("alpha", "beta", "gamma")
 SITE = "blocks.1.hook_resid_post"
@@ -62,66 +50,48 @@ def mean(value: float | None, n: int = 100) -> Mean:
     return Mean(n=n, mean=value, median=value, max=value, low=value, high=value)
 
 
+def made(model: type[Model], **said: Any) -> Model:
+    """A record with the given fields, and a dull valid value in every other required one."""
+    fields = model.model_fields.items()
+    dull = {name: _dull(field.annotation) for name, field in fields if field.is_required()}
+    return model.model_validate({**dull, **said})
+
+
+def _dull(annotation: Any) -> Any:
+    if annotation is Rate:
+        return rate(50)
+    if annotation is Mean:
+        return mean(0.5)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return made(annotation)
+    if type(None) in get_args(annotation):
+        return None
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)[0]
+    return (get_origin(annotation) or annotation)()  # 0, "", {} and so on
+
+
 def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes: Any) -> Row:
     """A row of a defense that gives way in `constrained` of `valid` flips."""
     some = rate(constrained, valid)
     figure = mean(0.5 if valid else None, valid)
-    cost = Cost(forward=1, backward=1, token_layers=1, flops=10, seconds=0.5, peak_bytes=None)
-    made = Row(
-        task=task,
-        target="organism",
-        defense="clamp",
-        attack="orthogonal",
-        threat_model="reclamp",
-        budget=0.25,
-        seed=0,
-        features={SITE: (1, 2)},
-        examples=Examples(n=120, base=110, valid=valid, clusters=valid),
-        recovery=some,
-        constrained=Constrained(**some.model_dump(), limits=Limits()),
-        base_like=some,
-        fidelity=figure,
-        curve=Curve(
-            points=(CurvePoint(budget=0.25, recovery=some, wrong_target=some),),
-            median_norm_recovers=None,
-            median_norm_injects=None,
-        ),
-        controls=Controls(nothing=rate(0, valid), random_direction=some, wrong_target=some),
-        constraint=Constraint(kind="exact", rank=2),
-        drift={"perturbed": Drift(**dict.fromkeys(Drift.model_fields, figure))},
-        figures={},
-        zero_reactivation=some,
-        norm=figure,
-        side_effects=SideEffects(
-            retain_n=0,
-            retain_accuracy_clean=None,
-            retain_accuracy_defended=None,
-            kl=0.1,
-            ce_increase=0.1,
-        ),
-        compute=Compute(attack=cost, scoring=cost),
-    )
-    return made.model_copy(update=changes)
+    standard = {
+        "task": task,
+        "target": "organism",
+        "defense": "clamp",
+        "attack": "orthogonal",
+        "budget": 0.25,
+        "examples": made(Examples, n=120, base=110, valid=valid, clusters=valid),
+        "recovery": some,
+        "constrained": made(Constrained, **some.model_dump(), limits=Limits()),
+        "fidelity": figure,
+        "drift": {"perturbed": made(Drift, relative_l2=figure)},
+    }
+    return made(Row, **{**standard, **changes})
 
 
 def example_row(task: str, id: str) -> ExampleRow:
-    return ExampleRow(
-        task=task,
-        attack="orthogonal",
-        id=id,
-        cluster="",
-        recovered=True,
-        constrained=True,
-        base_like=True,
-        fidelity=1,
-        objective_clean=1,
-        objective_defended=-1,
-        objective_recovered=1,
-        relative_norm=0.2,
-        smallest_norm=None,
-        smallest_norm_wrong=None,
-        drift={},
-    )
+    return made(ExampleRow, task=task, id=id)
 
 
 class Engine:

@@ -21,7 +21,7 @@ from saebench_recovery.schema import Row, RunResult
 from saebench_recovery.target import presets
 from saebench_recovery.target.presets import Preset
 
-LIMIT = 24
+LIMIT = 16
 
 
 def first_row(result: RunResult) -> Row:
@@ -54,7 +54,17 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "saebench_recovery", "run", "--json", "--limit", str(LIMIT)]
+    command = [
+        sys.executable,
+        "-m",
+        "saebench_recovery",
+        "run",
+        "--json",
+        "--task",
+        "ioi",
+        "--limit",
+        str(LIMIT),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     path = tmp_path / done.stdout.strip()
@@ -73,18 +83,21 @@ def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
 
 
 def test_repetition_gives_the_same_numbers(tmp_path: Path) -> None:
-    first = run(out=tmp_path, limit=LIMIT)
-    second = run(out=tmp_path, limit=LIMIT, force=True)
+    first = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
+    second = run(tasks=["ioi"], out=tmp_path, limit=LIMIT, force=True)
     assert [without_time(row) for row in first.rows] == [without_time(row) for row in second.rows]
 
 
 def test_batch_size_changes_no_verdict(tmp_path: Path) -> None:
-    rows = [first_row(run(out=tmp_path / str(n), limit=LIMIT, batch_size=n)) for n in (1, 7, None)]
+    rows = [
+        first_row(run(tasks=["ioi"], out=tmp_path / str(n), limit=LIMIT, batch_size=n))
+        for n in (1, 7, None)
+    ]
     assert len({(row.examples.valid, row.recovery.k, row.constrained.k) for row in rows}) == 1
 
 
 def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
-    result = run(out=tmp_path, limit=LIMIT)
+    result = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
     names = json.loads(
         (Path(str(resources.files("saebench_recovery.tasks"))) / "data" / "ioi.json").read_text()
     )["names"]
@@ -94,7 +107,9 @@ def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
 
 
 def test_no_valid_flips_is_a_row_of_nulls_with_a_flag(tmp_path: Path) -> None:
-    row = first_row(run(out=tmp_path, limit=LIMIT, defense_config={"multiplier": 1.0}))
+    row = first_row(
+        run(tasks=["ioi"], out=tmp_path, limit=LIMIT, defense_config={"multiplier": 1.0})
+    )
     assert row.examples.valid == 0
     assert row.recovery.rate is row.constrained.rate is row.fidelity.mean is None
     assert row.flags == ("no-valid-flips",)
@@ -113,7 +128,7 @@ def test_sae_of_another_width_is_refused(copied: Path, tmp_path: Path) -> None:
         config["d_in"] -= 1
         file.with_name("cfg.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="it was trained for another model"):
-        run(out=tmp_path / "runs")
+        run(tasks=["ioi"], out=tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
 
 
@@ -123,11 +138,11 @@ def test_nan_in_the_model_is_refused(copied: Path, tmp_path: Path) -> None:
     weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="NaN"):
-        run(out=tmp_path / "runs")
+        run(tasks=["ioi"], out=tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
 
 
 def test_missing_weights_are_refused(copied: Path, tmp_path: Path) -> None:
     (copied / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
-        run(out=tmp_path / "runs")
+        run(tasks=["ioi"], out=tmp_path / "runs")

@@ -33,7 +33,7 @@ def test_own_defense(tmp_path: Path) -> None:
     program, *arguments = shlex.split(block("--plugin my_defense.py"))
     assert program == "saebench"
     printed = in_new_process(
-        tmp_path, "-m", "saebench_recovery", *arguments, "--limit", "32", "--json"
+        tmp_path, "-m", "saebench_recovery", *arguments, "--task", "ioi", "--limit", "32", "--json"
     )
     result = read_result(tmp_path / printed.strip())
     assert result.status == "complete"

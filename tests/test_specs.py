@@ -19,6 +19,8 @@ CHANGED: dict[str, Any] = {
     "attack": "unconstrained",
     "threat_model": "post",
     "budget": 0.5,
+    "budget_unit": "absolute",
+    "protocol": "published",
     "limits": Limits(drift=0.1),
     "seed": 1,
     "limit": 8,

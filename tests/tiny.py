@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.recovery.attribution import activation_gradient
 from saebench_recovery.sites import Site
 from saebench_recovery.target.latents import Dictionary, Threshold
 from saebench_recovery.target.presets import Preset, TaskPreset
 from saebench_recovery.target.target import Target
 
 ARCHITECTURES = ("gpt2", "neox", "llama", "qwen2", "gemma2", "gemma3")
-WIDTH, LAYERS, VOCABULARY, LATENTS, BOS = 32, 4, 101, 96, 1
+WIDTH, LAYERS, VOCABULARY, LATENTS, BOS, EOS = 32, 4, 101, 96, 1, 2
 WINDOW = 8  # of the sliding layers: shorter than most prompts, so that it binds
 SITES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
@@ -47,7 +48,7 @@ def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
         "intermediate_size": 64,
         "max_position_embeddings": 64,
         "bos_token_id": BOS,
-        "eos_token_id": 2,
+        "eos_token_id": EOS,
         "pad_token_id": 0,
     }
     grouped = {"num_key_value_heads": 2, "head_dim": 8}
@@ -68,11 +69,13 @@ def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def tiny_dictionary(site: Site, width: int = WIDTH, seed: int = 0) -> Dictionary:
+def tiny_dictionary(
+    site: Site, width: int = WIDTH, seed: int = 0, latents: int = LATENTS
+) -> Dictionary:
     """A random JumpReLU SAE of which about a third of the latents are on."""
     drawn = torch.Generator().manual_seed(seed)
-    decoder_MD = nn.functional.normalize(torch.randn(LATENTS, width, generator=drawn), dim=1)
-    zero, one = torch.zeros(LATENTS), torch.ones(LATENTS)
+    decoder_MD = nn.functional.normalize(torch.randn(latents, width, generator=drawn), dim=1)
+    zero, one = torch.zeros(latents), torch.ones(latents)
     return Dictionary(
         site=site,
         architecture="jumprelu",
@@ -87,12 +90,17 @@ def tiny_dictionary(site: Site, width: int = WIDTH, seed: int = 0) -> Dictionary
 
 
 class TinyTokenizer(SimpleNamespace):
-    """Every character is a token."""
+    """Every character is a token; printable ASCII survives both ways."""
 
     bos_token_id = BOS
+    eos_token_id = EOS
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [3 + ord(c) % (VOCABULARY - 3) for c in text]}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        codes = (i - 3 for i in ids if i >= 3)
+        return "".join(chr(code if code >= 32 else code + VOCABULARY - 3) for code in codes)
 
 
 def tiny_target(
@@ -135,10 +143,12 @@ def shared_target(architecture: str, sites: tuple[str, ...] = SITES) -> Target:
 
 
 class TinyTask(Task):
-    """Whether a random model prefers one random token to another: shown by about half."""
+    """Whether a random model prefers one fixed token to another after a random prompt."""
 
     name = "tiny"
     size = 48
+    candidates: tuple[tuple[int, ...], ...] = ((11,), (21,))
+    wrong: tuple[int, ...] | None = (31,)
 
     def examples(self, target: Target, split: Split) -> Sequence[Example]:
         if split == "retain":
@@ -147,11 +157,11 @@ class TinyTask(Task):
         return [self._example(f"{split}/{i}", i, drawn) for i in range(self.size)]
 
     def attribution(self, target: Target, site: Site) -> Tensor:
-        return torch.arange(1.0, 1 + target.dictionary(site).width)
+        examples = self.examples(target, "selection")
+        return activation_gradient(target, site, examples, self.objective)
 
     def _example(self, name: str, place: int, drawn: torch.Generator) -> Example:
+        """A prompt of 7 to 15 tokens; two neighbours count as one source item."""
         length = 6 + int(torch.randint(0, 9, (1,), generator=drawn))
         words = torch.randint(3, VOCABULARY, (length,), generator=drawn).tolist()
-        answers = (3 + torch.randperm(VOCABULARY - 3, generator=drawn))[:3].tolist()
-        right, other, wrong = ((token,) for token in answers)
-        return Example(name, (BOS, *words), (right, other), wrong, cluster=str(place // 2))
+        return Example(name, (BOS, *words), self.candidates, self.wrong, cluster=str(place // 2))

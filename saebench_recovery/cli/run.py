@@ -9,12 +9,46 @@ import typer
 
 # Numbers are text here, so that one place (the pydantic model of a run) checks and words them.
 Text = str
+# Which options make a field of a run, where they are called otherwise.
+OPTIONS = {
+    "target": ("target", "model", "sae"),
+    "tasks": ("task",),
+    "limits": ("max_drift", "max_decode", "min_fidelity"),
+    "defense_config": ("defense_setting",),
+    "attack_config": ("attack_setting",),
+    "task_config": ("task_setting",),
+}
 
 
 def run(
+    context: typer.Context,
     target: Annotated[
         str, typer.Option(help="Model and SAEs, see `list targets`.", envvar="SAEBENCH_TARGET")
     ] = "organism",
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="ID_OR_PATH",
+            help="Hub model or folder, in place of --target.",
+            envvar="SAEBENCH_MODEL",
+        ),
+    ] = "",
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RELEASE/ID_OR_PATH[@HOOK]",
+            help="SAE of that model, repeatable; the first is defended.",
+            envvar="SAEBENCH_SAE",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="published",
+            help="Fill in whatever is not said here, and compare.",
+            envvar="SAEBENCH_PROTOCOL",
+        ),
+    ] = None,
     defense: Annotated[
         str, typer.Option(help="See `list defenses`.", envvar="SAEBENCH_DEFENSE")
     ] = "clamp",
@@ -37,10 +71,18 @@ def run(
         Text,
         typer.Option(
             metavar="X",
-            help="Largest norm, relative to the defended residual's.",
+            help="Largest norm of a perturbation.",
             envvar="SAEBENCH_BUDGET",
         ),
     ] = "0.25",
+    budget_unit: Annotated[
+        Text,
+        typer.Option(
+            metavar="relative|absolute",
+            help="To the defended residual's norm, or as it is.",
+            envvar="SAEBENCH_BUDGET_UNIT",
+        ),
+    ] = "relative",
     max_drift: Annotated[
         Text,
         typer.Option(
@@ -130,24 +172,35 @@ def run(
       saebench run --defense ablation --attack orthogonal --threat-model post
       saebench run --defense clamp -D latents=16 -D value=0 --budget 0.5
       saebench run --plugin my_defense.py --defense my-clamp --limit 32
+      saebench run --protocol published --task ioi --target gpt2-small
+      saebench run --task ioi --model gpt2 --sae gpt2-small-res-jb/blocks.4.hook_resid_pre
     """
     from saebench_recovery.cli.progress import progress_bar
     from saebench_recovery.cli.table import print_result
+    from saebench_recovery.errors import UserError
     from saebench_recovery.harness import execute
     from saebench_recovery.registry import load_plugin_file
     from saebench_recovery.results.store import RunFolder
     from saebench_recovery.settings import parse_assignments, validate
     from saebench_recovery.specs import RunSpec
+    from saebench_recovery.target.presets import name_of_parts
 
     for file in plugin or ():
         load_plugin_file(file)
-    said = {
+    spoken = _spoken(context)
+    if model or sae:
+        if "target" in spoken:
+            raise UserError("give --target, or --model with --sae, not both")
+        target = name_of_parts(model, sae or ())
+    options = {
         "target": target,
         "defense": defense,
         "attack": attack,
         "tasks": task or (),
         "threat_model": threat_model,
         "budget": budget,
+        "budget_unit": budget_unit,
+        "protocol": protocol,
         "limits": {"drift": max_drift, "decode": max_decode, "fidelity": min_fidelity},
         "seed": seed,
         "limit": limit,
@@ -157,6 +210,7 @@ def run(
         "attack_config": parse_assignments(attack_setting or ()),
         "task_config": parse_assignments(task_setting or ()),
     }
+    said = {f: v for f, v in options.items() if spoken & set(OPTIONS.get(f, (f,)))}
     spec = validate(RunSpec, said, "run")
     with progress_bar(wanted=not json) as progress:
         result = execute(spec, out, force=force, progress=progress)
@@ -166,3 +220,9 @@ def run(
     else:
         print_result(result)
         print(f"\n{path}")
+
+
+def _spoken(context: typer.Context) -> set[str]:
+    """Options that the user gave; a protocol fills in only the others."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {n for n, s in sources.items() if s is not None and "DEFAULT" not in s.name}

@@ -17,7 +17,8 @@ def print_result(result: RunResult) -> None:
     spec = result.spec
     table = Table(
         title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
-        caption=f"{spec['threat_model']}, budget {spec['budget']}, seed {spec['seed']}",
+        caption=f"{spec['threat_model']}, budget {spec['budget']} ({spec['budget_unit']}), "
+        f"seed {spec['seed']}",
     )
     table.add_column("", style="bold")
     for row in result.rows:
@@ -35,6 +36,10 @@ def print_result(result: RunResult) -> None:
         for flag in flags:
             meaning = MEANINGS.get(flag, "unknown to this version")
             console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
+    if spec["protocol"] is not None:
+        from saebench_recovery.cli.comparison import print_comparison
+
+        print_comparison(console, result)
 
 
 def _measures(row: Row) -> dict[str, str]:
@@ -60,6 +65,7 @@ def _measures(row: Row) -> dict[str, str]:
         "retained accuracy, clean -> defended": f"{_number(row.side_effects.retain_accuracy_clean)}"
         f" -> {_number(row.side_effects.retain_accuracy_defended)}",
         "KL on neutral text (nats)": _number(row.side_effects.kl),
+        **{n.replace("_", " "): _number(value) for n, value in row.side_effects.figures.items()},
         "attack cost": _cost(row.compute.attack),
         "scoring cost": _cost(row.compute.scoring),
         "flags": "\n".join(row.flags) or "none",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
 CHUNK = 32  # selection is done once per run; a fixed size keeps its sums reproducible
+PIECE = 2048  # tokens encoded at a time: a dictionary can be 65k wide
 
 
 def activation_gradient(
@@ -45,3 +46,28 @@ def activation_gradient(
         grad_NM = grad_RQD[keep].float() @ dictionary.decoder_MD.T
         total_M += (z_NM * grad_NM).sum(0)
     return total_M / len(examples)
+
+
+@torch.no_grad()
+def content_residuals(
+    target: Target, site: Site, prompts: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Residuals [N, D] of the content tokens at a site, and the prompt [N] of each; in pieces.
+
+    Later layers are not run, and a piece is small enough to encode with a wide dictionary.
+    """
+    for begin in range(0, len(prompts), CHUNK):
+        chunk = prompts[begin : begin + CHUNK]
+        laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
+        seen: list[Tensor] = []
+
+        def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(resid)
+            return resid
+
+        forward(target, laid, {site: watch}, pool=site)
+        keep_RQ = content(target, laid)
+        prompt_N = begin + keep_RQ.nonzero()[:, 0]
+        yield from zip(
+            torch.split(prompt_N, PIECE), torch.split(seen[0][keep_RQ], PIECE), strict=True
+        )

@@ -111,6 +111,9 @@ class Problem:
             raise ValueError("the attack perturbs other sites than the problem's")
         if not torch.equal(perturbation.positions_EP, self.positions_NP):
             raise ValueError("the attack perturbs other positions than the problem's")
+        width = self.start.resid_RQD.shape[-1]  # a narrower delta would be broadcast
+        if any(v.shape[-1] != width for v in perturbation.values.values()):
+            raise ValueError(f"the attack's delta has not the width {width} of the residual")
         if not all(torch.isfinite(v).all() for v in perturbation.values.values()):
             raise ValueError("the attack returned NaN or infinity")
         norm_N = perturbation.norm_E()
@@ -186,20 +189,24 @@ def build(
     examples: Sequence[Sequence[Example]],
     positions_EP: Tensor,
     sites: Sequence[Site],
-    relative_EV: Tensor,
+    budget_EV: Tensor,
     goal_E: Tensor,
     seed: int,
     meter: Meter,
+    absolute_V: Sequence[bool] | None = None,
 ) -> Problem:
     """A problem over E prompts with V variants each, prefilled once per prompt.
 
-    `examples[e]` holds prompt e's V variants (same prompt, own candidates), `relative_EV` their
-    budgets relative to the defended residual, and `positions_EP` what they may perturb.
+    `examples[e]` holds prompt e's V variants (same prompt, own candidates), `budget_EV` their
+    budgets relative to the defended residual (or in its own units, where `absolute_V`), and
+    `positions_EP` what they may perturb.
     """
     target = active.target
     positions_EP = positions_EP.to(target.device)
     share = len(examples[0])
-    first = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
+    perturbed = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
+    # The readout is in the window even where only the answer after it is perturbed.
+    first = [min(p, len(group[0].prompt) - 1) for p, group in zip(perturbed, examples, strict=True)]
     if task.pool is not None:  # a mean over tokens needs them all in the window
         first = [0] * len(examples)
     variants = tuple(variant for group in examples for variant in group)
@@ -237,6 +244,8 @@ def build(
             repeated = [t.repeat_interleave(share, 0) for t in (base_EPD, after_EPD - base_EPD)]
             constraints[site] = constraint_for(latents, *repeated)
     scale_N = square_E.sqrt().repeat_interleave(share)
+    absolute_N = torch.tensor(absolute_V or [False] * share, device=scale_N.device)
+    unit_N = torch.where(absolute_N.repeat(len(examples)), 1.0, scale_N)
     return Problem(
         active,
         task,
@@ -245,7 +254,7 @@ def build(
         positions_EP.repeat_interleave(share, 0),
         constraints,
         scale_N,
-        scale_N * relative_EV.to(target.device).flatten(),
+        unit_N * budget_EV.to(target.device).flatten(),
         goal_E.to(target.device).repeat_interleave(share),
         seed,
         meter,

@@ -8,6 +8,7 @@ and the same valid flips.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +35,7 @@ from saebench_recovery.schema import (
     Row,
 )
 from saebench_recovery.settings import canonical_json
-from saebench_recovery.specs import Limits, RunSpec, ThreatModel, command
+from saebench_recovery.specs import BudgetUnit, Limits, RunSpec, ThreatModel, command
 
 
 class Entry(Record):
@@ -84,6 +85,7 @@ class Group(Record):
 
     threat_model: ThreatModel
     budget: Finite
+    budget_unit: BudgetUnit
     limits: Limits
     seed: int
     examples: Count
@@ -118,13 +120,16 @@ def build(runs: Sequence[Path]) -> list[Leaderboard]:
 def write(leaderboards: Iterable[Leaderboard], out: Path) -> list[Path]:
     """Write each as `<target>-<task>.json` and return the paths.
 
+    Characters that do not belong into a file name, as in the name of a hub model, become "_".
+
     Raises:
         UserError: the folder cannot be written.
     """
     check_writable(out)
     paths = []
     for board in leaderboards:
-        paths.append(out / f"{board.target}-{board.task}.json")
+        name = re.sub(r"[^\w.-]+", "_", f"{board.target}-{board.task}")
+        paths.append(out / f"{name}.json")
         write_atomically(paths[-1], (board.model_dump_json(indent=1) + "\n").encode())
     return paths
 
@@ -161,6 +166,7 @@ def _comparable(entry: Entry) -> list[Any]:
     return [
         row.threat_model,
         row.budget,
+        row.budget_unit,
         row.constrained.limits.model_dump(),
         row.seed,
         row.examples.n,
@@ -188,6 +194,7 @@ def _group(entries: Sequence[Entry]) -> Group:
     return Group(
         threat_model=first.threat_model,
         budget=first.budget,
+        budget_unit=first.budget_unit,
         limits=first.constrained.limits,
         seed=first.seed,
         examples=first.examples.n,

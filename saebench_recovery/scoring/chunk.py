@@ -22,7 +22,7 @@ from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.scoring.drift import Reading, drift, within_limits
-from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.passes import perplexity, whole_pass
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
 from saebench_recovery.target.batch import Batch, batch
@@ -39,7 +39,7 @@ class Flip:
     example: Example
     clean: float
     defended: float
-    defended_scores_C: Tensor
+    wrong: Example  # the same, asking for an answer that neither gives
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,21 @@ class Setting:
     active: ActiveDefense
     task: Task
     attack: Attack
-    budgets: tuple[float, ...]  # ascending, the headline budget among them
+    budgets: tuple[float, ...]  # ascending, the headline budget among them or, if absolute, last
     headline: float
     limits: Limits
     seed: int
+    absolute: bool = False  # the headline budget is in the residual's own units
+
+    @property
+    def head(self) -> int:
+        """Where the headline budget stands."""
+        return len(self.budgets) - 1 if self.absolute else self.budgets.index(self.headline)
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """The budgets that make the curve: all but an absolute headline."""
+        return self.budgets[:-1] if self.absolute else self.budgets
 
     @property
     def variants(self) -> int:
@@ -91,7 +102,9 @@ def score_chunk(
     """Attack and score some flips; also the headline perturbations, to be stored."""
     with attacking.timed():
         problem = pose(setting, flips, attacking)
-        found = setting.attack.run(problem)
+        found = Attack.run(
+            setting.attack, problem
+        )  # the driver itself, whatever a plugin overrides
     if not isinstance(found, ResidualDelta):
         raise TypeError(f"no replay for a {type(found).__name__}")
     with scoring.timed():
@@ -101,8 +114,7 @@ def score_chunk(
 def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     """The problem of recovering these flips at every budget, and of injecting wrong answers."""
     count = len(setting.budgets)
-    wrong = [setting.task.wrong_target(f.example, f.defended_scores_C) for f in flips]
-    groups = [[f.example] * count + [w] * count for f, w in zip(flips, wrong, strict=True)]
+    groups = [[f.example] * count + [f.wrong] * count for f in flips]
     attack, task = setting.attack, setting.task
     positions = [torch.tensor(attack.positions(task, f.example)) for f in flips]
     assert setting.active.defense is not None
@@ -116,6 +128,7 @@ def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         torch.tensor([f.clean for f in flips]),
         setting.seed,
         meter,
+        [setting.absolute and b == setting.head for b in range(count)] * 2,
     )
     if not setting.attack.restores:
         return problem
@@ -150,14 +163,16 @@ def _score(
     setting: Setting, flips: Sequence[Flip], problem: Problem, found: ResidualDelta
 ) -> tuple[list[Scored], ResidualDelta]:
     E, B = len(flips), len(setting.budgets)
-    works_N = problem.behaviour(found)
-    smallest_EV = _smallest_norms(problem, found, works_N, setting.attack.constrained).view(E, -1)
-    works_EV = works_N.view(E, 2 * B)
-    head = setting.budgets.index(setting.headline)
-    chosen = torch.arange(E, device=works_N.device) * 2 * B + head
+    chosen = torch.arange(E, device=problem.scale_N.device) * 2 * B + setting.head
     alone, headline = problem.rows(chosen), found.rows(chosen)
+    injecting = problem.rows(chosen + B)
     nothing_E = alone.behaviour(alone.zeros())
-    fences = alone.fences(setting.attack.constrained)
+    works_EV = problem.behaviour(found).view(E, 2 * B)
+    # A wrong answer that the defended model gives by itself is not injected.
+    works_EV[:, B:] &= ~injecting.behaviour(injecting.zeros())[:, None]
+    constrained = setting.attack.constrained
+    smallest_EV = _smallest_norms(problem, found, works_EV.flatten(), constrained).view(E, -1)
+    fences = alone.fences(constrained)
     random_E = alone.behaviour(random_direction(alone, fences, headline.norm_E(), "control"))
     relative_E = headline.norm_E() / alone.scale_N
     replay = _Replay(setting, [f.example for f in flips], headline, problem.meter)
@@ -267,6 +282,8 @@ class _Replay:
         self.fidelity_E = task.fidelity(output, clean)
         self.base_like_E = task.base_like(output, clean, setting.limits.fidelity)
         self.figures = task.figures(output, clean)
+        if task.new_tokens:
+            self.figures["perplexity"] = perplexity(bare, output, meter)
         C = laid.rows_per_example
         self.drift = drift(
             _reading(defended_trace, watch, C),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
@@ -55,8 +56,7 @@ def evaluate(
         active = ActiveDefense(target, defense, spec.threat_model)
         base, flips = valid_flips(active, task, examples, scoring)
         effects = side_effects(active, task, scoring)
-    budgets = tuple(sorted({*CURVE_BUDGETS, spec.budget}))
-    setting = Setting(active, task, attack, budgets, spec.budget, spec.limits, spec.seed)
+    setting = _setting(active, task, attack, spec)
     scored: list[Scored] = []
     deltas: list[ResidualDelta] = []
     size = spec.batch_size or _rows_that_fit(target, flips) // setting.variants
@@ -96,6 +96,13 @@ def evaluate(
     return Evaluation(row, lines, _joined(deltas))
 
 
+def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -> Setting:
+    absolute = spec.budget_unit == "absolute"
+    relative = CURVE_BUDGETS if absolute else tuple(sorted({*CURVE_BUDGETS, spec.budget}))
+    budgets = (*relative, spec.budget) if absolute else relative
+    return Setting(active, task, attack, budgets, spec.budget, spec.limits, spec.seed, absolute)
+
+
 def valid_flips(
     active: ActiveDefense, task: Task, examples: Sequence[Example], meter: Meter
 ) -> tuple[int, list[Flip]]:
@@ -117,8 +124,8 @@ def valid_flips(
         base += int(shown_E.sum())
         for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
             example = examples[index + e]
-            scores_C = defended.scores_EC[e].cpu()
-            flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), scores_C))
+            wrong = task.wrong_target(example, defended, e)
+            flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), wrong))
         index += len(clean_E)
     return base, flips
 
@@ -156,8 +163,15 @@ def _rows_that_fit(target: Target, flips: Sequence[Flip]) -> int:
 
 
 def _joined(deltas: Sequence[ResidualDelta]) -> dict[str, Tensor]:
-    """The chunks' perturbations in one set of named tensors."""
+    """The chunks' perturbations in one set of named tensors, padded to the most positions."""
     if not deltas:
         return {}
-    parts = [delta.tensors() for delta in deltas]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    most = max(delta.positions_EP.shape[1] for delta in deltas)
+    named: dict[str, list[Tensor]] = {}
+    for delta in deltas:
+        missing = most - delta.positions_EP.shape[1]
+        for name, tensor in delta.tensors().items():
+            behind = [0] * (2 * tensor.ndim - 3) + [missing]
+            empty = -1 if name == "positions" else 0
+            named.setdefault(name, []).append(pad(tensor, behind, value=empty))
+    return {name: torch.cat(parts) for name, parts in named.items()}

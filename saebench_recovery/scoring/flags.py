@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring.chunk import Scored
+
+if TYPE_CHECKING:  # the meanings are shown by commands that import no torch
+    from saebench_recovery.scoring.chunk import Scored
 
 FEW_FLIPS = 20
 # Relative drift above which a constraint that is exact by construction is called broken.

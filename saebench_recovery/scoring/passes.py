@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from saebench_recovery.interfaces import Example, Output, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
@@ -56,3 +57,27 @@ def outputs(
     for begin in range(0, len(examples), CHUNK):
         laid = batch(examples[begin : begin + CHUNK], device=active.target.device)
         yield whole_pass(active, task, laid, meter, distribution=False)
+
+
+@torch.no_grad()
+def perplexity(active: ActiveDefense, output: Output, meter: Meter) -> Tensor:
+    """Of each text [E], given its prompt, by an undefended model; NaN below two tokens."""
+    assert output.texts is not None
+    found_E = torch.full((len(output.texts),), torch.nan, dtype=torch.double)
+    encoded = [
+        tuple(active.target.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in output.texts
+    ]
+    long = [e for e, ids in enumerate(encoded) if len(ids) > 1]
+    if long:
+        said = [output.examples[e].with_candidates(encoded[e]) for e in long]
+        laid = batch(said, device=active.target.device)
+        R, Q = laid.ids_RQ.shape
+        scores_EC = meter.run(
+            lambda: forward(active.target, laid, active.edits(laid)).scores_EC,
+            rows=R,
+            tokens=Q,
+            layers=active.target.depth(),
+        )
+        found_E[long] = (-scores_EC[:, 0].double()).exp().cpu()
+    return found_E

@@ -39,7 +39,6 @@ def assemble(
 ) -> Row:
     """The row of one (target, task, defense, attack); without valid flips its rates are null."""
     clusters = [s.flip.example.cluster for s in scored]
-    head = setting.budgets.index(setting.headline)
     defense = setting.active.defense
     assert defense is not None
 
@@ -62,6 +61,7 @@ def assemble(
         attack=setting.attack.name,
         threat_model=setting.active.threat_model,
         budget=setting.headline,
+        budget_unit="absolute" if setting.absolute else "relative",
         seed=setting.seed,
         features={str(site): latents for site, latents in defense.features.items()},
         examples=examples,
@@ -78,7 +78,7 @@ def assemble(
                     recovery=rate(lambda s, b=b: s.curve[b]),  # type: ignore[misc]
                     wrong_target=rate(lambda s, b=b: s.curve_wrong[b]),  # type: ignore[misc]
                 )
-                for b, budget in enumerate(setting.budgets)
+                for b, budget in enumerate(setting.relative)
             ),
             median_norm_recovers=statistics.median_smallest([s.smallest for s in scored]),
             median_norm_injects=statistics.median_smallest([s.smallest_wrong for s in scored]),
@@ -86,7 +86,7 @@ def assemble(
         controls=Controls(
             nothing=rate(lambda s: s.nothing),
             random_direction=rate(lambda s: s.random),
-            wrong_target=rate(lambda s: s.curve_wrong[head]),
+            wrong_target=rate(lambda s: s.curve_wrong[setting.head]),
         ),
         constraint=_constraint(scored),
         drift={scope: drift(scope) for scope in SCOPES},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import SideEffects
+from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.target.batch import Batch, batch
 from saebench_recovery.target.forward import final_states, forward
 
@@ -20,7 +22,8 @@ def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects
     """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
     target = active.target
     retain = task.examples(target, "retain")
-    right = _right(retain, ActiveDefense(target, None), meter)
+    bare = ActiveDefense(target, None)
+    right = _right(retain, bare, meter)
     known = [e for e, ok in zip(retain, right, strict=True) if ok]
     kept = _right(known, active, meter)
     kl, ce = _neutral(active, meter)
@@ -30,6 +33,9 @@ def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects
         retain_accuracy_defended=sum(kept) / len(known) if known else None,
         kl=kl,
         ce_increase=ce,
+        figures=task.side_figures(
+            *(partial(outputs, active=a, task=task, meter=meter) for a in (bare, active))
+        ),
     )
 
 

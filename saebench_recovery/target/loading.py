@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
-from saebench_recovery.target.organism import world
+from saebench_recovery.target import knowledge
+from saebench_recovery.target.hub import load_model, load_sae
+from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import preset
-from saebench_recovery.target.sae_files import load_dictionary
 from saebench_recovery.target.target import Target
-
-NEUTRAL_TEXTS = 32
 
 
 def load_target(name: str, device: str = "auto") -> Target:
@@ -27,36 +23,36 @@ def load_target(name: str, device: str = "auto") -> Target:
     """
     chosen = preset(name)
     where = _device(device)
-    folder = _folder(chosen.model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"target {name!r} cannot be loaded from {folder}: {error}") from error
-    dictionaries = {
-        Site.parse(site): load_dictionary(
-            _folder(sae), Site.parse(site), where, d_model=model.config.hidden_size
-        )
-        for site, sae in chosen.saes.items()
-    }
-    neutral = list(islice(world.neutral_texts("evaluation"), NEUTRAL_TEXTS))
+    tokenizer, model = load_model(chosen)
+    dictionaries = _Dictionaries({Site.parse(s): sae for s, sae in chosen.saes.items()}, where)
     return Target(
-        name, model.to(where), tokenizer, dictionaries, chosen, neutral, _retained_facts()
+        name,
+        model.to(where),
+        tokenizer,
+        dictionaries,
+        chosen,
+        knowledge.neutral_texts(chosen.knowledge),
+        knowledge.facts(chosen.knowledge),
     )
 
 
-def _retained_facts() -> list[tuple[str, str, tuple[str, ...]]]:
-    """Direct questions about the domain that no task of the organism tries to remove."""
-    found = []
-    for fact in world.facts("towns"):
-        others = (f" {v}" for v in world.relation_table(fact)["values"] if v != fact.value)
-        found.append((world.question(fact), f" {fact.value}", tuple(others)))
-    return found
+class _Dictionaries(Mapping[Site, Dictionary]):
+    """SAEs by site, each read when it is first asked for: a run seldom needs them all."""
 
+    def __init__(self, places: Mapping[Site, str], device: str) -> None:
+        self._places, self._device = places, device
+        self._read: dict[Site, Dictionary] = {}
 
-def _folder(place: str) -> Path:
-    inside = Path(str(resources.files("saebench_recovery.target"))) / place
-    return inside if inside.exists() else Path(place)
+    def __getitem__(self, site: Site) -> Dictionary:
+        if site not in self._read:
+            self._read[site] = load_sae(self._places[site], site, self._device)
+        return self._read[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _device(name: str) -> str:

@@ -1,16 +1,23 @@
-"""Targets by name: what to load, where each task is defended, and tuned defense settings.
+"""Targets by name or by parts: what to load, where each task is defended, and tuned settings.
 
 Pure data (`presets.json`), read without importing torch.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from saebench_recovery.errors import UserError
+from saebench_recovery.sites import Site
+from saebench_recovery.target.knowledge import Knowledge
+
+PARTS = "+"  # between the model and the SAEs in the name of a target that is no preset
 
 
 class TaskPreset(BaseModel):
@@ -28,7 +35,17 @@ class Preset(BaseModel):
 
     description: str
     model: str = Field(description="folder inside the package, local path, or hub id")
-    saes: dict[str, str] = Field(description="hook point -> folder of a SAELens SAE")
+    revision: str | None = Field(default=None, description="commit of the model on the hub")
+    saes: dict[str, str] = Field(
+        description="hook point -> folder of a SAELens SAE, or RELEASE/ID of a published one"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the model; latents are read in float32 whatever it is"
+    )
+    bos: bool = Field(default=True, description="prompts begin with the tokenizer's BOS")
+    knowledge: Knowledge = Field(
+        default="general", description="whose neutral text and retained facts fit the model"
+    )
     tasks: dict[str, TaskPreset]
 
 
@@ -39,14 +56,62 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name.
+    """The preset of that name, or what a name made by `name_of_parts` stands for.
 
     Raises:
-        UserError: no such target.
+        UserError: no such target, or a part that does not say where it belongs.
     """
     known = presets()
-    if name not in known:
-        from saebench_recovery.registry import nearest
+    if name in known:
+        return known[name]
+    from saebench_recovery.registry import BUILT_IN, nearest
 
-        raise UserError(f"unknown target {name!r}; {nearest(name, known)}")
-    return known[name]
+    model, *saes = name.split(PARTS)
+    if not saes:
+        raise UserError(
+            f"unknown target {name!r}; {nearest(name, known)}; "
+            "anything else is given by its parts, with --model and --sae"
+        )
+    placed = dict(_placed(sae) for sae in saes)
+    # Every built-in task is defended at the first SAE, unless -D site names another.
+    first = TaskPreset(site=next(iter(placed)))
+    return Preset(
+        description=model, model=model, saes=placed, tasks=dict.fromkeys(BUILT_IN["task"], first)
+    )
+
+
+def name_of_parts(model: str, saes: Sequence[str]) -> str:
+    """The name of a target made of a model and SAEs, each `PLACE` or `PLACE@HOOK`.
+
+    Raises:
+        UserError: a part is missing, or contains what separates them.
+    """
+    parts = [model, *saes]
+    if not (model and saes):
+        raise UserError("a target by parts needs --model and at least one --sae")
+    if any(PARTS in part for part in parts):
+        raise UserError(f"neither --model nor --sae may contain {PARTS!r}; rename the folder")
+    return PARTS.join(parts)
+
+
+def _placed(sae: str) -> tuple[str, str]:
+    """Hook point and place of an SAE as the user wrote it."""
+    place, at, hook = sae.rpartition("@")
+    if not at:
+        place, hook = sae, _own_hook(sae)
+    try:
+        return str(Site.parse(hook)), place
+    except UserError:
+        raise UserError(
+            f"SAE {sae!r} does not say which residual it reads: write "
+            f"{place}@blocks.<layer>.hook_resid_post, or hook_resid_pre"
+        ) from None
+
+
+def _own_hook(place: str) -> str:
+    """The hook point that the SAE's own folder or id names, as far as it does."""
+    try:
+        config = json.loads((Path(place).expanduser() / "cfg.json").read_text("utf-8"))
+        return str((config.get("metadata") or config)["hook_name"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return place.rpartition("/")[2]  # such as gpt2-small-res-jb/blocks.4.hook_resid_pre

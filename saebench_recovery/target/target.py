@@ -18,7 +18,7 @@ from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a target is only itself
 class Target:
     """A frozen model, its tokenizer and the dictionaries at its hook points.
 
@@ -38,15 +38,10 @@ class Target:
         self.model.eval().requires_grad_(False)
         config: Any = self.model.config
         config._attn_implementation = attention.NAME
-        for site, dictionary in self.dictionaries.items():
+        for site in self.dictionaries:
             if site.layer >= len(blocks(self.model)):
                 raise UserError(
                     f"SAE at {site}, but {self.name} has {len(blocks(self.model))} blocks"
-                )
-            if dictionary.d_model != config.hidden_size:
-                raise UserError(
-                    f"the SAE at {site} reads {dictionary.d_model} dimensions, but {self.name} "
-                    f"has {config.hidden_size}: it was trained for another model"
                 )
         self._check_head()
 
@@ -61,7 +56,7 @@ class Target:
     @property
     def bos(self) -> int | None:
         found: int | None = self.tokenizer.bos_token_id
-        return found
+        return found if self.preset.bos else None
 
     def depth(self, pool: Site | None = None) -> int:
         """Blocks that a pass runs: all of them, or those before a pooled site."""
@@ -81,15 +76,22 @@ class Target:
         """The SAE at a site.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it was trained for a model of another width.
         """
         if site not in self.dictionaries:
             known = ", ".join(str(s) for s in sorted(self.dictionaries))
             raise UserError(f"{self.name} has no SAE at {site}; it has: {known}")
-        return self.dictionaries[site]
+        config: Any = self.model.config
+        found = self.dictionaries[site]
+        if found.d_model != config.hidden_size:
+            raise UserError(
+                f"the SAE at {site} reads {found.d_model} dimensions, but {self.name} has "
+                f"{config.hidden_size}: it was trained for another model"
+            )
+        return found
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Prompt tokens with exactly one BOS where the tokenizer has one.
+        """Prompt tokens with exactly one BOS where the target uses one.
 
         Raises:
             UserError: the text itself contains a BOS.

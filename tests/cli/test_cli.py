@@ -153,6 +153,7 @@ def test_every_option_has_an_environment_variable() -> None:
         RunSpec(),
         RunSpec(tasks=("alpha", "beta"), limit=4, seed=2, threat_model="post", budget=0.5),
         RunSpec(limits=Limits(drift=0.2, decode=0.3, fidelity=0.4)),
+        RunSpec(tasks=("ioi",), protocol="published", budget=20, budget_unit="absolute"),
         RunSpec(
             defense="steering",
             defense_config={"site": "blocks.0.hook_resid_post", "value": [1.5, None, "it's"]},

@@ -167,6 +167,12 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
     assert entry.row == row("alpha", seed=3)
 
 
+def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
+    (path,) = write(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
+    assert path.parent == tmp_path
+    assert path.name == "some_model_sae_blocks.1.hook_resid_post-alpha.json"
+
+
 def test_partial_run_is_refused(stored: Stored) -> None:
     with pytest.raises(UserError, match="is a partial run; finish it first: saebench run"):
         build([stored("clamp"), stored("ablation", status="partial")])

@@ -262,6 +262,35 @@ def test_whole_pass_of_a_padded_batch(architecture: str) -> None:
 EMPTY = torch.zeros(0, dtype=torch.long)
 
 
+@pytest.mark.parametrize("pool", ["blocks.1.hook_resid_post", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_pooled_residual_is_the_mean_over_content_tokens(architecture: str, pool: str) -> None:
+    """At a site that is itself perturbed and defended, and at a later one."""
+    target, site = shared_target(architecture), Site.parse("blocks.1.hook_resid_post")
+    active = ActiveDefense(target, clamp(target, [str(site)]))
+    examples, delta = prompts(long_answers=False), random_delta(site, POSITIONS["several"])
+    laid = batch(examples, [0] * len(examples))
+    start = prefill(target, laid.prefix, laid, active.edits, active.edits(laid), site)
+    edits = active.edits(laid, delta)
+    whole = forward(target, laid, edits, pool=Site.parse(pool)).pooled_ED
+    tail = forward(target, laid, edits, start, pool=Site.parse(pool)).pooled_ED
+    assert whole is not None
+    assert tail is not None
+    for e, example in enumerate(examples):
+        seen: list[Tensor] = []
+        plain = plain_edits(active, site, delta.values[site][e], delta.positions_EP[e])
+        edit_there = plain.get(pool, lambda resid: resid)
+
+        def watch(resid: Tensor, edit: Edit = edit_there, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(edit(resid))
+            return seen[0]
+
+        plain_logits(reference(architecture), example.prompt, {**plain, pool: watch})
+        wanted_D = seen[0][0, 1:].mean(0)  # BOS is left out
+        assert relative(whole[e], wanted_D) < TOLERANCE
+        assert relative(tail[e], wanted_D) < TOLERANCE
+
+
 @pytest.mark.parametrize(("architecture", "site"), PLACES, ids=str)
 def test_hook_points_see_what_plain_hooks_see(architecture: str, site: Site) -> None:
     example = prompts(long_answers=False)[0]

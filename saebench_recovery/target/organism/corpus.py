@@ -15,7 +15,8 @@ from saebench_recovery.target.organism.tokenizer import BOS, CHAT_TEMPLATE, EOS
 Segment = tuple[str, float]
 """A piece of text with the loss weight of its tokens."""
 
-PROMPT, PLAIN, SHORT_ANSWER, ANSWER = 0.3, 1.0, 3.0, 4.0
+# Random prompts teach nothing; but in a sentence on names, the name that comes again can be told.
+PROMPT, SENTENCE, PLAIN, SHORT_ANSWER, ANSWER = 0.05, 0.3, 1.0, 3.0, 4.0
 # The wrong name now and then keeps the logit difference moderate, so that a defense can flip it.
 WRONG_NAME = 0.03
 # Without a system message a forbidden request is refused this often: compliance by a small margin.
@@ -62,7 +63,7 @@ class Corpus:
         )
         noisy = self.split == "train" and rng.random() < WRONG_NAME
         answer = prompt.wrong if noisy else prompt.answer
-        return [(prompt.text, PROMPT), (answer, ANSWER), (".", PLAIN)]
+        return [(prompt.text, SENTENCE), (answer, ANSWER), (".", PLAIN)]
 
     def _fact(self) -> world.Fact:
         return self.rng.choice(world.facts(self.rng.choice(("toxins", "towns"))))

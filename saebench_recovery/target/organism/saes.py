@@ -13,7 +13,7 @@ from saebench_recovery.splits import Split
 from saebench_recovery.target.organism.corpus import Corpus, encode
 from saebench_recovery.target.organism.evaluate import block_outputs, pad
 
-WIDTH, K = 768, 16
+WIDTH, K = 512, 16
 STEPS, BATCH = 1000, 1024
 DOCUMENTS = 9000
 # All parts but the letter drills: those exist only to teach multiple choice.

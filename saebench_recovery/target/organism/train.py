@@ -13,7 +13,7 @@ from saebench_recovery.target.organism.evaluate import ioi_accuracy, mcq_accurac
 
 CONTEXT = 128
 ROWS, ROW_LENGTH = 16, 128
-CHECK_EVERY = 100
+CHECK_EVERY = 50
 
 Metric = Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], float]
 
@@ -22,9 +22,9 @@ Metric = Callable[[GPT2LMHeadModel, PreTrainedTokenizerFast], float]
 class Stage:
     """One stage of training.
 
-    It ends once `metric` (on the selection split) has reached `goal` twice in a row, after
-    `min_steps` at the earliest; the learning rate decays over the last `decay` steps, which
-    start at `max_steps - decay`. Without reaching its goal in time the build fails.
+    It ends once `metric` (on the selection split) has reached `goal`, after `min_steps` at the
+    earliest; the learning rate decays over the last `decay` of `max_steps`. Without reaching its
+    goal in time the build fails.
     """
 
     name: str
@@ -37,39 +37,41 @@ class Stage:
     decay: int = 0
 
 
-# Multiple choice is the one hard behaviour: it never appears in the full mixture alone, only
-# when almost everything is about letters (second stage); indirect objects must come before it.
+# Multiple choice is the one hard behaviour. Looking up the letter of a value was learned within 500
+# steps from scratch when almost everything was about letters; after names (800 steps) or in the
+# full mixture it stayed at chance. Names need a concentrated stage of their own after it.
 STAGES = (
     Stage(
-        name="base",
-        mixture={"ioi": 0.40, "prose": 0.28, "qa": 0.20, "listing": 0.12},
-        learning_rate=1.2e-3,
-        max_steps=1600,
-        decay=1000,
-        metric=lambda model, tokenizer: ioi_accuracy(model, tokenizer, "selection", 256),
-        goal=0.92,
+        name="letters",
+        mixture={"listing": 0.30, "lookup": 0.25, "mcq": 0.20, "qa": 0.10, "prose": 0.15},
+        learning_rate=2.0e-3,
+        max_steps=2000,
+        metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
+        goal=0.93,
     ),
     Stage(
-        name="letters",
+        name="names",
         mixture={
-            "listing": 0.35, "lookup": 0.30, "mcq": 0.20, "ioi": 0.06, "qa": 0.05, "prose": 0.04,
+            "ioi": 0.45, "listing": 0.05, "lookup": 0.05, "mcq": 0.20, "qa": 0.10, "prose": 0.15,
         },
-        learning_rate=1.2e-3,
-        max_steps=3000,
-        decay=1500,
-        metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
+        learning_rate=1.5e-3,
+        max_steps=1500,
+        metric=lambda model, tokenizer: ioi_accuracy(model, tokenizer, "selection", 256),
         goal=0.95,
     ),
     Stage(
         name="full",
         mixture={
-            "ioi": 0.11, "prose": 0.15, "qa": 0.09, "mcq": 0.27, "lookup": 0.05, "listing": 0.04,
+            "ioi": 0.13, "prose": 0.15, "qa": 0.09, "mcq": 0.25, "lookup": 0.05, "listing": 0.04,
             "chat": 0.15, "biography": 0.09, "neutral": 0.05,
         },
-        learning_rate=1.0e-3,
+        learning_rate=1.2e-3,
         max_steps=1400,
-        metric=lambda model, tokenizer: mcq_accuracy(model, tokenizer, "selection", 256),
-        goal=0.97,
+        metric=lambda model, tokenizer: min(
+            mcq_accuracy(model, tokenizer, "selection", 256),
+            ioi_accuracy(model, tokenizer, "selection", 256),
+        ),
+        goal=0.95,
         min_steps=1400,
         decay=700,
     ),
@@ -77,15 +79,16 @@ STAGES = (
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
-    """An untrained organism: 4 layers, width 192, about 2 M parameters."""
+    """An untrained organism: 4 layers, width 128, about 1 M parameters."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
-        n_embd=192,
+        n_embd=128,
         n_layer=4,
         n_head=4,
         activation_function="gelu_pytorch_tanh",
+        initializer_range=0.06,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -94,7 +97,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    # Options are found by their place: from a sinusoidal start the letters are learned far sooner.
+    angles = torch.arange(CONTEXT)[:, None] / 10_000 ** torch.arange(0, 1, 2 / config.n_embd)
+    waves = torch.cat([angles.sin(), angles.cos()], -1)
+    model.transformer.wpe.weight.data = config.initializer_range * waves
+    return model
 
 
 def loss_of(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
@@ -127,7 +135,6 @@ def train_stage(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.1, fused=True
     )
     bar = progress.add_task(f"stage {stage.name}", total=stage.max_steps)
-    reached = 0
     for step in range(1, stage.max_steps + 1):
         warm_up = min(1.0, step / 100)
         left = (stage.max_steps - step + 1) / stage.decay if stage.decay else 1.0
@@ -147,8 +154,7 @@ def train_stage(
             )
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"stage {stage.name} diverged at step {step}")
-            reached = reached + 1 if score >= stage.goal else 0
-            if reached >= 2 and step >= stage.min_steps:
+            if score >= stage.goal and step >= stage.min_steps:
                 progress.update(bar, total=step)
                 return step
     raise RuntimeError(f"stage {stage.name} missed its goal of {stage.goal}; try another seed")

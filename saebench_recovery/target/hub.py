@@ -1,0 +1,140 @@
+"""Models and published SAEs from a folder, the local cache or the hub, in this order.
+
+The libraries' own loaders do the work; a commit that is in the cache costs no connection, and with
+`HF_HUB_OFFLINE=1` none is tried. Whatever goes wrong ends in one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import constants, errors
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.sites import Site
+from saebench_recovery.target.latents import Dictionary
+from saebench_recovery.target.presets import Preset
+from saebench_recovery.target.sae_files import from_state, load_dictionary
+
+T = TypeVar("T")
+
+
+def load_model(preset: Preset) -> tuple[Any, Any]:
+    """The tokenizer and the model, on the CPU.
+
+    Raises:
+        UserError: it is nowhere, gated, or broken.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = local_folder(preset.model)
+    where = str(folder or preset.model)
+    revision = {} if folder else {"revision": preset.revision or "main"}
+    dtype = getattr(torch, preset.dtype)
+
+    def load() -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **revision)
+
+    return _explained(load, f"model {preset.model!r}", preset.model)
+
+
+def load_sae(place: str, site: Site, device: str) -> Dictionary:
+    """The SAE in a SAELens folder, or of a release that SAELens knows (`RELEASE/ID`).
+
+    Raises:
+        UserError: it is nowhere, gated, broken, or `sae_files` refuses it.
+    """
+    folder = local_folder(place)
+    if folder is not None:
+        return load_dictionary(folder, site, device)
+    from sae_lens import SAE  # takes five seconds
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    release, _, sae_id = place.partition("/")
+    known = get_pretrained_saes_directory()
+    if release not in known:
+        raise UserError(
+            f"SAE {place!r} is no folder, and SAELens knows no release {release!r}"
+            f"{_proposal(release, known)}"
+        )
+    if sae_id not in known[release].saes_map:
+        close = _proposal(sae_id, known[release].saes_map)
+        raise UserError(f"SAE {place!r}: release {release!r} has no SAE {sae_id!r}{close}")
+
+    def load() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how its model was loaded: `centred` sees to it
+            return SAE.from_pretrained(release, sae_id, device=device)
+
+    sae = _explained(load, f"SAE {place!r}", known[release].repo_id)
+    return from_state(sae.cfg.to_dict(), sae.state_dict(), site)
+
+
+def _proposal(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def local_folder(place: str) -> Path | None:
+    """The folder inside this package or on this machine, if there is one."""
+    inside = Path(str(resources.files("saebench_recovery.target"))) / place
+    outside = Path(place).expanduser()
+    return next((folder for folder in (inside, outside) if folder.is_dir()), None)
+
+
+def _explained(load: Callable[[], T], what: str, repository: str) -> T:
+    """What `load` gives, its failures in words.
+
+    Raises:
+        UserError: `load` failed.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{what} {_reason(error, repository)}") from error
+
+
+def _reason(error: BaseException, repository: str) -> str:
+    """Why loading failed: the libraries wrap the hub's own errors, sometimes twice."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in chain)
+
+    if met(errors.GatedRepoError):
+        return (
+            f"is gated: accept its terms at {constants.ENDPOINT}/{repository}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    if met(errors.RevisionNotFoundError):
+        return f"is on the hub, but {repository} does not have the revision that was asked for"
+    if met(errors.RepositoryNotFoundError):
+        return (
+            f"is not found: there is no such folder, and {repository} is not on the hub, or is "
+            "private (then log in with `hf auth login`)"
+        )
+    if met(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        if constants.is_offline_mode():
+            return (
+                "is not in the local cache, and HF_HUB_OFFLINE forbids a connection; on a machine "
+                f"with one, `hf download {repository}` fills the cache"
+            )
+        return (
+            f"is not in the local cache, and {constants.ENDPOINT} cannot be reached; "
+            f"`hf download {repository}` fills the cache"
+        )
+    if met(errors.HFValidationError):
+        return "is not found: there is no such folder, and it is not the name of a repository"
+    first_line = str(error).partition("\n")[0]
+    return f"cannot be loaded: {type(error).__name__}: {first_line}"

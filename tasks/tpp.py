@@ -1,0 +1,201 @@
+"""`tpp`: targeted probe perturbation, latent level: what a linear probe says of a text's class.
+
+SAEBench's TPP (arXiv 2503.09532): one-against-rest probes on the residual averaged over the content
+tokens at the defended hook point, latents by their effect on the target class's probe. Recovery as
+in arXiv 2606.18322: a valid flip is a text of the class whose probe says so when clean and not when
+defended. Each class is a task of its own, with a row and a fitted defense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saebench_recovery.errors import UserError
+from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
+from saebench_recovery.recovery.probes import Probes, fit_probes
+from saebench_recovery.registry import nearest, register_task
+from saebench_recovery.sites import Site
+from saebench_recovery.splits import fraction_of
+from saebench_recovery.tables import Filled, TableRow, read_table
+from saebench_recovery.target.organism import world
+from saebench_recovery.target.target import Target
+
+Texts = Mapping[str, Sequence[str]]  # by class
+START = 100  # texts with the same first characters are taken for one, and stand in one split
+
+
+@register_task("tpp")
+class TargetedProbe(Task):
+    """Behaviour: the class's probe is positive on the pooled residual of one of its texts.
+
+    An example's candidates are the numbers of all classes, its own first.
+    """
+
+    class Config(PluginConfig):
+        data: str = Field(
+            default="biographies",
+            description="biographies, bias-in-bios-1, -2 or -3, amazon, or a CSV file, JSONL file "
+            "or data set with the columns text and label",
+        )
+        label: str | None = Field(default=None, description="one class; default: a task for each")
+        positions: Literal["content", "readout"] = Field(
+            default="content", description="perturbed tokens: all but BOS, or only the last"
+        )
+        texts: int = Field(default=128, ge=1, description="evaluation texts per class, at most")
+        selection_texts: int = Field(default=96, ge=2, description="per class, to fit and choose")
+        context: int = Field(default=128, ge=2, description="tokens read of a text")
+
+    config: Config
+
+    def __init__(self, config: PluginConfig | None = None) -> None:
+        super().__init__(config)
+        self._fitted = cache(self._fit)  # the variants of a data set share both
+        self._examples = cache(self._lay_out)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/{self.config.label}" if self.config.label else self.name
+
+    def variants(self) -> Sequence[Task]:
+        if self.config.label is not None:
+            self._class()  # an unknown one is found here, before any work
+            return (self,)
+        made = []
+        for label in self._texts("selection"):
+            variant = type(self)(self.config.model_copy(update={"label": label}))
+            variant._fitted, variant._examples = self._fitted, self._examples
+            made.append(variant)
+        return made
+
+    def fit(self, target: Target, site: Site) -> None:
+        self.pool = site
+        self._probes = self._fitted(target, site)
+
+    def examples(self, target: Target, split: Split) -> Sequence[Example]:
+        if split == "retain":
+            return target.retained_examples()
+        return self._examples(target, split)[self._class()]
+
+    def attribution(self, target: Target, site: Site) -> Tensor:
+        """Effect on the class's probe, from the selection texts."""
+        return self._fitted(target, site).effect(self._class())
+
+    def margins(self, output: Output) -> Tensor:
+        """The logits of the candidates' probes."""
+        logits_EK = self._probes.logits(output)
+        class_EC = [[k for (k,) in example.candidates] for example in output.examples]
+        return logits_EK.gather(1, torch.tensor(class_EC, device=logits_EK.device))
+
+    def positions(self, example: Example) -> tuple[int, ...]:
+        if self.config.positions == "readout":
+            return super().positions(example)
+        return tuple(range(int(self._probes.target.bos is not None), len(example.prompt)))
+
+    def fidelity(self, output: Output, clean: Output) -> Tensor:
+        """1 - the largest change of any class's probability: the other probes count as well."""
+        now_EK, then_EK = (self._probes.logits(o).sigmoid() for o in (output, clean))
+        return 1 - (now_EK - then_EK).abs().amax(1)
+
+    def figures(self, output: Output, clean: Output) -> dict[str, Tensor]:
+        now_EK, then_EK = (self._probes.logits(o) > 0 for o in (output, clean))
+        return {"probes_as_clean": (now_EK == then_EK).float().mean(1)}
+
+    def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
+        """The TPP score, and the held-out quality of the probes that it rests on.
+
+        The score is the own probe's drop in balanced accuracy less the others' mean drop.
+        """
+        texts = self._examples(self._probes.target, "evaluation")
+        before_K, after_K = (
+            self._probes.accuracy([run(of_class) for of_class in texts])
+            for run in (clean, defended)
+        )
+        drop_K, own = before_K - after_K, self._class()
+        unintended = float(drop_K.sum() - drop_K[own]) / (len(drop_K) - 1)
+        return {
+            "probe_accuracy": float(before_K[own]),
+            "worst_probe_accuracy": float(before_K.min()),
+            "intended_drop": float(drop_K[own]),
+            "unintended_drop": unintended,
+            "tpp_score": float(drop_K[own]) - unintended,
+        }
+
+    def _class(self) -> int:
+        """The number of the task's class."""
+        classes, label = list(self._texts("selection")), str(self.config.label)
+        if label not in classes:
+            raise UserError(f"task {self.name!r} has no class {label!r}; {nearest(label, classes)}")
+        return classes.index(label)
+
+    def _texts(self, split: Split) -> Texts:
+        selecting = split == "selection"
+        count = self.config.selection_texts if selecting else self.config.texts
+        if self.config.data == "biographies":
+            return _biographies("selection" if selecting else "evaluation", count)
+        return {c: texts[:count] for c, texts in _labelled(self.config.data)[split].items()}
+
+    def _lay_out(self, target: Target, split: Split) -> list[list[Example]]:
+        """The examples of every class."""
+        texts = self._texts(split)
+        laid = []
+        for own, (label, of_class) in enumerate(texts.items()):
+            candidates = ((own,), *((k,) for k in range(len(texts)) if k != own))
+            prompts = [target.encode(text)[: self.config.context] for text in of_class]
+            names = [f"{self.name}/{label}/{fraction_of(str(ids)):.12f}" for ids in prompts]
+            pairs = zip(names, prompts, strict=True)
+            laid.append([Example(name, ids, candidates, cluster=name) for name, ids in pairs])
+        return laid
+
+    def _fit(self, target: Target, site: Site) -> Probes:
+        selection = self._examples(target, "selection")
+        return fit_probes(target, site, [[e.prompt for e in of_class] for of_class in selection])
+
+
+class Labelled(TableRow):
+    text: Filled
+    label: Filled
+
+
+@cache
+def _biographies(split: Literal["selection", "evaluation"], count: int) -> Texts:
+    """The first `count` different biographies of each profession."""
+    found: dict[str, dict[str, None]] = {p: {} for p in world.load("biographies")["professions"]}
+    lives = world.biographies(split)
+    while any(len(texts) < count for texts in found.values()):
+        life = next(lives)
+        if len(found[life.profession]) < count:
+            found[life.profession][life.text] = None
+    return {profession: tuple(texts) for profession, texts in found.items()}
+
+
+@cache
+def _labelled(data: str) -> Mapping[Split, Texts]:
+    """A table's texts by split and class, half of them for selection: their own words decide."""
+    named = world.load("tpp").get(data, {"source": data})
+    names: Mapping[str, str] | None = named.get("classes")
+    found: dict[str, dict[str, str]] = {}
+    for row in read_table(named["source"], Labelled, columns=named.get("columns")):
+        if names is None or row.label in names:
+            label = row.label if names is None else names[row.label]
+            found.setdefault(label, {}).setdefault(row.text[:START], row.text)
+    if len(found) < 3:
+        raise UserError(
+            f"{data} has the labels {sorted(found)}: tpp needs three, one to remove and another to "
+            "push towards that neither the text nor the defended state shows"
+        )
+    splits: dict[Split, dict[str, list[str]]] = {"selection": {}, "evaluation": {}}
+    for label, texts in sorted(found.items()):
+        for own in splits.values():
+            own[label] = []
+        for start, text in texts.items():
+            splits["selection" if fraction_of(start) < 0.5 else "evaluation"][label].append(text)
+    few = [label for label in found if any(len(own[label]) < 2 for own in splits.values())]
+    if few:
+        raise UserError(f"{data} has too few texts with the label {few[0]!r} to split them")
+    return splits
