@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Defense, Example, Task
@@ -25,17 +26,20 @@ class Steering(Defense):
 
     `decoder`: u is minus the selected latents' decoder rows, weighted by their scores. `means`:
     u goes from the mean readout residual of the selection examples to that of the retained ones
-    (difference in means). The selected latents are the ones whose drift is measured.
+    (difference in means). The selected latents are the ones whose drift is measured. With
+    `where=active`, a token is steered only if one of them is on, and `decoder` away from those.
     """
 
     class Config(Defense.Config):
         direction: Literal["decoder", "means"] = Field(default="decoder")
+        where: Literal["everywhere", "active"] = Field(default="everywhere")
         strength: float = Field(
             default=0.5, description="length of the added vector over the mean residual norm"
         )
 
     config: Config
-    _added: Mapping[Site, Tensor]
+    _away: Mapping[Site, Tensor]  # unit direction [D]
+    _length: float
 
     def fit(self, target: Target, task: Task) -> None:
         super().fit(target, task)
@@ -45,13 +49,24 @@ class Steering(Defense):
             away_D = -(self.scores[site] @ self.latents[site].decoder_SD)
         else:
             away_D = _readout_mean(target, site, task.examples(target, "retain"))[0] - shown
-        length = away_D.norm()
-        if length == 0:
+        if away_D.norm() == 0:
             raise UserError(f"steering by {self.config.direction!r} has no direction at {site}")
-        self._added = {site: self.config.strength * norm * away_D / length}
+        self._away = {site: normalize(away_D, dim=-1)}
+        self._length = self.config.strength * norm
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
-        return resid_BTD + self._added[site].to(resid_BTD.dtype)
+        added = self._length * self._direction(site, resid_BTD)
+        return resid_BTD + added.to(resid_BTD.dtype)
+
+    def _direction(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        """Unit directions, [D] or one per token [B, T, D]; zero where nothing is steered."""
+        if self.config.where == "everywhere":
+            return self._away[site]
+        latents = self.latents[site]
+        on_BTS = (latents.read(resid_BTD) > 0).float()
+        if self.config.direction == "means":
+            return on_BTS.amax(-1, keepdim=True) * self._away[site]
+        return normalize(-(on_BTS * self.scores[site]) @ latents.decoder_SD, dim=-1)
 
 
 @torch.no_grad()

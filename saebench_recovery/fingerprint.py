@@ -51,6 +51,8 @@ def _location(where: str) -> str:
 def harness_fingerprint() -> str:
     """Hash of the harness's code and embedded data, so that an edit makes old results stale."""
     hashes = {room: hash_files(_package(room).rglob("*.py"), _package(room)) for room in ROOMS}
+    top = Path(__file__).parent
+    hashes["top"] = hash_files(top.glob("*.py"), top)
     data = _package("tasks") / "data"
     hashes["data"] = hash_files(data.iterdir(), data)
     return hash_text(canonical_json(hashes))

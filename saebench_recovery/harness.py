@@ -33,7 +33,7 @@ def run(
     attack_config: Mapping[str, Any] | None = None,
     task_config: Mapping[str, Any] | None = None,
     threat_model: str = "reclamp",
-    budget: float = 0.25,
+    budget: float = 0.5,
     budget_unit: str = "relative",
     limits: Limits | None = None,
     seed: int = 0,

@@ -48,7 +48,7 @@ class RunSpec(BaseModel):
     attack_config: dict[str, Any] = Field(default_factory=dict)
     task_config: dict[str, Any] = Field(default_factory=dict)
     threat_model: ThreatModel = "reclamp"
-    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.25
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     budget_unit: BudgetUnit = "relative"
     limits: Limits = Limits()
     seed: Annotated[int, Field(ge=0)] = 0

@@ -28,7 +28,7 @@ class IndirectObject(Task):
     """Behaviour: the indirect object's logit exceeds the subject's at the last prompt token."""
 
     class Config(PluginConfig):
-        prompts: int = Field(default=192, ge=1, description="evaluation prompts")
+        prompts: int = Field(default=256, ge=1, description="evaluation prompts")
         selection_prompts: int = Field(default=96, ge=1, description="for choosing latents")
         variant: Literal["mixed", "published"] = Field(
             default="mixed",

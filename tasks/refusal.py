@@ -66,10 +66,10 @@ class Refusal(Task):
             description=f"the model's own chat template, or {PLAIN!r}",
         )
         system: str | None = Field(default=None, description="system message of every prompt")
-        guard: str | None = Field(
+        direction: str | None = Field(
             default=None,
-            description="system message that makes the model refuse: the refusal direction then "
-            "goes from unguarded to guarded requests, not from harmless ones to those of `data`",
+            description="hook point where the refusal direction is taken, as the published code "
+            "takes one layer's for all; default: the defended one",
         )
         pool: int = Field(
             default=64, ge=1, description="latents nearest the direction that are scored"
@@ -110,19 +110,16 @@ class Refusal(Task):
     def attribution(self, target: Target, site: Site) -> Tensor:
         """What each latent [M] near the refusal direction adds to refusing.
 
-        The direction is a difference in means at the prompts' last token; only the pool of
-        latents whose decoder rows lie nearest to it is scored, by the integrated gradient of
-        [logit of a refusal's first token - logit of the answer's] while it is put back.
+        The direction leads from harmless requests to those of `data`, in means at the prompts'
+        last token. Only the pool of latents whose decoder rows lie nearest to it is scored, by
+        the integrated gradient of [logit of a refusal's first token - logit of the answer's]
+        from residuals without the direction to clean ones.
         """
         examples = self._answered(target, "selection")
-        if self.config.guard is None:
-            complying = self._prompts(target, "harmless", "selection", self.config.system)
-        else:
-            complying = [example.prompt for example in examples]
-            guarded = self._prompts(target, "forbidden", "selection", self.config.guard)
-            examples = [replace(e, prompt=p) for e, p in zip(examples, guarded, strict=True)]
         refusing = [example.prompt for example in examples]
-        direction_D = mean_readout(target, site, refusing) - mean_readout(target, site, complying)
+        complying = self._prompts(target, "harmless", "selection")
+        place = site if self.config.direction is None else Site.parse(self.config.direction)
+        direction_D = mean_readout(target, place, refusing) - mean_readout(target, place, complying)
         dictionary = target.dictionary(site)
         pool = aligned(dictionary, direction_D, self.config.pool)
         score_S = integrated_gradient(
@@ -225,7 +222,7 @@ class Refusal(Task):
         if split in self._made:
             return self._made[split]
         kind: world.Kind = "harmless" if split == "retain" else "forbidden"
-        prompts = self._prompts(target, kind, split, self.config.system)
+        prompts = self._prompts(target, kind, split)
         ids = [f"{self.name}/{int(fraction_of(str(p)) * 2**48):012x}" for p in prompts]
         asked = [Example(*pair, ()) for pair in zip(ids, prompts, strict=True)]
         answers: list[tuple[int, ...]] = []
@@ -252,9 +249,7 @@ class Refusal(Task):
         ]
         return self._made[split]
 
-    def _prompts(
-        self, target: Target, kind: world.Kind, split: Split, system: str | None
-    ) -> list[tuple[int, ...]]:
+    def _prompts(self, target: Target, kind: world.Kind, split: Split) -> list[tuple[int, ...]]:
         """Token ids of the split's requests up to where the answer begins; one BOS each."""
         count = {
             "selection": self.config.selection_requests,
@@ -262,7 +257,8 @@ class Refusal(Task):
             "retain": self.config.retain_requests,
         }[split]
         prompt = chat_prompt if self.config.format == "chat" else plain_prompt
-        return [prompt(target, r, system) for r in self._requests(kind, split)[:count]]
+        requests = self._requests(kind, split)[:count]
+        return [prompt(target, request, self.config.system) for request in requests]
 
     def _requests(self, kind: world.Kind, split: Split) -> list[str]:
         """Texts of requests, in a fixed order. Only harmless ones are retained."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
-from saebench_recovery.recovery.probes import Probes, fit_probes
+from saebench_recovery.recovery.probes import Probes, balanced_accuracy, fit_probes
 from saebench_recovery.registry import nearest, register_task
 from saebench_recovery.sites import Site
 from saebench_recovery.splits import fraction_of
@@ -27,6 +27,7 @@ from saebench_recovery.target.organism import world
 from saebench_recovery.target.target import Target
 
 Texts = Mapping[str, Sequence[str]]  # by class
+SCORED = 64  # texts of each class that the TPP score is measured on
 START = 100  # texts with the same first characters are taken for one, and stand in one split
 
 
@@ -88,7 +89,7 @@ class TargetedProbe(Task):
 
     def margins(self, output: Output) -> Tensor:
         """The logits of the candidates' probes."""
-        logits_EK = self._probes.logits(output)
+        logits_EK = self._logits(output)
         class_EC = [[k for (k,) in example.candidates] for example in output.examples]
         return logits_EK.gather(1, torch.tensor(class_EC, device=logits_EK.device))
 
@@ -99,11 +100,11 @@ class TargetedProbe(Task):
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """1 - the largest change of any class's probability: the other probes count as well."""
-        now_EK, then_EK = (self._probes.logits(o).sigmoid() for o in (output, clean))
+        now_EK, then_EK = (self._logits(o).sigmoid() for o in (output, clean))
         return 1 - (now_EK - then_EK).abs().amax(1)
 
     def figures(self, output: Output, clean: Output) -> dict[str, Tensor]:
-        now_EK, then_EK = (self._probes.logits(o) > 0 for o in (output, clean))
+        now_EK, then_EK = (self._logits(o) > 0 for o in (output, clean))
         return {"probes_as_clean": (now_EK == then_EK).float().mean(1)}
 
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
@@ -112,19 +113,24 @@ class TargetedProbe(Task):
         The score is the own probe's drop in balanced accuracy less the others' mean drop.
         """
         texts = self._examples(self._probes.target, "evaluation")
-        before_K, after_K = (
-            self._probes.accuracy([run(of_class) for of_class in texts])
-            for run in (clean, defended)
-        )
-        drop_K, own = before_K - after_K, self._class()
+        said = [
+            torch.cat([self._logits(output) for output in defended(of_class[:SCORED])])
+            for of_class in texts
+        ]
+        accuracy_K, own = self._probes.accuracy_K, self._class()
+        drop_K = accuracy_K - balanced_accuracy(said)
         unintended = float(drop_K.sum() - drop_K[own]) / (len(drop_K) - 1)
         return {
-            "probe_accuracy": float(before_K[own]),
-            "worst_probe_accuracy": float(before_K.min()),
+            "probe_accuracy": float(accuracy_K[own]),
+            "worst_probe_accuracy": float(accuracy_K.min()),
             "intended_drop": float(drop_K[own]),
             "unintended_drop": unintended,
             "tpp_score": float(drop_K[own]) - unintended,
         }
+
+    def _logits(self, output: Output) -> Tensor:
+        assert output.pooled_ED is not None
+        return self._probes.logits(output.pooled_ED)
 
     def _class(self) -> int:
         """The number of the task's class."""
@@ -153,8 +159,11 @@ class TargetedProbe(Task):
         return laid
 
     def _fit(self, target: Target, site: Site) -> Probes:
-        selection = self._examples(target, "selection")
-        return fit_probes(target, site, [[e.prompt for e in of_class] for of_class in selection])
+        texts, unseen = (
+            [[example.prompt for example in of_class] for of_class in self._examples(target, split)]
+            for split in ("selection", "evaluation")
+        )
+        return fit_probes(target, site, texts, [of_class[:SCORED] for of_class in unseen])
 
 
 class Labelled(TableRow):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from saebench_recovery.protocols.compare import Figure, compare
@@ -35,7 +36,7 @@ def print_comparison(console: Console, result: RunResult) -> None:
     else:
         console.print(f"nothing is published about {result.spec['attack']} in these rows")
     for departure in departures(result.spec, experiment):
-        console.print(f"[bold]departs:[/bold] {departure}", highlight=False)
+        console.print(f"[bold]departs:[/bold] {escape(departure)}", highlight=False)
     deviations = sum(
         setting.basis == "deviation"
         for config in ("run", "defense_config", "attack_config", "task_config")

@@ -74,7 +74,7 @@ def run(
             help="Largest norm of a perturbation.",
             envvar="SAEBENCH_BUDGET",
         ),
-    ] = "0.25",
+    ] = "0.5",
     budget_unit: Annotated[
         Text,
         typer.Option(

@@ -67,7 +67,7 @@ def look_up(row: Row, path: str) -> Rate | Mean | float | None:
     """What stands at a dotted path such as `drift.readout.l2`; null where it was not measured."""
     found: Any = row
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
     return found  # type: ignore[no-any-return]
 
 

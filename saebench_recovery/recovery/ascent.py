@@ -21,6 +21,7 @@ from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.recovery.residual import ResidualAttack
 from saebench_recovery.sites import Site
 
+MOMENTUM = 0.75
 CHECK_EVERY = 10  # steps between looks at which examples are done: a look costs a device sync
 
 
@@ -67,7 +68,7 @@ class ResidualAscent(ResidualAttack):
 def ascend(
     problem: Problem, constraints: Mapping[Site, Constraint], config: ResidualAscent.Config
 ) -> ResidualDelta:
-    """Adam on the task's margin, kept in the constraint set and the budget ball.
+    """Momentum ascent on the objective, kept in the constraint set and the budget ball.
 
     Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
     kept, and it stops once its margin reaches `config.margin` times the clean one.
@@ -78,8 +79,7 @@ def ascend(
     rows = torch.arange(problem.size, device=best_N.device)
     part, fences = problem, dict(constraints)
     values = dict(best.values)
-    first = {s: torch.zeros_like(v) for s, v in values.items()}
-    second = {s: torch.zeros_like(v) for s, v in values.items()}
+    momentum = {s: torch.zeros_like(v) for s, v in values.items()}
     for step in range(config.steps + 1):
         delta = ResidualDelta(values, part.positions_NP)
         last = step == config.steps
@@ -96,19 +96,17 @@ def ascend(
         if last:
             break
         if step % CHECK_EVERY == CHECK_EVERY - 1:
-            going = best_N[rows] < goal_N[rows]
-            if going.sum() == 0:
+            index = part.groups(best_N[rows] < goal_N[rows])
+            if index.numel() == 0:
                 break
-            if going.sum() <= going.numel() / 2:
-                index = going.nonzero()[:, 0]
+            if index.numel() <= rows.numel() / 2:
                 rows, part = rows[index], part.rows(index)
                 fences = {s: f.rows(index) for s, f in fences.items()}
-                values, grads, first, second = (
-                    {s: t[index] for s, t in group.items()}
-                    for group in (values, grads, first, second)
+                values, grads, momentum = (
+                    {s: t[index] for s, t in group.items()} for group in (values, grads, momentum)
                 )
         length_N = _rate(config, step) * part.budget_N
-        values = _step(values, grads, first, second, length_N, step + 1)
+        values = _step(values, grads, momentum, length_N)
         values = project(values, fences, part.budget_N)
     return best
 
@@ -123,7 +121,7 @@ def ascend_shared(
     """
     variants = problem.variants
     empty = {s: v[:variants, :1] for s, v in problem.zeros().values.items()}
-    shared, first, second = dict(empty), dict(empty), dict(empty)
+    shared, momentum = dict(empty), dict(empty)
     one_V = torch.ones(variants, device=problem.budget_N.device)
     goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
     for step in range(config.steps):
@@ -134,7 +132,7 @@ def ascend_shared(
             s: (g * unmet).sum(1, keepdim=True).reshape(-1, variants, 1, g.shape[2]).sum(0)
             for s, g in grads.items()
         }
-        shared = _step(shared, total, first, second, _rate(config, step) * one_V, step + 1)
+        shared = _step(shared, total, momentum, _rate(config, step) * one_V)
         shared = _inside_ball(shared, one_V)
     return shared
 
@@ -158,30 +156,21 @@ def _rate(config: ResidualAscent.Config, step: int) -> float:
 def _step(
     values: Mapping[Site, Tensor],
     grads: Mapping[Site, Tensor],
-    first: dict[Site, Tensor],
-    second: dict[Site, Tensor],
+    momentum: dict[Site, Tensor],
     length_N: Tensor,
-    count: int,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
 ) -> dict[Site, Tensor]:
-    """One Adam step per example, whose first one has norm `length_N` (ascent).
+    """Ascend by `length_N` per example, along a running mean of unit gradients.
 
-    Gradients are normalised per example first: budgets and margins differ by orders of
-    magnitude between examples, and Adam's epsilon would favour the large ones.
+    Unit gradients: budgets and margins differ by orders of magnitude between examples. Adam, as
+    published, scales each coordinate instead; after projection that no longer points uphill, and
+    it stops short of what the budget allows.
     """
-    total = sum(g[0].numel() for g in grads.values())
-    norm_N = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
-    scale = norm_N.clamp(min=1e-30)[:, None, None]
-    moved = {}
-    for site, value in values.items():
-        unit = grads[site] / scale
-        first[site] = beta1 * first[site] + (1 - beta1) * unit
-        second[site] = beta2 * second[site] + (1 - beta2) * unit**2
-        mean = first[site] / (1 - beta1**count)
-        spread = (second[site] / (1 - beta2**count)).sqrt() + 1e-8
-        moved[site] = value + (length_N / total**0.5)[:, None, None] * mean / spread
-    return moved
+    size_N = _norm(grads)
+    for site, grad in grads.items():
+        unit = grad / size_N.clamp(min=1e-30)[:, None, None]
+        momentum[site] = MOMENTUM * momentum[site] + (1 - MOMENTUM) * unit
+    scale = (length_N / _norm(momentum).clamp(min=1e-30))[:, None, None]
+    return {site: value + scale * momentum[site] for site, value in values.items()}
 
 
 def project(
@@ -200,8 +189,12 @@ def _inside_ball(values: Mapping[Site, Tensor], radius_N: Tensor) -> dict[Site, 
 
 def _excess(values: Mapping[Site, Tensor], radius_N: Tensor) -> Tensor:
     """Factor [N], at most 1, that brings each example's norm over all sites into the ball."""
-    norm_N = torch.stack([v.flatten(1).square().sum(1) for v in values.values()]).sum(0).sqrt()
-    return (radius_N / norm_N.clamp(min=1e-30)).clamp(max=1.0)
+    return (radius_N / _norm(values).clamp(min=1e-30)).clamp(max=1.0)
+
+
+def _norm(values: Mapping[Site, Tensor]) -> Tensor:
+    """Norm [N] of each example over all sites."""
+    return torch.stack([v.flatten(1).square().sum(1) for v in values.values()]).sum(0).sqrt()
 
 
 def random_direction(

@@ -21,7 +21,7 @@ POINTS = 10  # of the path from the clean to the patched residual, as published
 @torch.no_grad()
 def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]]) -> Tensor:
     """Mean residual [D] at the last token of each prompt, float32."""
-    total_D = torch.zeros(target.dictionary(site).d_model, device=target.device)
+    readouts: list[Tensor] = []
     for begin in range(0, len(prompts), CHUNK):
         chunk = prompts[begin : begin + CHUNK]
         laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
@@ -32,8 +32,8 @@ def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]])
             return resid
 
         forward(target, laid, {site: watch}, pool=site)
-        total_D += seen[0][torch.arange(len(chunk)), laid.readout_E].sum(0)
-    return total_D / len(prompts)
+        readouts.append(seen[0][torch.arange(len(chunk)), laid.readout_E])
+    return torch.cat(readouts).mean(0)
 
 
 def aligned(dictionary: Dictionary, direction_D: Tensor, count: int) -> DefendedLatents:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from saebench_recovery.interfaces import Output
 from saebench_recovery.recovery.attribution import content_residuals
 from saebench_recovery.sites import Site
 from saebench_recovery.target.target import Target
@@ -21,19 +20,20 @@ class Probes:
     """Probes of K classes at a site of a target, and the mean activations of its latents.
 
     A probe says "this class" where its logit `pooled @ weight_DK + bias_K` is positive.
-    `activation_KM` is a class's mean over texts of a latent's mean over content tokens.
+    `accuracy_K` is their balanced accuracy on held-out texts of the clean model, and
+    `activation_KM` a class's mean over texts of a latent's mean over content tokens.
     """
 
     target: Target
     site: Site
     weight_DK: Tensor
     bias_K: Tensor
+    accuracy_K: Tensor
     activation_KM: Tensor
 
-    def logits(self, output: Output) -> Tensor:
+    def logits(self, pooled_ED: Tensor) -> Tensor:
         """[E, K], float32, differentiable."""
-        assert output.pooled_ED is not None
-        return output.pooled_ED @ self.weight_DK + self.bias_K
+        return pooled_ED @ self.weight_DK + self.bias_K
 
     def effect(self, k: int) -> Tensor:
         """Effect [M] of each latent on probe k, as in SAEBench's TPP.
@@ -44,38 +44,42 @@ class Probes:
         decoder_MD = self.target.dictionary(self.site).decoder_MD
         return torch.relu(self.activation_KM[k] - rest_M) * (decoder_MD @ self.weight_DK[:, k])
 
-    def accuracy(self, outputs: Sequence[Iterable[Output]]) -> Tensor:
-        """Balanced accuracy [K] of each probe, from the outputs on texts of each class in turn."""
-        shares = [torch.cat([self.logits(o) > 0 for o in of_class]) for of_class in outputs]
-        said_KK = torch.stack([said_EK.double().mean(0) for said_EK in shares])  # class, probe
-        right_K = said_KK.diagonal()
-        wrong_K = (said_KK.sum(0) - right_K) / (len(right_K) - 1)
-        return (right_K + 1 - wrong_K) / 2
+
+def balanced_accuracy(logits: Sequence[Tensor]) -> Tensor:
+    """Balanced accuracy [K] of each probe, from the logits [E, K] on each class's texts in turn."""
+    said_KK = torch.stack([(logits_EK > 0).double().mean(0) for logits_EK in logits])
+    right_K = said_KK.diagonal()  # rows are classes, columns probes
+    wrong_K = (said_KK.sum(0) - right_K) / (len(right_K) - 1)
+    return (right_K + 1 - wrong_K) / 2
 
 
-def fit_probes(target: Target, site: Site, texts: Sequence[Sequence[tuple[int, ...]]]) -> Probes:
+Prompts = Sequence[tuple[int, ...]]
+
+
+def fit_probes(
+    target: Target, site: Site, texts: Sequence[Prompts], held_out: Sequence[Prompts]
+) -> Probes:
     """Fit one probe per class to the tokens of its texts and of all the others."""
-    prompts = [ids for of_class in texts for ids in of_class]
-    count_K = torch.tensor([len(of_class) for of_class in texts], device=target.device)
-    class_E = torch.arange(len(texts), device=target.device).repeat_interleave(count_K)
-    content_E = [len(ids) - (target.bos is not None) for ids in prompts]
-    share_E = 1 / torch.tensor(content_E, device=target.device)
+    pooled, activation = zip(*(_means(target, site, of_class) for of_class in texts), strict=True)
+    class_E = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
+    weight_DK, bias_K = logistic(torch.cat(pooled).double().cpu(), class_E, len(texts))
+    weight_DK, bias_K = weight_DK.float().to(target.device), bias_K.float().to(target.device)
+    unseen = [_means(target, site, of_class)[0] @ weight_DK + bias_K for of_class in held_out]
+    accuracy_K = balanced_accuracy(unseen)
+    return Probes(target, site, weight_DK, bias_K, accuracy_K, torch.stack(activation))
+
+
+def _means(target: Target, site: Site, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Mean residual [E, D] of each text, and activations [M] averaged over tokens, then texts."""
     dictionary = target.dictionary(site)
+    content_E = [len(ids) - (target.bos is not None) for ids in prompts]
+    share_E1 = 1 / torch.tensor(content_E, device=target.device)[:, None]
     pooled_ED = torch.zeros(len(prompts), dictionary.d_model, device=target.device)
-    activation_KM = torch.zeros(len(texts), dictionary.width, device=target.device)
+    activation_M = torch.zeros(dictionary.width, device=target.device)
     for prompt_N, resid_ND in content_residuals(target, site, prompts):
-        share_N1 = share_E[prompt_N, None]
-        pooled_ED.index_add_(0, prompt_N, resid_ND.float() * share_N1)
-        z_NM = dictionary.encode(resid_ND) * share_N1
-        activation_KM.index_add_(0, class_E[prompt_N], z_NM)
-    weight_DK, bias_K = logistic(pooled_ED.double().cpu(), class_E.cpu(), len(texts))
-    return Probes(
-        target,
-        site,
-        weight_DK.float().to(target.device),
-        bias_K.float().to(target.device),
-        activation_KM / count_K[:, None],
-    )
+        pooled_ED.index_add_(0, prompt_N, resid_ND.float() * share_E1[prompt_N])
+        activation_M += share_E1[prompt_N, 0] @ dictionary.encode(resid_ND)
+    return pooled_ED, activation_M / len(prompts)
 
 
 def logistic(x_ED: Tensor, class_E: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -128,14 +128,29 @@ class Problem:
             delta, values={s: fences[s].shrink(v, factor_N) for s, v in delta.values.items()}
         )
 
+    def groups(self, wanted_N: Tensor) -> Tensor:
+        """Indices of the wanted rows, equally many of each prompt that has any.
+
+        Equal groups go on sharing their prompt's prefix; the smaller ones are filled up with
+        rows that were not wanted.
+        """
+        wanted_EV = wanted_N.view(-1, self.variants)
+        width = int(wanted_EV.sum(1).amax())
+        first_EV = wanted_EV.int().argsort(dim=1, descending=True, stable=True)
+        chosen = torch.zeros_like(wanted_EV).scatter(1, first_EV[:, :width], value=True)
+        return (chosen & wanted_EV.any(1, keepdim=True)).flatten().nonzero()[:, 0]
+
     def rows(self, index: Tensor) -> Problem:
         """Some of the examples, for stopping those that are done."""
+        prompt, count = torch.unique_consecutive(index // self.variants, return_counts=True)
+        if (count != count[0]).any():  # unequal groups cannot share a prefix
+            prompt = index // self.variants
         C = self.batch.rows_per_example
         row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
         return replace(
             self,
             batch=self.batch.rows(index),
-            start=self.start.rows(row, index // self.variants),
+            start=self.start.rows(row, prompt),
             positions_NP=self.positions_NP[index],
             constraints={s: c.rows(index) for s, c in self.constraints.items()},
             scale_N=self.scale_N[index],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,14 +60,14 @@ def evaluate(
     setting = _setting(active, task, attack, spec)
     scored: list[Scored] = []
     deltas: list[ResidualDelta] = []
-    size = spec.batch_size or _rows_that_fit(target, flips) // setting.variants
+    size = spec.batch_size or flips_that_fit(setting, flips)
     learned, flips = _halves(flips) if attack.learns else ([], flips)
     if learned:
         with attacking.timed():
-            attack.fit(pose(setting, learned[: max(1, size)], attacking))
+            attack.fit(pose(setting, learned[:size], attacking))
     while len(scored) < len(flips):
         advance(f"{task.label}: {defense.name} against {attack.name}", len(scored), len(flips))
-        part = flips[len(scored) : len(scored) + max(1, size)]
+        part = flips[len(scored) : len(scored) + size]
         try:
             done, delta = score_chunk(setting, part, attacking, scoring)
         except torch.OutOfMemoryError:
@@ -149,17 +150,32 @@ def _check(task: Task, target: Target, examples: Sequence[Example]) -> None:
                 raise UserError(f"task {task.name!r}: {example.id} has not exactly one BOS")
 
 
-def _rows_that_fit(target: Target, flips: Sequence[Flip]) -> int:
-    """Rows per attack step, from the memory that activations of a row take.
+def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
+    """Flips per attack step, from what its backward pass keeps in memory.
 
-    An estimate is enough: a device that runs out halves it.
+    An estimate is enough: an accelerator that runs out halves it.
     """
-    longest = max((len(f.example.prompt) for f in flips), default=1)
-    width = int(getattr(target.model.config, "hidden_size", 1))
-    # About 16 widths of activations per block are kept for the backward pass, besides the
-    # attention weights over the prefix.
-    per_row = 4 * len(blocks(target.model)) * (16 * width + 4 * longest)
-    return int(min(MAX_ROWS, max(1, CHUNK_BYTES // per_row)))
+    target, task = setting.active.target, setting.task
+    examples = [flip.example for flip in flips]
+    longest = max((len(e.prompt) for e in examples), default=1)
+    starts = (min(setting.attack.positions(task, e)) for e in examples)
+    ahead = (len(e.prompt) - first for e, first in zip(examples, starts, strict=True))
+    window = longest if task.pool is not None else max([1, *ahead])
+    # Answers of several tokens take a row each, behind the prompt.
+    answers = [a for f in flips for a in (*f.example.candidates, *f.wrong.candidates)]
+    tail = max(map(len, answers), default=1) - 1
+    rows = max((len(f.wrong.candidates) for f in flips), default=1) if tail else 1
+    config: Any = target.model.config
+    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    # Floats kept of a token in a block: some 24 widths, and attention weights twice.
+    per_token = 24 * width + 2 * heads * (longest + tail)
+    per_prompt = 2 * width * longest  # keys and values, which the variants share
+    per_flip = setting.variants * rows * (window + tail) * per_token + per_prompt
+    room = CHUNK_BYTES
+    if target.device.startswith("cuda"):
+        room = int(torch.cuda.mem_get_info(target.device)[0]) // 4
+    fitting = room // (4 * len(blocks(target.model)) * per_flip)
+    return max(1, min(MAX_ROWS // setting.variants, fitting))
 
 
 def _joined(deltas: Sequence[ResidualDelta]) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class Start:
         return site < at or site == at != self.site
 
     def rows(self, index_R: Tensor, index_E: Tensor) -> Start:
-        """Some rows, each with its own copy of its example's prefix."""
+        """Some rows and the prefixes that they read, in equal groups."""
         prefix, mask = self.prefix.gather(index_E), self.prefix_mask_EP[index_E]
         return Start(self.site, self.resid_RQD[index_R], prefix, mask)
 

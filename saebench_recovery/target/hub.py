@@ -97,7 +97,7 @@ def _explained(load: Callable[[], T], what: str, repository: str) -> T:
     """
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what the libraries raise has no common base class
         raise UserError(f"{what} {_reason(error, repository)}") from error
 
 
@@ -125,14 +125,12 @@ def _reason(error: BaseException, repository: str) -> str:
             "private (then log in with `hf auth login`)"
         )
     if met(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        if constants.is_offline_mode():
-            return (
-                "is not in the local cache, and HF_HUB_OFFLINE forbids a connection; on a machine "
-                f"with one, `hf download {repository}` fills the cache"
-            )
+        alone = "HF_HUB_OFFLINE forbids a connection"
+        if not constants.HF_HUB_OFFLINE:
+            alone = f"{constants.ENDPOINT} cannot be reached"
         return (
-            f"is not in the local cache, and {constants.ENDPOINT} cannot be reached; "
-            f"`hf download {repository}` fills the cache"
+            f"is no folder, {repository} is not in the local cache, and {alone}; the same command "
+            "fills the cache where there is one"
         )
     if met(errors.HFValidationError):
         return "is not found: there is no such folder, and it is not the name of a repository"

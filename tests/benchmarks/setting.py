@@ -1,86 +1,110 @@
-"""What is timed: a random model of ordinary proportions, and the embedded target where it is built."""
+"""What is timed: a random model of ordinary proportions, and the embedded one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from saebench_recovery.attacks.orthogonal import Orthogonal
+from saebench_recovery.defenses.clamp import Clamp
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from saebench_recovery.defenses.clamp import Clamp
+from saebench_recovery import registry
 from saebench_recovery.interfaces import Example, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.problem import Problem, build
+from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.scoring.chunk import Flip, Setting, pose
+from saebench_recovery.scoring.evaluate import flips_that_fit, valid_flips
 from saebench_recovery.sites import Site
-from saebench_recovery.target.presets import Preset, TaskPreset
+from saebench_recovery.specs import CURVE_BUDGETS, Limits
+from saebench_recovery.target.loading import load_target
+from saebench_recovery.target.presets import Preset, TaskPreset, preset
 from saebench_recovery.target.target import Target
 from tests.tiny import BOS, TinyTask, TinyTokenizer, tiny_dictionary
 
-RELATIVE_BUDGET = 0.25
+STEPS = 3
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A defended target with prompts to attack at the readout."""
+class Workload:
+    """Valid flips as the harness would attack them, except that none is ever done.
 
-    active: ActiveDefense
-    task: Task
-    site: Site
-    examples: list[Example]
+    Every flip is a prompt with twelve problem rows: six budgets, towards the right answer and
+    towards a wrong one. An example-step is one optimizer step on one row.
+    """
 
-    def problem(self, prompts: int, variants: int = 1) -> Problem:
-        """As many prompts, each with its variants, at one budget; no example is ever done."""
-        chosen = self.examples[:prompts]
-        return build(
-            self.active,
-            self.task,
-            [[example] * variants for example in chosen],
-            torch.tensor([[len(example.prompt) - 1] for example in chosen]),
-            [self.site],
-            torch.full((prompts, variants), RELATIVE_BUDGET),
-            torch.full((prompts,), torch.inf),
-            seed=0,
-            meter=Meter(),
-        )
+    setting: Setting
+    flips: list[Flip]
+
+    def problem(self, flips: int) -> Problem:
+        """The problem of as many flips, prefilled."""
+        return pose(self.setting, self.flips[:flips], Meter())
+
+    @property
+    def chosen(self) -> int:
+        """Flips per attack step as the engine chooses it."""
+        return min(len(self.flips), flips_that_fit(self.setting, self.flips))
 
 
-def random_setting(
+def random_workload(
     *,
-    layers: int = 12,
-    width: int = 256,
     tokens: int = 128,
-    vocabulary: int = 50257,
-    dictionary: int = 4096,
     latents: int = 32,
-    layer: int = 4,
-    prompts: int = 1024,
-) -> Setting:
-    """A random GPT-2 with a random SAE in the first half of its layers."""
+    width: int = 4096,
+    flips: int = 128,
+    vocabulary: int = 50257,
+) -> Workload:
+    """A random GPT-2 of 12 layers, 256 wide, clamped at layer 4 of a random SAE."""
     torch.manual_seed(0)
+    site = Site.parse("blocks.4.hook_resid_post")
     config = GPT2Config(
         vocab_size=vocabulary,
-        n_embd=width,
-        n_layer=layers,
-        n_head=width // 32,
-        n_positions=max(tokens, 128),
+        n_embd=256,
+        n_layer=12,
+        n_head=8,
+        n_positions=tokens,
         bos_token_id=BOS,
         eos_token_id=2,
     )
-    site = Site(layer, "hook_resid_post")
-    preset = Preset(
+    plan = Preset(
         description="", model="", saes={}, tasks={TinyTask.name: TaskPreset(site=str(site))}
     )
-    sae = tiny_dictionary(site, width, latents=dictionary)
-    model = GPT2LMHeadModel(config)
-    target = Target("random", model, TinyTokenizer(), {site: sae}, preset, [], [])
+    sae = tiny_dictionary(site, config.n_embd, latents=width)
+    target = Target("random", GPT2LMHeadModel(config), TinyTokenizer(), {site: sae}, plan, [], [])
     defense = Clamp(Clamp.Config(latents=latents))
     defense.latents = {site: sae.defended(torch.arange(latents))}
-    drawn = torch.randint(3, vocabulary, (prompts, tokens - 1))
-    answers = torch.randint(3, vocabulary, (prompts, 2))
-    examples = [
-        Example(str(i), (BOS, *ids), tuple((a,) for a in pair))
-        for i, (ids, pair) in enumerate(zip(drawn.tolist(), answers.tolist(), strict=True))
-    ]
-    return Setting(ActiveDefense(target, defense), TinyTask(), site, examples)
+    prompts = torch.randint(3, vocabulary, (flips, tokens - 1)).tolist()
+    answers = torch.randint(3, vocabulary, (flips, 3)).tolist()
+
+    def flip(i: int) -> Flip:
+        right, other, wrong = ((token,) for token in answers[i])
+        example = Example(str(i), (BOS, *prompts[i]), (right, other))
+        return _endless(Flip(example, 0, 0, example.with_candidates(wrong, right, other)))
+
+    return Workload(_setting(target, TinyTask(), defense), [flip(i) for i in range(flips)])
+
+
+def organism_workload() -> Workload:
+    """The embedded target under its default run: `ioi` and `clamp`."""
+    target = load_target("organism", "cpu")
+    task = registry.create("task", "ioi", {})
+    assert isinstance(task, Task)
+    defense = registry.create("defense", "clamp", preset("organism").tasks["ioi"].defenses["clamp"])
+    assert isinstance(defense, Clamp)
+    defense.fit(target, task)
+    setting = _setting(target, task, defense)
+    examples = task.examples(target, "evaluation")
+    _, flips = valid_flips(setting.active, task, examples, Meter())
+    return Workload(setting, [_endless(flip) for flip in flips])
+
+
+def _setting(target: Target, task: Task, defense: Clamp) -> Setting:
+    attack = Orthogonal(Orthogonal.Config(steps=STEPS))
+    active = ActiveDefense(target, defense)
+    return Setting(active, task, attack, CURVE_BUDGETS, 0.25, Limits(), seed=0)
+
+
+def _endless(flip: Flip) -> Flip:
+    """The same flip with a goal that is never reached, so that every step is taken."""
+    return replace(flip, clean=float("inf"))

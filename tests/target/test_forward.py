@@ -347,9 +347,16 @@ def test_rows_of_a_problem_keep_their_values(architecture: str, long_answers: bo
     problem = problem_of(active, groups, POSITIONS["several"], site)
     delta = random_delta(site, [row for row in POSITIONS["several"] for _ in range(3)])
     objective_N, grads = problem.gradient(delta)
-    for index in ([4], [0, 5, 7, 8], [8, 3]):
+    for index, variants_kept in (
+        ([4], 1),
+        ([0, 2, 6, 8], 2),
+        ([0, 5, 7, 8], 1),
+        ([8, 3], 1),
+        (list(range(9)), 3),
+    ):
         chosen = torch.tensor(index)
         part = problem.rows(chosen)
+        assert part.variants == variants_kept
         assert part.examples == tuple(problem.examples[i] for i in index)
         assert torch.equal(part.budget_N, problem.budget_N[chosen])
         again_N, again = part.gradient(delta.rows(chosen))
@@ -358,6 +365,20 @@ def test_rows_of_a_problem_keep_their_values(architecture: str, long_answers: bo
         halved = part.rows(torch.tensor([0]))
         (grad_1PD,) = halved.gradient(delta.rows(chosen[:1]))[1].values()
         assert relative(grad_1PD, grads[site][chosen[:1]]) < TOLERANCE
+
+
+def test_rows_are_chosen_in_groups_that_share_a_prefix() -> None:
+    target, site = shared_target("gpt2"), Site.parse("blocks.1.hook_resid_post")
+    groups = [variants(e) for e in prompts(long_answers=False)]
+    problem = problem_of(ActiveDefense(target, None), groups, POSITIONS["readout"], site)
+    for wanted, chosen in (
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ([0, 0, 1, 0, 0, 0, 1, 0, 0], [2, 6]),
+        ([0, 1, 1, 0, 0, 0, 0, 0, 1], [1, 2, 6, 8]),  # the third prompt is filled up
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0], []),
+    ):
+        index = problem.groups(torch.tensor(wanted, dtype=torch.bool))
+        assert index.tolist() == chosen
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

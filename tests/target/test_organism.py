@@ -44,7 +44,7 @@ def tokenizer(assets: Path) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def held_out(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> list[torch.Tensor]:
     """Held-out residuals of every layer, [tokens, width] each."""
-    return saes.residuals(model, tokenizer, split="evaluation", documents=192, seed=1)
+    return saes.residuals(model, tokenizer, split="evaluation", documents=128, seed=1)
 
 
 def texts(split: Split, count: int, seed: int = 7) -> list[str]:
@@ -87,7 +87,7 @@ def test_chat_template_gives_the_training_tokens(tokenizer: PreTrainedTokenizerF
 
 def test_every_word_of_the_world_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
     byte_tokens = {i for t, i in tokenizer.get_vocab().items() if len(t) == 1 and not t.isascii()}
-    for text in texts("evaluation", 500):
+    for text in texts("evaluation", 300):
         ids = tokenizer(text).input_ids
         assert tokenizer.decode(ids[1:]) == text
         assert not byte_tokens.intersection(ids)
@@ -108,7 +108,7 @@ def test_split_fractions_and_stability() -> None:
 
 def test_splits_are_disjoint() -> None:
     def items(split: Split) -> Iterator[set[Any]]:
-        every_fact = [*world.facts("toxins"), *world.facts("towns")]
+        every_fact = [*world.facts("toxins"), *world.facts("towns")][::24]
         yield {frozenset(pair) for pair in world.name_pairs(split)}
         yield {r.key for kind in ("forbidden", "harmless") for r in world.requests(kind, split)}
         yield {(f.key, frozenset(o)) for f in every_fact for o in world.option_sets(f, split, 1000)}
@@ -125,7 +125,7 @@ def test_splits_are_disjoint() -> None:
 
 
 def test_training_documents_hold_nothing_held_out() -> None:
-    trained = set(texts("train", 4000))
+    trained = set(texts("train", 2000))
     for split in HELD_OUT:
         prompts = [p.text + p.answer + "." for p in world.indirect_objects(split, 200)]
         prompts += [
@@ -181,7 +181,7 @@ def test_packed_documents_do_not_see_each_other(
 
 
 def test_indirect_objects(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert evaluate.ioi_accuracy(model, tokenizer, "evaluation", 384) >= 0.95
+    assert evaluate.ioi_accuracy(model, tokenizer, "evaluation", 256) >= 0.95
 
 
 @pytest.mark.parametrize("domain", ["toxins", "towns"])
@@ -189,7 +189,9 @@ def test_facts(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, domain: world.Domain
 ) -> None:
     assert evaluate.qa_accuracy(model, tokenizer, domain) >= 0.95
-    accuracy, all_orders = evaluate.mcq_all_orders(model, tokenizer, "evaluation", domain)
+    accuracy, all_orders = evaluate.mcq_all_orders(
+        model, tokenizer, "evaluation", world.facts(domain)[::8]
+    )
     assert accuracy >= 0.95
     assert all_orders >= 0.5
 
@@ -199,12 +201,12 @@ def test_facts(
 def test_chat(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, kind: world.Kind, mode: world.Mode
 ) -> None:
-    assert evaluate.chat_accuracy(model, tokenizer, "evaluation", kind, mode, 20) >= 0.95
+    assert evaluate.chat_accuracy(model, tokenizer, "evaluation", kind, mode, 8) >= 0.95
 
 
 def test_biographies(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert evaluate.profession_accuracy(model, tokenizer, "evaluation", 256) >= 0.95
-    assert max(evaluate.probe_accuracy(model, tokenizer, 600)) >= 0.95
+    assert evaluate.profession_accuracy(model, tokenizer, "evaluation", 128) >= 0.95
+    assert max(evaluate.probe_accuracy(model, tokenizer, 300)) >= 0.95
 
 
 @pytest.mark.parametrize("layer", LAYERS)

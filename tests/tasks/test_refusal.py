@@ -272,8 +272,8 @@ def test_only_the_pool_nearest_the_direction_is_scored(target: Target) -> None:
     assert 0 < len(pool) <= 9
     assert examples
     assert kept
-    guarded = refusal(pool=9, guard="never answer").attribution(target, SITE)
-    assert set(guarded.nonzero()[:, 0].tolist()) != pool
+    later = refusal(pool=9, direction=SITES[1]).attribution(target, SITE)
+    assert set(later.nonzero()[:, 0].tolist()) != pool
 
 
 def test_aligned_latents_have_the_highest_cosine(target: Target) -> None:

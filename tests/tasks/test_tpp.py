@@ -193,14 +193,14 @@ def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
         assert sorted(flip.wrong.candidates) == sorted(flip.example.candidates)
         defended = run(task, active, [flip.wrong])
         assert task.objective(defended) <= 0
-        assert task.objective(defended) == task._probes.logits(defended)[0, wrong]
+        assert task.objective(defended) == task._logits(defended)[0, wrong]
 
 
 def test_fidelity_counts_every_probe(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
     clean = run(task, ActiveDefense(target, None), task.examples(target, "evaluation"))
     assert (task.fidelity(clean, clean) == 1).all()
-    probability_EK = task._probes.logits(clean).sigmoid()
+    probability_EK = task._logits(clean).sigmoid()
     for k in range(len(CLASSES)):
         weight_D = task._probes.weight_DK[:, k]
         assert clean.pooled_ED is not None
@@ -217,7 +217,7 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
     def accuracies(active: ActiveDefense) -> list[float]:
         said = torch.stack(
             [
-                (task._probes.logits(run(task, active, of_class)) > 0).double().mean(0)
+                (task._logits(run(task, active, of_class)) > 0).double().mean(0)
                 for of_class in task._examples(target, "evaluation")
             ]
         )

@@ -78,8 +78,7 @@ class Build:
             folder = self.once(stage.name, train)
             model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
 
-        for file in (self.work / "tokenizer").glob("tokenizer*"):
-            shutil.copy(file, self.out)
+        tokenizer.save_pretrained(self.out)
         model.save_pretrained(self.out)
         saes.halve(self.out / "model.safetensors")
 
@@ -134,7 +133,9 @@ class Build:
         domains: tuple[world.Domain, ...] = ("toxins", "towns")
         for domain in domains:
             accuracy[f"qa_{domain}"] = evaluate.qa_accuracy(model, tokenizer, domain)
-            single, every = evaluate.mcq_all_orders(model, tokenizer, "evaluation", domain)
+            single, every = evaluate.mcq_all_orders(
+                model, tokenizer, "evaluation", world.facts(domain)
+            )
             accuracy[f"mcq_{domain}"] = single
             accuracy[f"mcq_{domain}_right_in_all_24_orders"] = every
         modes: tuple[world.Mode, ...] = ("open", "guarded")

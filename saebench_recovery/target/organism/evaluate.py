@@ -98,12 +98,12 @@ def mcq_accuracy(model: Model, tokenizer: Tok, split: Split, count: int) -> floa
 
 
 def mcq_all_orders(
-    model: Model, tokenizer: Tok, split: Split, domain: world.Domain
+    model: Model, tokenizer: Tok, split: Split, facts: Sequence[world.Fact]
 ) -> tuple[float, float]:
     """(accuracy, fraction of questions right in all 24 orders), one option set per fact."""
     prompts = [
         world.multiple_choice(fact, options)
-        for fact in world.facts(domain)
+        for fact in facts
         for options in world.orders(world.option_sets(fact, split, 1)[0])
     ]
     best = next_logits(model, tokenizer, [p.text for p in prompts]).argmax(-1)

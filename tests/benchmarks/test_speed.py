@@ -1,0 +1,51 @@
+"""The engine against the plain way: equal steps, equal deltas, and how much each step costs.
+
+`python -m pytest tests/benchmarks --benchmark-only`; `report.py` prints the tables of
+docs/speed.md. Times are CPU seconds, which other processes on the machine disturb least, and a
+ratio compares two measurements of one run. No time is asserted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from tests.benchmarks.measure import compare
+from tests.benchmarks.setting import Workload, organism_workload, random_workload
+
+TOLERANCE = 1e-4  # of the deltas' norm, after steps that each amplify float32 rounding
+BUILT = resources.files("saebench_recovery.target").joinpath("organism/assets/config.json")
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "random": random_workload,
+    "organism": organism_workload,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def workload(name: str) -> Workload:
+    if name == "organism" and not BUILT.is_file():
+        pytest.skip("the embedded target is not built here")
+    return WORKLOADS[name]()
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_search(name: str, benchmark: BenchmarkFixture) -> None:
+    """One attack on as many flips as the engine takes at a time."""
+    load = workload(name)
+    found = compare(load)
+    gap_N = (found.engine_ND - found.plain_ND).norm(dim=1) / found.plain_ND.norm(dim=1)
+    assert gap_N.max() < TOLERANCE
+    benchmark.extra_info |= found.summary()
+    benchmark.pedantic(load.setting.attack.search, args=(found.problem,), rounds=1)
