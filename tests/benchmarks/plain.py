@@ -1,8 +1,8 @@
 """The plain way to search for a perturbation, as the published loop does it.
 
 One example at a time, every step runs the whole model from the tokens with a hook, encodes and
-decodes the whole dictionary at every position and computes all logits; Adam on one delta. Step
-sizes, projection and budget are the engine's, so that both must find the same delta.
+decodes the whole dictionary at every position and computes all logits, for one delta. Step rule,
+projection and budget are the engine's, so that both must find the same delta.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PlainSearch:
     def search(self, example: Example, budget: float) -> Tensor:
         """The best delta [D] within a budget relative to the defended residual's norm."""
         delta_D = best_D = torch.zeros(self.basis_DS.shape[0])
-        first, second = torch.zeros_like(delta_D), torch.zeros_like(delta_D)
+        momentum_D = torch.zeros_like(delta_D)
         best, longest = -math.inf, 0.0
         for step in range(self.config.steps + 1):
             leaf = delta_D.clone().requires_grad_()
@@ -50,13 +50,9 @@ class PlainSearch:
             if step == self.config.steps:
                 break
             (grad_D,) = torch.autograd.grad(margin, leaf)
-            unit = grad_D / grad_D.norm()
-            first = 0.9 * first + 0.1 * unit
-            second = 0.999 * second + 0.001 * unit**2
-            mean = first / (1 - 0.9 ** (step + 1))
-            spread = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            momentum_D = 0.75 * momentum_D + 0.25 * grad_D / grad_D.norm()
             rate = self.config.lr * (1 + math.cos(math.pi * step / self.config.steps)) / 2
-            wide = (delta_D + rate * longest / len(delta_D) ** 0.5 * mean / spread).double()
+            wide = (delta_D + rate * longest * momentum_D / momentum_D.norm()).double()
             delta_D = (wide - self.basis_DS @ (self.basis_DS.T @ wide)).float()
             delta_D = delta_D * min(1.0, longest / delta_D.norm().item())
         return best_D
