@@ -18,7 +18,7 @@ CHANGED: dict[str, Any] = {
     "defense": "ablation",
     "attack": "unconstrained",
     "threat_model": "post",
-    "budget": 0.5,
+    "budget": 0.75,
     "budget_unit": "absolute",
     "protocol": "published",
     "limits": Limits(drift=0.1),

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from tests.benchmarks.measure import Comparison, compare, engine_ms
-from tests.benchmarks.setting import Workload, organism_workload, random_workload
-from tests.benchmarks.test_speed import BUILT
+from tests.benchmarks.setting import Workload, organism_is_built, organism_workload, random_workload
 
 FLIPS = 16  # per step in the growth tables, where nothing else is said
 
@@ -20,7 +19,7 @@ def main() -> None:
     print("| workload | rows per step | plain, ms | engine, ms | ratio | with prefill, 50 steps |")
     print("|---|---|---|---|---|---|")
     print(line("random, 12 layers, 128 tokens", compare(random_workload())))
-    if BUILT.is_file():
+    if organism_is_built():
         print(line("organism, ioi", compare(organism_workload())))
     one = random_workload()
     grow("flips per step", (1, 2, 4, 8, 16, 32, 64), lambda n: one, flips=lambda n: n)

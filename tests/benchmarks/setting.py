@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import resources
 
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
@@ -10,6 +11,7 @@ from saebench_recovery.defenses.clamp import Clamp
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from saebench_recovery import registry
+from saebench_recovery import target as package
 from saebench_recovery.interfaces import Example, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
@@ -83,6 +85,10 @@ def random_workload(
         return _endless(Flip(example, 0, 0, example.with_candidates(wrong, right, other)))
 
     return Workload(_setting(target, TinyTask(), defense), [flip(i) for i in range(flips)])
+
+
+def organism_is_built() -> bool:
+    return resources.files(package).joinpath(preset("organism").model, "config.json").is_file()
 
 
 def organism_workload() -> Workload:

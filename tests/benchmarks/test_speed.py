@@ -10,17 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
-from importlib import resources
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.benchmarks.measure import compare
-from tests.benchmarks.setting import Workload, organism_workload, random_workload
+from tests.benchmarks.setting import Workload, organism_is_built, organism_workload, random_workload
 
 TOLERANCE = 1e-4  # of the deltas' norm, after steps that each amplify float32 rounding
-BUILT = resources.files("saebench_recovery.target").joinpath("organism/assets/config.json")
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "random": random_workload,
     "organism": organism_workload,
@@ -34,7 +32,7 @@ def _one_thread() -> None:
 
 @cache
 def workload(name: str) -> Workload:
-    if name == "organism" and not BUILT.is_file():
+    if name == "organism" and not organism_is_built():
         pytest.skip("the embedded target is not built here")
     return WORKLOADS[name]()
 

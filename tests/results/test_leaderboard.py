@@ -162,7 +162,7 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
     (entry,) = board.groups[0].entries
     assert entry.command == (
         "saebench run --target organism --task alpha --defense clamp --attack orthogonal "
-        "--threat-model reclamp --budget 0.25 --seed 3 --plugin mine.py"
+        "--threat-model reclamp --budget 0.5 --seed 3 --plugin mine.py"
     )
     assert entry.row == row("alpha", seed=3)
 

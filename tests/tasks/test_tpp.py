@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
+from saebench_recovery.defenses.ablation import Ablation
 from saebench_recovery.tasks import tpp
 from saebench_recovery.tasks.tpp import TargetedProbe
 from scipy.optimize import minimize
@@ -73,7 +75,7 @@ def run(task: TargetedProbe, active: ActiveDefense, examples: Sequence[Example])
 
 def ablated(task: TargetedProbe, latents: int = 4) -> ActiveDefense:
     target = shared_target("gpt2")
-    defense = create("defense", "ablation", {"latents": latents, "site": SITES[0]})
+    defense = Ablation(Ablation.Config(latents=latents, site=SITES[0]))
     defense.fit(target, task)
     return ActiveDefense(target, defense)
 
@@ -238,9 +240,9 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
 def scored(data: str) -> Any:
     target = tiny_target("gpt2")
     target.preset.tasks["tpp"] = target.preset.tasks["tiny"]
-    plugins = [create("defense", "ablation", {"latents": 3}), create("attack", "orthogonal", {})]
+    defense, attack = Ablation(Ablation.Config(latents=3)), Orthogonal()
     spec = RunSpec(target="organism", defense="ablation", attack="orthogonal", tasks=("tpp",))
-    return evaluate(target, variants(data)[0], *plugins, spec, lambda *said: None)
+    return evaluate(target, variants(data)[0], defense, attack, spec, lambda *said: None)
 
 
 def test_a_row(data: str) -> None:
@@ -285,7 +287,7 @@ def test_a_data_set_with_classes_of_its_own(
     table(tmp_path / "folder", lines)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     local = {**sets["bias-in-bios-1"], "source": str(tmp_path / "folder")}
-    monkeypatch.setattr(tpp.world, "load", lambda name: {"bias-in-bios-1": local})
+    monkeypatch.setattr(world, "load", lambda name: {"bias-in-bios-1": local})
     made = variants("bias-in-bios-1")
     assert [v.config.label for v in made] == sorted(numbers)
     texts = made[0]._texts("evaluation")
