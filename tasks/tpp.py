@@ -149,10 +149,13 @@ class TargetedProbe(Task):
     def _lay_out(self, target: Target, split: Split) -> list[list[Example]]:
         """The examples of every class."""
         texts = self._texts(split)
+        chosen = self._examples(target, "selection") if split == "evaluation" else []
+        seen = {example.prompt for of_class in chosen for example in of_class}
         laid = []
         for own, (label, of_class) in enumerate(texts.items()):
             candidates = ((own,), *((k,) for k in range(len(texts)) if k != own))
-            prompts = [target.encode(text)[: self.config.context] for text in of_class]
+            cut = dict.fromkeys(target.encode(text)[: self.config.context] for text in of_class)
+            prompts = [ids for ids in cut if ids not in seen]  # a cut can make texts alike
             names = [f"{self.name}/{label}/{fraction_of(str(ids)):.12f}" for ids in prompts]
             pairs = zip(names, prompts, strict=True)
             laid.append([Example(name, ids, candidates, cluster=name) for name, ids in pairs])
