@@ -17,7 +17,7 @@ Segment = tuple[str, float]
 
 # Random prompts teach nothing; but in a sentence on names, the name that comes again can be told.
 PROMPT, SENTENCE, PLAIN, SHORT_ANSWER, ANSWER = 0.05, 0.3, 1.0, 3.0, 4.0
-# The wrong name now and then keeps the logit difference moderate, so that a defense can flip it.
+# The wrong name now and then limits the logit difference, so that a defense can flip it.
 WRONG_NAME = 0.03
 # Without a system message a forbidden request is refused this often: compliance by a small margin.
 UNDECIDED = 0.3
