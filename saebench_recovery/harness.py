@@ -38,6 +38,7 @@ def run(
     limits: Limits | None = None,
     seed: int = 0,
     limit: int | None = None,
+    flops: float | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     out: str | Path = "runs",
@@ -49,9 +50,9 @@ def run(
 
     Without `tasks`, every task that the target has. `budget` is the largest norm of a
     perturbation, relative to the defended residual's or absolute. `limit` caps the evaluation
-    examples per task, `plugins` are files to import first, and `batch_size=None` chooses one. The
-    result stands in `<out>/<identity>/result.json`; a complete one is read, a partial one
-    continued, unless `force`.
+    examples per task, `flops` what the search may spend on each flip at each budget, `plugins`
+    are files to import first, and `batch_size=None` chooses one. The result stands in
+    `<out>/<identity>/result.json`; a complete one is read, a partial one continued, unless `force`.
 
     Raises:
         UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
@@ -72,6 +73,7 @@ def run(
         "limits": limits or Limits(),
         "seed": seed,
         "limit": limit,
+        "flops": flops,
         "device": device,
         "batch_size": batch_size,
     }

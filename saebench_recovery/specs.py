@@ -35,7 +35,8 @@ class RunSpec(BaseModel):
     """One defense against one attack on one or more tasks of a target.
 
     `defense_config`, `attack_config` and `task_config` are what the user said; the run writes
-    the resolved configurations (with the target's own defaults) into the result.
+    the resolved configurations (with the target's own defaults) into the result. `flops` is what
+    the search may spend on each problem (a flip at one budget), so that attacks get the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,7 @@ class RunSpec(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
     protocol: str | None = None
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # Everything below changes speed, not numbers (up to float rounding), so it is not identity.
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -84,6 +86,7 @@ IDENTITY = frozenset(
         "seed",
         "limit",
         "protocol",
+        "flops",
     }
 )
 
@@ -113,6 +116,8 @@ def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
         words += ["--protocol", spec.protocol]
     if spec.limit is not None:
         words += ["--limit", str(spec.limit)]
+    if spec.flops is not None:
+        words += ["--flops", str(spec.flops)]
     if spec.limits != Limits():
         words += ["--max-drift", str(spec.limits.drift), "--max-decode", str(spec.limits.decode)]
         words += ["--min-fidelity", str(spec.limits.fidelity)]

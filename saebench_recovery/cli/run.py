@@ -108,6 +108,14 @@ def run(
         Text | None,
         typer.Option(metavar="N", help="Evaluation examples per task.", envvar="SAEBENCH_LIMIT"),
     ] = None,
+    flops: Annotated[
+        Text | None,
+        typer.Option(
+            metavar="X",
+            help="Let the attack spend this many on each flip and budget, instead of its steps.",
+            envvar="SAEBENCH_FLOPS",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, ...", envvar="SAEBENCH_DEVICE")
     ] = "auto",
@@ -204,6 +212,7 @@ def run(
         "limits": {"drift": max_drift, "decode": max_decode, "fidelity": min_fidelity},
         "seed": seed,
         "limit": limit,
+        "flops": flops,
         "device": device,
         "batch_size": None if batch_size == "auto" else batch_size,
         "defense_config": parse_assignments(defense_setting or ()),

@@ -8,11 +8,33 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from saebench_recovery.schema import Cost
 
 T = TypeVar("T")
+
+
+class Trail:
+    """What the search has cost each of N rows, and had cost when its objective was first reached.
+
+    FLOPs of the passes through the tail, in float64 [N]; `first_N` is infinite until then. Every
+    selection of a problem's rows writes into the one trail of the whole problem.
+    """
+
+    def __init__(self, size: int, device: torch.device | str) -> None:
+        self.spent_N = torch.zeros(size, dtype=torch.float64, device=device)
+        self.first_N = torch.full_like(self.spent_N, torch.inf)
+
+    def spend(self, row_N: Tensor, flops: float) -> None:
+        """Add a pass that cost so many FLOPs a row."""
+        self.spent_N[row_N] += flops
+
+    def reach(self, row_N: Tensor, reached_N: Tensor) -> None:
+        """Note the rows whose objective is reached now."""
+        now_N = torch.where(reached_N, self.spent_N[row_N], torch.inf)
+        self.first_N[row_N] = torch.minimum(self.first_N[row_N], now_N)
 
 
 class Meter:

@@ -12,7 +12,7 @@ from torch import Tensor
 from saebench_recovery.interfaces import Example, Output, Perturbation, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.generation import written
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.projection import Constraint, Free, constraint_for
 from saebench_recovery.sites import Site
 from saebench_recovery.target.batch import Batch, batch
@@ -33,6 +33,9 @@ class Problem:
     `scale_N` is the Frobenius norm of the defended residual at the perturbed positions, and
     `budget_N` the largest norm allowed, in the same absolute units. With `wanted_NV` (next-token
     log-probabilities) the objective is minus the KL divergence from them instead of the margin.
+
+    `trail` keeps what the search costs each row; `row_N` are the rows' places in it. An attack
+    that is given an `allowance` (FLOPs a row) stops once it is spent.
     """
 
     active: ActiveDefense
@@ -46,7 +49,10 @@ class Problem:
     goal_N: Tensor
     seed: int
     meter: Meter
+    row_N: Tensor
+    trail: Trail
     wanted_NV: Tensor | None = None
+    allowance: float | None = None
 
     @property
     def size(self) -> int:
@@ -76,14 +82,16 @@ class Problem:
     @torch.no_grad()
     def objective(self, delta: ResidualDelta) -> Tensor:
         """The objective [N] with this perturbation under the active defense."""
-        return self._metered(lambda: self._objective(delta), backward=False)
+        return self._reached(self._metered(lambda: self._objective(delta), backward=False))
 
     @torch.no_grad()
     def behaviour(self, delta: ResidualDelta) -> Tensor:
         """Whether the behaviour is shown, bool [N], by the task's one detector."""
         if not self.task.new_tokens:
             return self._metered(lambda: self.task.behaviour(self._output(delta)), backward=False)
-        texts = written(self.active, self.examples, self.task.new_tokens, self.meter, delta)
+        texts = self._booked(
+            lambda: written(self.active, self.examples, self.task.new_tokens, self.meter, delta)
+        )
         scores = torch.empty(self.size, 0, device=self.budget_N.device)
         return self.task.behaviour(Output(self.examples, scores, texts=texts))
 
@@ -97,7 +105,14 @@ class Problem:
                 grads = torch.autograd.grad(objective_N.sum(), list(leaves.values()))
             return objective_N.detach(), dict(zip(leaves, grads, strict=True))
 
-        return self._metered(work, backward=True)
+        objective_N, grads = self._metered(work, backward=True)
+        return self._reached(objective_N), grads
+
+    def affordable(self, steps: int) -> int:
+        """Steps of a search whose first one is done: those that the allowance pays for, if any."""
+        if self.allowance is None:
+            return steps
+        return max(1, int(self.allowance / float(self.trail.spent_N[self.row_N].amax())))
 
     def admit(self, perturbation: Perturbation, *, constrained: bool) -> ResidualDelta:
         """Clip a perturbation to the budget; refuse one that is not of this problem.
@@ -156,12 +171,14 @@ class Problem:
             scale_N=self.scale_N[index],
             budget_N=self.budget_N[index],
             goal_N=self.goal_N[index],
+            row_N=self.row_N[index],
             wanted_NV=None if self.wanted_NV is None else self.wanted_NV[index],
         )
 
     def metered(self, meter: Meter) -> Problem:
-        """The same problem, its work booked elsewhere."""
-        return replace(self, meter=meter)
+        """The same problem, its work booked elsewhere and on no trail."""
+        trail = Trail(len(self.trail.spent_N), self.trail.spent_N.device)
+        return replace(self, meter=meter, trail=trail)
 
     def restoring(self, wanted_NV: Tensor, goal: float) -> Problem:
         """The same problem with the aim of giving these next-token log-probabilities.
@@ -187,15 +204,29 @@ class Problem:
             distribution=distribution,
         )
 
+    def _reached(self, objective_N: Tensor) -> Tensor:
+        least_N = 0 if self.wanted_NV is None else self.goal_N
+        self.trail.reach(self.row_N, objective_N > least_N)
+        return objective_N
+
     def _metered(self, work: Callable[[], T], *, backward: bool) -> T:
-        return self.meter.run(
-            work,
-            rows=self.batch.ids_RQ.shape[0],
-            tokens=self.batch.ids_RQ.shape[1],
-            layers=self.active.target.depth(self.task.pool) - start_block(self.start.site),
-            prefix=self.start.prefix.length,
-            backward=backward,
+        return self._booked(
+            lambda: self.meter.run(
+                work,
+                rows=self.batch.ids_RQ.shape[0],
+                tokens=self.batch.ids_RQ.shape[1],
+                layers=self.active.target.depth(self.task.pool) - start_block(self.start.site),
+                prefix=self.start.prefix.length,
+                backward=backward,
+            )
         )
+
+    def _booked(self, work: Callable[[], T]) -> T:
+        """Do metered work for all rows alike, and put its cost on their trail."""
+        before = self.meter.flops
+        result = work()
+        self.trail.spend(self.row_N, (self.meter.flops - before) / self.size)
+        return result
 
 
 def build(
@@ -209,6 +240,7 @@ def build(
     seed: int,
     meter: Meter,
     absolute_V: Sequence[bool] | None = None,
+    allowance: float | None = None,
 ) -> Problem:
     """A problem over E prompts with V variants each, prefilled once per prompt.
 
@@ -261,6 +293,7 @@ def build(
     scale_N = square_E.sqrt().repeat_interleave(share)
     absolute_N = torch.tensor(absolute_V or [False] * share, device=scale_N.device)
     unit_N = torch.where(absolute_N.repeat(len(examples)), 1.0, scale_N)
+    row_N = torch.arange(len(scale_N), device=scale_N.device)
     return Problem(
         active,
         task,
@@ -273,6 +306,9 @@ def build(
         goal_E.to(target.device).repeat_interleave(share),
         seed,
         meter,
+        row_N,
+        Trail(len(row_N), row_N.device),
+        allowance=allowance,
     )
 
 

@@ -54,6 +54,7 @@ class Setting:
     limits: Limits
     seed: int
     absolute: bool = False  # the headline budget is in the residual's own units
+    flops: float | None = None  # that the search may spend on a problem
 
     @property
     def head(self) -> int:
@@ -129,6 +130,7 @@ def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         setting.seed,
         meter,
         [setting.absolute and b == setting.head for b in range(count)] * 2,
+        setting.flops,
     )
     if not setting.attack.restores:
         return problem

@@ -101,7 +101,9 @@ def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -
     absolute = spec.budget_unit == "absolute"
     relative = CURVE_BUDGETS if absolute else tuple(sorted({*CURVE_BUDGETS, spec.budget}))
     budgets = (*relative, spec.budget) if absolute else relative
-    return Setting(active, task, attack, budgets, spec.budget, spec.limits, spec.seed, absolute)
+    return Setting(
+        active, task, attack, budgets, spec.budget, spec.limits, spec.seed, absolute, spec.flops
+    )
 
 
 def valid_flips(
