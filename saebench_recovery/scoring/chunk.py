@@ -18,10 +18,10 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Example, Output, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
+from saebench_recovery.recovery.drift import Reading, drift, within_limits
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
-from saebench_recovery.scoring.drift import Reading, drift, within_limits
 from saebench_recovery.scoring.passes import perplexity, whole_pass
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits

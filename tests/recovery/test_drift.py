@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saebench_recovery.scoring.drift import (
+from saebench_recovery.recovery.drift import (
     ABSOLUTE_LIMIT,
     METRICS,
     Reading,
