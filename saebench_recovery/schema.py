@@ -65,13 +65,36 @@ class CurvePoint(Record):
     wrong_target: Rate
 
 
+class ComputePoint(Record):
+    """Recovery if the search had ended once it had spent so much on each flip."""
+
+    flops: Finite
+    recovery: Rate
+
+
+class DriftPoint(Record):
+    """Recovery with drift and decode drift at most so large in every scope."""
+
+    limit: Finite
+    recovery: Rate
+
+
 class Curve(Record):
     points: tuple[CurvePoint, ...]
+    compute: tuple[ComputePoint, ...] = Field(
+        default=(), description="up to the most that was spent on any flip"
+    )
+    drift: tuple[DriftPoint, ...] = ()
     median_norm_recovers: Finite | None = Field(
         description="median over all valid flips of the smallest relative norm that recovers; "
         "null where fewer than half recover at any budget"
     )
     median_norm_injects: Finite | None = Field(description="the same for the wrong target")
+    recovery_advantage: Finite | None = Field(
+        default=None,
+        description="median norm that injects over the one that recovers: above 1, the way back is "
+        "shorter than the way to a wrong answer",
+    )
 
 
 class Controls(Record):
@@ -201,4 +224,8 @@ class ExampleRow(Record):
     relative_norm: Finite
     smallest_norm: Finite | None
     smallest_norm_wrong: Finite | None
+    flops: Finite = Field(default=0, description="spent on it by the search")
+    flops_recovers: Finite | None = Field(
+        default=None, description="... when its objective was first reached; null if it never was"
+    )
     drift: dict[str, dict[str, float | None]]

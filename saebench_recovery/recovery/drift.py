@@ -112,19 +112,29 @@ def within_limits(drift: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:
     latents off), to the clean pass's norm in the same scope; and where that is 0 as well, the
     drift may be at most `ABSOLUTE_LIMIT`. A drift that is NaN is never inside.
     """
-    inside = [
-        ~scope.present_R
-        | (
-            _inside(scope.metrics["l2"], scope.scale_R, limits.drift)
-            & _inside(scope.metrics["decode_l2"], scope.decode_scale_R, limits.decode)
-        )
-        for scope in drift.values()
+    return (_worst(drift, "l2") <= limits.drift) & (_worst(drift, "decode_l2") <= limits.decode)
+
+
+def tightest_limit(drift: Mapping[str, ScopeDrift]) -> Tensor:
+    """The smallest limit [R] on both that a row is inside of."""
+    return torch.maximum(_worst(drift, "l2"), _worst(drift, "decode_l2"))
+
+
+def _worst(drift: Mapping[str, ScopeDrift], metric: str) -> Tensor:
+    """The largest relative drift [R] of any scope that a row has; infinite where it is NaN."""
+    every = [
+        _relative(s.metrics[metric], s.scale_R if metric == "l2" else s.decode_scale_R)
+        .nan_to_num(torch.inf, posinf=torch.inf)
+        .masked_fill(~s.present_R, 0)
+        for s in drift.values()
     ]
-    return torch.stack(inside).all(0)
+    return torch.stack(every).amax(0)
 
 
-def _inside(drift_R: Tensor, scale_R: Tensor, limit: float) -> Tensor:
-    return drift_R <= torch.where(scale_R > 0, limit * scale_R, ABSOLUTE_LIMIT)
+def _relative(drift_R: Tensor, scale_R: Tensor) -> Tensor:
+    """Of nothing, an absolute drift is as good as none, or beyond every limit."""
+    without = torch.where(drift_R <= ABSOLUTE_LIMIT, 0.0, torch.inf)
+    return torch.where(scale_R > 0, drift_R / scale_R, without)
 
 
 def _norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:

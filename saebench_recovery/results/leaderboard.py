@@ -136,7 +136,9 @@ def write(leaderboards: Iterable[Leaderboard], out: Path) -> list[Path]:
 
 def _entries(run: Path) -> list[Entry]:
     result = read_result(run)
-    said = RunSpec.model_validate({k: result.spec[k] for k in RunSpec.model_fields})
+    said = RunSpec.model_validate(
+        {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
+    )
     repeat = command(said, result.spec["plugin_files"])
     if result.status == "partial":
         raise UserError(f"{str(run)!r} is a partial run; finish it first: {repeat}")

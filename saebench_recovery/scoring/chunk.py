@@ -18,8 +18,8 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Example, Output, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
-from saebench_recovery.recovery.drift import Reading, drift, within_limits
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.recovery.drift import Reading, drift, tightest_limit, within_limits
+from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.scoring.passes import perplexity, whole_pass
@@ -91,10 +91,20 @@ class Scored:
     random: bool
     figures: Mapping[str, float]
     switched_on: bool
+    flops: float  # that the search spent
+    flops_first: float  # ... when the objective was first reached; infinite if it never was
+    tightest: float  # the smallest limit on relative drift that it is inside of
     drift: Mapping[str, Mapping[str, float]]  # NaN where undefined
     constraint: schema.Constraint
     blind: bool  # no gradient through the defense at the zero perturbation
     flags: frozenset[str]
+
+    def after(self, flops: float) -> bool:
+        """Whether it recovered, and a search that had spent so much had found as much.
+
+        A recovery that the objective never showed (it is judged by a text, say) came at the end.
+        """
+        return self.recovered and min(self.flops_first, self.flops) <= flops
 
 
 def score_chunk(
@@ -109,7 +119,7 @@ def score_chunk(
     if not isinstance(found, ResidualDelta):
         raise TypeError(f"no replay for a {type(found).__name__}")
     with scoring.timed():
-        return _score(setting, flips, problem.metered(scoring), found)
+        return _score(setting, flips, problem.metered(scoring), found, problem.trail)
 
 
 def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
@@ -162,7 +172,11 @@ def _swapped(problem: Problem, clean_NV: Tensor, count: int) -> Tensor:
 
 
 def _score(
-    setting: Setting, flips: Sequence[Flip], problem: Problem, found: ResidualDelta
+    setting: Setting,
+    flips: Sequence[Flip],
+    problem: Problem,
+    found: ResidualDelta,
+    trail: Trail,
 ) -> tuple[list[Scored], ResidualDelta]:
     E, B = len(flips), len(setting.budgets)
     chosen = torch.arange(E, device=problem.scale_N.device) * 2 * B + setting.head
@@ -202,6 +216,9 @@ def _score(
                 random=bool(random_E[e]),
                 figures={name: float(values[e]) for name, values in replay.figures.items()},
                 switched_on=bool(replay.switched_on_E[e]),
+                flops=float(trail.spent_N[chosen[e]]),
+                flops_first=float(trail.first_N[chosen[e]]),
+                tightest=float(replay.tightest_E[e]),
                 drift={
                     scope: {name: float(values[e]) for name, values in found.metrics.items()}
                     for scope, found in replay.drift.items()
@@ -294,6 +311,7 @@ class _Replay:
             latents,
             scopes(laid, delta.positions_EP),
         )
+        self.tightest_E = tightest_limit(self.drift)
         self.within_E = within_limits(self.drift, setting.limits)
         switched = [d.metrics["reactivated_fraction"].nan_to_num() > 0 for d in self.drift.values()]
         self.switched_on_E = torch.stack(switched).any(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from saebench_recovery.schema import (
     Compute,
+    ComputePoint,
     Constrained,
     Constraint,
     Controls,
@@ -14,6 +15,7 @@ from saebench_recovery.schema import (
     Curve,
     CurvePoint,
     Drift,
+    DriftPoint,
     ExampleRow,
     Examples,
     Mean,
@@ -25,6 +27,9 @@ from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.chunk import Scored, Setting
 from saebench_recovery.scoring.flags import flags
 
+# Limits on relative drift at which the curve is read; the run's own ones decide `constrained`.
+DRIFT_LIMITS = (1e-5, 1e-3, 0.01, 0.05, 0.1, 0.25, 1.0)
+SPENDINGS = 6  # points of the compute curve, each at twice the FLOPs of the one before
 SCOPES = ("perturbed", "readout", "later")
 
 
@@ -54,6 +59,8 @@ def assemble(
 
         return Drift(**{name: metric(name) for name in Drift.model_fields})
 
+    recovers = statistics.median_smallest([s.smallest for s in scored])
+    injects = statistics.median_smallest([s.smallest_wrong for s in scored])
     row = Row(
         task=setting.task.label,
         target=target,
@@ -80,8 +87,20 @@ def assemble(
                 )
                 for b, budget in enumerate(setting.relative)
             ),
-            median_norm_recovers=statistics.median_smallest([s.smallest for s in scored]),
-            median_norm_injects=statistics.median_smallest([s.smallest_wrong for s in scored]),
+            compute=tuple(
+                ComputePoint(flops=flops, recovery=rate(lambda s, f=flops: s.after(f)))  # type: ignore[misc]
+                for flops in _spendings(scored)
+            ),
+            drift=tuple(
+                DriftPoint(
+                    limit=limit,
+                    recovery=rate(lambda s, x=limit: s.recovered and s.tightest <= x),  # type: ignore[misc]
+                )
+                for limit in DRIFT_LIMITS
+            ),
+            median_norm_recovers=recovers,
+            median_norm_injects=injects,
+            recovery_advantage=statistics.advantage(recovers, injects),
         ),
         controls=Controls(
             nothing=rate(lambda s: s.nothing),
@@ -100,6 +119,12 @@ def assemble(
         compute=Compute(attack=attacking, scoring=scoring),
     )
     return row.model_copy(update={"flags": flags(row, scored, setting.attack.constrained)})
+
+
+def _spendings(scored: Sequence[Scored]) -> list[float]:
+    """FLOPs on each flip at which the compute curve is read; none without a search."""
+    most = max((s.flops for s in scored), default=0.0)
+    return [most / 2**i for i in reversed(range(SPENDINGS))] if most else []
 
 
 def _constraint(scored: Sequence[Scored]) -> Constraint:
@@ -126,6 +151,8 @@ def example_row(setting: Setting, scored: Scored) -> ExampleRow:
         relative_norm=scored.relative_norm,
         smallest_norm=scored.smallest,
         smallest_norm_wrong=scored.smallest_wrong,
+        flops=scored.flops,
+        flops_recovers=scored.flops_first if math.isfinite(scored.flops_first) else None,
         drift={
             scope: {m: None if math.isnan(v) else v for m, v in metrics.items()}
             for scope, metrics in scored.drift.items()

@@ -115,6 +115,14 @@ def median_smallest(norms: Sequence[float | None]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
+def advantage(recovers: float | None, injects: float | None) -> float | None:
+    """How much further the way to a wrong answer is than the way back; None if either is unknown.
+
+    Of two median smallest norms. Where recovery needs no perturbation at all, there is no ratio.
+    """
+    return injects / recovers if recovers and injects is not None else None
+
+
 def _clusters(names: Sequence[str], n: int) -> tuple[NDArray[np.int64], int]:
     """Cluster index of each example, and how many clusters there are."""
     if len(names) != n:

@@ -1,0 +1,63 @@
+"""Recovery against compute and against the drift limit, both read off one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saebench_recovery.interfaces import Attack
+from saebench_recovery.recovery.drift import ScopeDrift, tightest_limit, within_limits
+from saebench_recovery.schema import Rate
+from saebench_recovery.scoring import statistics
+from saebench_recovery.specs import Limits
+from tests.test_soundness import clamp, orthogonal, run, unconstrained
+
+
+@pytest.mark.parametrize("attack", [orthogonal(), unconstrained()], ids=lambda a: str(a.name))
+def test_curves_end_where_the_row_stands(attack: Attack) -> None:
+    row = run(clamp(), attack, limit=None).row
+    compute = [point.recovery.k for point in row.curve.compute]
+    assert compute == sorted(compute)
+    assert compute[-1] == row.recovery.k > compute[0]  # and some needed more than the first looks
+    by_limit = {point.limit: point.recovery for point in row.curve.drift}
+    assert by_limit[0.05].k == row.constrained.k
+    counts = [rate.k for _, rate in sorted(by_limit.items())]
+    assert counts == sorted(counts)
+    assert counts[-1] <= row.recovery.k
+
+
+def test_unconstrained_recovery_needs_a_wider_limit() -> None:
+    def at(attack: Attack, limit: float) -> Rate:
+        curve = run(clamp(), attack, limit=None).row.curve
+        return next(point.recovery for point in curve.drift if point.limit == limit)
+
+    assert at(orthogonal(), 1e-3).k > at(unconstrained(), 1e-3).k
+
+
+def test_the_advantage_is_the_ratio_of_the_norms() -> None:
+    assert statistics.advantage(0.25, 0.5) == 2.0
+    for missing in ((None, 0.5), (0.25, None), (0.0, 0.5)):
+        assert statistics.advantage(*missing) is None
+    curve = run(clamp(), orthogonal(), limit=None).row.curve
+    norms = (curve.median_norm_recovers, curve.median_norm_injects)
+    assert norms[0] is not None
+    assert curve.recovery_advantage == statistics.advantage(*norms)
+
+
+def scope(l2: float, decode: float, scale: float = 2.0, present: bool = True) -> ScopeDrift:
+    metrics = {"l2": torch.tensor([l2]), "decode_l2": torch.tensor([decode])}
+    scales = torch.tensor([scale])
+    return ScopeDrift(metrics, torch.tensor([present]), scales, scales)
+
+
+def test_the_tightest_limit_is_the_worst_of_scopes_and_of_both_drifts() -> None:
+    scopes = {"a": scope(0.2, 0.4), "b": scope(0.6, 0.1), "absent": scope(9, 9, present=False)}
+    assert float(tightest_limit(scopes)) == pytest.approx(0.3)
+    for limit in (0.299, 0.301):
+        limits = Limits(drift=limit, decode=limit)
+        assert bool(within_limits(scopes, limits)) == (limit > 0.3)
+
+
+@pytest.mark.parametrize("l2", [torch.nan, 1.0])
+def test_drift_that_has_no_scale_or_is_no_number_is_inside_of_no_limit(l2: float) -> None:
+    assert float(tightest_limit({"a": scope(l2, 0.0, scale=0.0)})) == torch.inf
