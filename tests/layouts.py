@@ -76,12 +76,17 @@ def snapshot(cache: Path, repository: str, revision: str) -> Path:
     return folder / "snapshots" / revision
 
 
+def write_gpt2_saes(folder: Path) -> Path:
+    """The release `gpt2-small-res-jb`, as far as the target `gpt2-small` needs it."""
+    hook = "blocks.4.hook_resid_pre"
+    write_sae(folder / hook, hook, old=True)
+    save_file({"sparsity": torch.zeros(LATENTS)}, folder / hook / "sparsity.safetensors")
+    return folder
+
+
 def write_gpt2_cache(cache: Path) -> None:
     """A hub cache with tiny stand-ins for all that the target `gpt2-small` is made of."""
     write_model(
         snapshot(cache, "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
     )
-    saes = snapshot(cache, "jbloom/GPT2-Small-SAEs-Reformatted", "a" * 40)
-    hook = "blocks.4.hook_resid_pre"
-    write_sae(saes / hook, hook, old=True)
-    save_file({"sparsity": torch.zeros(LATENTS)}, saes / hook / "sparsity.safetensors")
+    write_gpt2_saes(snapshot(cache, "jbloom/GPT2-Small-SAEs-Reformatted", "a" * 40))

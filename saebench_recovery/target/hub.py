@@ -1,11 +1,13 @@
 """Models and published SAEs from a folder, the local cache or the hub, in this order.
 
-The libraries' own loaders do the work; a commit that is in the cache costs no connection, and with
-`HF_HUB_OFFLINE=1` none is tried. Whatever goes wrong ends in one line that says what to do.
+The libraries' own loaders do the work; what is in the cache is not loaded again, and with
+`HF_HUB_OFFLINE=1` no connection is tried. Whatever goes wrong ends in one line that says what to
+do.
 """
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -23,6 +25,7 @@ from saebench_recovery.target.presets import Preset
 from saebench_recovery.target.sae_files import from_state, load_dictionary
 
 T = TypeVar("T")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def load_model(preset: Preset) -> tuple[Any, Any]:
@@ -134,5 +137,18 @@ def _reason(error: BaseException, repository: str) -> str:
         )
     if met(errors.HFValidationError):
         return "is not found: there is no such folder, and it is not the name of a repository"
+    if met(errors.RemoteEntryNotFoundError):
+        return f"is on the hub, but {repository} does not have a file that belongs to it"
+    if any(isinstance(one, OSError) and one.errno in NO_SPACE for one in chain):
+        return (
+            f"does not fit on the disk of {constants.HF_HUB_CACHE}; free some space there, or set "
+            "HF_HOME to a folder on another disk"
+        )
+    # The base class of the hub client's connection errors, whichever HTTP library it uses.
+    if any(kind.__name__ == "TransportError" for one in chain for kind in type(one).__mro__):
+        return (
+            "could not be downloaded: the connection broke off, more than once; repeat the "
+            "command, complete files are kept"
+        )
     first_line = str(error).partition("\n")[0]
     return f"cannot be loaded: {type(error).__name__}: {first_line}"

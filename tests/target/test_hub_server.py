@@ -1,0 +1,198 @@
+"""The real clients against a hub on this machine, then from their cache with the hub gone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.utils.hub
+from huggingface_hub import constants, file_download
+
+from saebench_recovery.cli import main
+from saebench_recovery.errors import UserError
+from saebench_recovery.sites import Site
+from saebench_recovery.target.loading import load_target
+from saebench_recovery.target.presets import presets
+from tests.hub_server import TOKEN, Hub
+from tests.layouts import write_gpt2_saes, write_model
+
+MODEL = "openai-community/gpt2"
+SAES = "jbloom/GPT2-Small-SAEs-Reformatted"
+RELEASED = presets()["gpt2-small"]
+SITE = Site.parse("blocks.4.hook_resid_pre")
+SAE = f"gpt2-small-res-jb/{SITE}"
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("served")
+    return write_model(root / "model"), write_gpt2_saes(root / "saes")
+
+
+@pytest.fixture
+def hub(served: tuple[Path, Path]) -> Iterator[Hub]:
+    """A hub with tiny stand-ins for what the target `gpt2-small` is made of."""
+    hub = Hub()
+    hub.add(MODEL, served[0], str(RELEASED.revision))
+    hub.add(SAES, served[1], "a" * 40)
+    with hub.running():
+        yield hub
+
+
+@pytest.fixture
+def clients(hub: Hub, tmp_path: Path, monkeypatch: Patch) -> None:
+    """The clients of this process use that hub and an empty cache."""
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # it keeps the endpoint
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between retries
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def contents() -> list[torch.Tensor]:
+    """All weights of the target `gpt2-small`."""
+    target = load_target("gpt2-small", "cpu")
+    return [*target.model.parameters(), target.dictionary(SITE).encoder_DM]
+
+
+def refused(arguments: str, patch: Patch, capsys: Capture) -> str:
+    """The one line that the command ends with, and its exit code 2."""
+    patch.setattr(sys, "argv", ["saebench", "run", "--task", "ioi", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_in_a_fresh_process(hub: Hub, tmp_path: Path) -> None:
+    """As a user has it: the clients read the hub's address from their environment."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    words = "run --target gpt2-small --limit 8 -D latents=4 -A steps=2 --json --out"
+    done = subprocess.run(
+        [sys.executable, "-m", "saebench_recovery", *words.split(), str(tmp_path / "runs")],
+        env={**environment, "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_file()
+    assert not hub.unknown
+
+
+@pytest.mark.usefixtures("clients")
+def test_from_the_hub_then_from_the_cache(hub: Hub, monkeypatch: Patch) -> None:
+    from_hub = contents()
+    hub.asked.clear()
+    assert_same(contents(), from_hub)
+    assert hub.asked
+    assert not [line for line in hub.asked if "/storage/" in line]  # nothing is loaded twice
+
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_same(contents(), from_hub)
+    assert not hub.asked
+
+
+@pytest.mark.usefixtures("clients")
+def test_from_the_cache_with_the_hub_gone(hub: Hub, monkeypatch: Patch) -> None:
+    from_hub = contents()
+    hub.stop()
+    assert_same(contents(), from_hub)
+
+
+def assert_same(these: list[torch.Tensor], those: list[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(these, those, strict=True))
+
+
+@pytest.mark.usefixtures("clients")
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"gated": True}, f"{MODEL!r} is gated: accept its terms at http://127.* `hf auth login`"),
+        ({"commit": "b" * 40}, f"{MODEL!r} is on the hub, but {MODEL} does not have the revision"),
+    ],
+)
+def test_a_model_that_is_refused(
+    hub: Hub, monkeypatch: Patch, capsys: Capture, tmp_path: Path, change: dict[str, Any], line: str
+) -> None:
+    hub.repositories[MODEL] = replace(hub.repositories[MODEL], **change)
+    said = refused(f"--target gpt2-small --out {tmp_path}", monkeypatch, capsys)
+    assert re.search(line, said), said
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_gated_model_opens_with_a_token(hub: Hub, monkeypatch: Patch) -> None:
+    hub.repositories[MODEL] = replace(hub.repositories[MODEL], gated=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_someone_else")
+    with pytest.raises(UserError, match="is gated"):
+        contents()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert contents()
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_missing_repository_and_a_missing_file(
+    hub: Hub, monkeypatch: Patch, capsys: Capture, tmp_path: Path
+) -> None:
+    by_parts = f"--model some/model --sae {SAE} --out {tmp_path}"
+    assert "some/model is not on the hub, or is private" in refused(by_parts, monkeypatch, capsys)
+    hub.add(SAES, tmp_path / "empty", "a" * 40)
+    said = refused(f"--target gpt2-small --out {tmp_path}", monkeypatch, capsys)
+    assert f"SAE {SAE!r} is on the hub, but {SAES} does not have" in said
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_download_that_breaks_off_is_taken_up_again(hub: Hub) -> None:
+    hub.cuts = {"model.safetensors": 1, "sae_weights.safetensors": 2, "tokenizer.json": 1}
+    contents()
+    assert not any(hub.cuts.values())
+
+
+def full_disk(patch: Patch) -> None:
+    """Downloads go to the device that has no space left, ever; the kernel's own error comes."""
+    real = file_download.http_get
+
+    def onto_it(url: str, temp_file: Any, **how: Any) -> None:
+        with open("/dev/full", "wb") as full:
+            real(url, full, **how)
+
+    patch.setattr(file_download, "http_get", onto_it)
+
+
+@pytest.mark.usefixtures("clients")
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "sae_weights.safetensors"])
+@pytest.mark.parametrize(
+    ("cause", "line"),
+    [
+        ("cut", "the connection broke off, more than once; repeat the command"),
+        ("full", r"does not fit on the disk of /.*cache; free some space there, or set HF_HOME"),
+    ],
+)
+def test_a_download_that_fails_leaves_the_cache_valid(
+    hub: Hub, monkeypatch: Patch, capsys: Capture, tmp_path: Path, file: str, cause: str, line: str
+) -> None:
+    with Patch.context() as failing:
+        if cause == "cut":
+            hub.endless_cuts = {file: 100}
+        else:
+            full_disk(failing)
+        said = refused(f"--target gpt2-small --out {tmp_path}", failing, capsys)
+    assert re.search(line, said), said
+    assert not list(tmp_path.rglob("*.incomplete"))
+    hub.endless_cuts = {}
+    assert contents()
