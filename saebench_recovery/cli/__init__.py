@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
 from saebench_recovery.cli.run import run
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(run)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)
 
