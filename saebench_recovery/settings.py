@@ -74,6 +74,8 @@ def _reason(model: type[BaseModel], key: str, problems: list[ErrorDetails]) -> s
     messages = " or ".join(_lower(p["msg"].removeprefix("Value error, ")) for p in problems)
     if key not in model.model_fields:
         return messages
+    if problems[0]["type"] == "missing" and len(problems[0]["loc"]) == 1:
+        return f"{key} is missing; expected {_describe(model, key)}"
     where = ".".join(map(str, problems[0]["loc"])) if len(problems) == 1 else key
     value = problems[0]["input"]
     return f"{where} is {value!r}: {messages}; expected {_describe(model, key)}"

@@ -23,7 +23,7 @@ OPTIONS = {
 def run(
     context: typer.Context,
     target: Annotated[
-        str, typer.Option(help="Model and SAEs, see `list targets`.", envvar="SAEBENCH_TARGET")
+        str, typer.Option(help="Name, see `list targets`, or FILE.yaml.", envvar="SAEBENCH_TARGET")
     ] = "organism",
     model: Annotated[
         str,

@@ -1,12 +1,12 @@
-"""Targets by name or by parts: what to load, where each task is defended, and tuned settings.
+"""Targets by name, by file or by parts: what to load, where each task is defended, tuned settings.
 
-Pure data (`presets.json`), read without importing torch.
+Pure data (`presets.json`, or a file of the user's), read without importing torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from saebench_recovery.errors import UserError
+from saebench_recovery.settings import validate
 from saebench_recovery.sites import Site
 from saebench_recovery.target.knowledge import Knowledge
 
 PARTS = "+"  # between the model and the SAEs in the name of a target that is no preset
+FILES = (".yaml", ".yml", ".json")
 
 
 class TaskPreset(BaseModel):
@@ -57,28 +59,73 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name, or what a name made by `name_of_parts` stands for.
+    """The preset of that name, in that file, or what a name made by `name_of_parts` stands for.
 
     Raises:
-        UserError: no such target, or a part that does not say where it belongs.
+        UserError: no such target, a file that is no preset, or a part that does not say where it
+            belongs.
     """
     known = presets()
     if name in known:
         return known[name]
-    from saebench_recovery.registry import BUILT_IN, nearest
+    file = Path(name).expanduser()
+    if file.suffix in FILES and (file.is_file() or PARTS not in name):
+        return _preset_in(file)
+    from saebench_recovery.registry import nearest
 
     model, *saes = name.split(PARTS)
     if not saes:
         raise UserError(
             f"unknown target {name!r}; {nearest(name, known)}; "
-            "anything else is given by its parts, with --model and --sae"
+            "anything else is given by its parts, with --model and --sae, or as a file "
+            f"({', '.join(FILES)})"
         )
     placed = dict(_placed(sae) for sae in saes)
-    # Every built-in task is defended at the first SAE, unless -D site names another.
-    first = TaskPreset(site=next(iter(placed)))
-    return Preset(
-        description=model, model=model, saes=placed, tasks=dict.fromkeys(BUILT_IN["task"], first)
-    )
+    return Preset(description=model, model=model, saes=placed, tasks=_everywhere(placed))
+
+
+def _everywhere(saes: Iterable[str]) -> dict[str, TaskPreset]:
+    """Every built-in task, defended at the first SAE unless -D site names another."""
+    from saebench_recovery.registry import BUILT_IN
+
+    return dict.fromkeys(BUILT_IN["task"], TaskPreset(site=next(iter(saes))))
+
+
+def _preset_in(file: Path) -> Preset:
+    """A user's own preset; what lies beside the file may be named relative to it."""
+    what = f"target {str(file)!r}"
+    said = _mapping(file, what)
+    saes = said.get("saes")
+    if not (isinstance(saes, dict) and saes):
+        raise UserError(f"{what}: saes is {saes!r}; it maps one hook point or more to SAEs")
+    said.setdefault("description", file.name)
+    said.setdefault("tasks", _everywhere(saes))
+    chosen = validate(Preset, said, what)
+    for site in (*chosen.saes, *(task.site for task in chosen.tasks.values())):
+        Site.parse(site)
+    placed = {site: _beside(file, place) for site, place in chosen.saes.items()}
+    return chosen.model_copy(update={"model": _beside(file, chosen.model), "saes": placed})
+
+
+def _mapping(file: Path, what: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = file.read_text("utf-8")
+        said = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"{what} is not found: there is no such file") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{what} cannot be read: {error}") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{what} holds no mapping; write model, saes and so on, see `list targets`")
+    return said
+
+
+def _beside(file: Path, place: str) -> str:
+    """The place as it is, or made absolute if it is relative to the folder of the file."""
+    there = file.parent / place
+    return str(there.resolve()) if place.startswith(".") or there.exists() else place
 
 
 def name_of_parts(model: str, saes: Sequence[str]) -> str:
