@@ -18,13 +18,14 @@ def leaderboard(
 ) -> None:
     """Rank defenses and attacks from complete runs.
 
-    Writes one JSON file per target and task.
+    Writes one JSON file per target and task, and a page per target.
 
     \b
     Example:
       saebench leaderboard runs/* --out leaderboards/
     """
-    from saebench_recovery.results.leaderboard import build, write
+    from saebench_recovery.results.leaderboard import build
+    from saebench_recovery.results.publish import publish
 
-    for path in write(build(runs), out):
+    for path in publish(build(runs), out):
         print(path)

@@ -8,7 +8,6 @@ and the same valid flips.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,12 +17,7 @@ from pydantic import Field
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.fingerprint import hash_text
-from saebench_recovery.results.store import (
-    check_writable,
-    read_examples,
-    read_result,
-    write_atomically,
-)
+from saebench_recovery.results.store import read_examples, read_result
 from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import (
     SCHEMA_VERSION,
@@ -113,25 +107,8 @@ def build(runs: Sequence[Path]) -> list[Leaderboard]:
     entries = {e.identity + e.row.task: e for run in runs for e in _entries(run)}
     return [
         Leaderboard(target=found[0].row.target, task=found[0].row.task, groups=_groups(found))
-        for found in _grouped(entries.values(), lambda e: [e.row.target, e.row.task])
+        for found in grouped(entries.values(), lambda e: [e.row.target, e.row.task])
     ]
-
-
-def write(leaderboards: Iterable[Leaderboard], out: Path) -> list[Path]:
-    """Write each as `<target>-<task>.json` and return the paths.
-
-    Characters that do not belong into a file name, as in the name of a hub model, become "_".
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    check_writable(out)
-    paths = []
-    for board in leaderboards:
-        name = re.sub(r"[^\w.-]+", "_", f"{board.target}-{board.task}")
-        paths.append(out / f"{name}.json")
-        write_atomically(paths[-1], (board.model_dump_json(indent=1) + "\n").encode())
-    return paths
 
 
 def _entries(run: Path) -> list[Entry]:
@@ -159,7 +136,7 @@ def _entries(run: Path) -> list[Entry]:
 
 
 def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
-    return tuple(_group(found) for found in _grouped(entries, _comparable))
+    return tuple(_group(found) for found in grouped(entries, _comparable))
 
 
 def _comparable(entry: Entry) -> list[Any]:
@@ -181,7 +158,7 @@ def _group(entries: Sequence[Entry]) -> Group:
     attacks = {_attack(e) for e in entries}
     standings = [
         _defense(found, attacks)
-        for found in _grouped(
+        for found in grouped(
             entries, lambda e: [e.row.defense, e.config["site"], e.config["defense"], e.valid_flips]
         )
     ]
@@ -250,7 +227,7 @@ def _plain(rate: Rate) -> Rate:
     return Rate(**{name: getattr(rate, name) for name in Rate.model_fields})
 
 
-def _grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> list[list[Entry]]:
+def grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> list[list[Entry]]:
     """Entries with equal keys together; groups by key and entries by identity, always alike."""
 
     def order(entry: Entry) -> str:

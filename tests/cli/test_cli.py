@@ -250,7 +250,10 @@ def test_leaderboard_writes_and_names_its_files(
     runs = [str(run) for run in (tmp_path / "runs").iterdir()]
     assert saebench(monkeypatch, "leaderboard", *runs, "--out", str(tmp_path / "boards")) == 0
     paths = capsys.readouterr().out.splitlines()
-    assert [Path(path).name for path in paths] == [f"organism-{task}.json" for task in TASKS]
+    assert [Path(path).name for path in paths] == [
+        *(f"organism-{task}.json" for task in TASKS),
+        "organism.md",
+    ]
     assert json.loads(Path(paths[0]).read_text())["groups"][0]["defenses"][0]["rank"] == 1
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.results.leaderboard import Leaderboard, build, write
+from saebench_recovery.results.leaderboard import Leaderboard, build
+from saebench_recovery.results.page import page
+from saebench_recovery.results.publish import publish
 from saebench_recovery.results.store import RunFolder
 from saebench_recovery.schema import Provenance, RunResult
 from saebench_recovery.specs import RunSpec
@@ -104,9 +106,9 @@ def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Pa
             ("clamp", "unconstrained", 50),
         )
     ]
-    one = write(build(runs), tmp_path / "one")
-    other = write(build([*reversed(runs), *runs]), tmp_path / "other")
-    assert [p.name for p in one] == ["organism-alpha.json"]
+    one = publish(build(runs), tmp_path / "one")
+    other = publish(build([*reversed(runs), *runs]), tmp_path / "other")
+    assert [p.name for p in one] == ["organism-alpha.json", "organism.md"]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
 
 
@@ -156,8 +158,8 @@ def test_flags_are_shown(stored: Stored) -> None:
 
 
 def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> None:
-    paths = write(build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out")
-    assert [p.name for p in paths] == ["organism-alpha.json", "organism-beta.json"]
+    paths = publish(build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out")
+    assert [p.name for p in paths] == ["organism-alpha.json", "organism-beta.json", "organism.md"]
     board = Leaderboard.model_validate_json(paths[0].read_text())
     (entry,) = board.groups[0].entries
     assert entry.command == (
@@ -168,9 +170,44 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
 
 
 def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
-    (path,) = write(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
-    assert path.parent == tmp_path
-    assert path.name == "some_model_sae_blocks.1.hook_resid_post-alpha.json"
+    paths = publish(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
+    assert {path.parent for path in paths} == {tmp_path}
+    stem = "some_model_sae_blocks.1.hook_resid_post"
+    assert [path.name for path in paths] == [f"{stem}-alpha.json", f"{stem}.md"]
+
+
+def cells(text: str, defense: str) -> list[str]:
+    """The cells of a defense's row on a page."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {defense} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_page_has_defenses_down_and_attacks_across(stored: Stored) -> None:
+    text = page(
+        build(
+            [
+                stored("clamp", "orthogonal", 90, flags=("no-gradient",)),
+                stored("clamp", "unconstrained", 10, recovery=rate(70)),
+                stored("ablation", "orthogonal", 40),
+            ]
+        )
+    )
+    assert "| defense | flips / examples | retained | KL | orthogonal | unconstrained |" in text
+    assert cells(text, "clamp")[-2:] == ["0.90*", "0.10 (0.70)"]
+    assert cells(text, "ablation")[-2:] == ["0.40", "-"]
+    assert text.index("| ablation |") < text.index("| clamp |")  # the more robust one first
+
+
+def test_the_page_shows_the_mean_over_a_tasks_targets(stored: Stored) -> None:
+    runs = [stored(task=f"alpha/{name}", constrained=k) for name, k in (("a", 20), ("b", 60))]
+    text = page(build(runs))
+    assert "### alpha\n" in text
+    assert cells(text, "clamp")[-1] == "0.40"
+
+
+def test_the_page_tells_namesakes_apart_by_what_differs(stored: Stored) -> None:
+    runs = [stored(attack_settings={"steps": n, "lr": 1}) for n in (5, 50)]
+    assert "| orthogonal steps=5 | orthogonal steps=50 |" in page(build(runs))
 
 
 def test_partial_run_is_refused(stored: Stored) -> None:
