@@ -32,6 +32,9 @@ from saebench_recovery.settings import canonical_json
 from saebench_recovery.specs import BudgetUnit, Limits, RunSpec, ThreatModel, command
 
 
+UNCONSTRAINED = "unconstrained"  # the attack that every constrained one is held against
+
+
 class Entry(Record):
     """One row with all that is needed to check it."""
 
@@ -72,6 +75,10 @@ class DefenseStanding(Record):
         description="run on another defense of the group but not on this one, which flatters it"
     )
     flagged: bool = Field(description="a row behind this standing carries a flag")
+    freedom_hurts: bool = Field(
+        description="an unconstrained attack recovered less than a constrained one did, beyond its "
+        "interval: the search, not the defense, was the limit"
+    )
 
 
 class Group(Record):
@@ -197,7 +204,15 @@ def _defense(entries: Sequence[Entry], attacks: set[str]) -> DefenseStanding:
         attacks=tuple(map(_attack_standing, by_strength)),
         missing_attacks=tuple(sorted(attacks - {_attack(e) for e in entries})),
         flagged=any(e.row.flags for e in entries),
+        freedom_hurts=_freedom_hurts([e.row for e in entries]),
     )
+
+
+def _freedom_hurts(rows: Sequence[Row]) -> bool:
+    """Whether constrained recovery is surely above what the same search without limits reached."""
+    free = [r.recovery.rate for r in rows if r.attack == UNCONSTRAINED]
+    held = [r.recovery.low for r in rows if r.constraint.kind != "none"]
+    return any(f is not None and low is not None and f < low for f in free for low in held)
 
 
 def _attack_standing(entry: Entry) -> AttackStanding:

@@ -14,9 +14,9 @@ from saebench_recovery.results.leaderboard import Leaderboard, build
 from saebench_recovery.results.page import page
 from saebench_recovery.results.publish import publish
 from saebench_recovery.results.store import RunFolder
-from saebench_recovery.schema import Provenance, RunResult
+from saebench_recovery.schema import Constraint, Provenance, RunResult
 from saebench_recovery.specs import RunSpec
-from tests.fakes import SITE, example_row, rate, row
+from tests.fakes import SITE, example_row, made, rate, row
 
 Stored = Callable[..., Path]
 
@@ -155,6 +155,19 @@ def test_flags_are_shown(stored: Stored) -> None:
     (board,) = build([stored("clamp", flags=("no-gradient",)), stored("ablation")])
     flagged = {d.defense: (d.flagged, d.attacks[0].flags) for d in board.groups[0].defenses}
     assert flagged == {"clamp": (True, ("no-gradient",)), "ablation": (False, ())}
+
+
+def test_an_unconstrained_attack_that_does_worse_is_shown(stored: Stored) -> None:
+    def shown(free: int) -> bool:
+        held = made(Constraint, kind="exact")
+        runs = [
+            stored("clamp", "orthogonal", 90, recovery=rate(90), constraint=held),
+            stored("clamp", "unconstrained", 10, recovery=rate(free)),
+        ]
+        return build(runs)[0].groups[0].defenses[0].freedom_hurts
+
+    assert shown(80)
+    assert not shown(86)  # inside the interval of the other
 
 
 def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> None:
