@@ -31,7 +31,6 @@ from saebench_recovery.schema import (
 from saebench_recovery.settings import canonical_json
 from saebench_recovery.specs import BudgetUnit, Limits, RunSpec, ThreatModel, command
 
-
 UNCONSTRAINED = "unconstrained"  # the attack that every constrained one is held against
 
 
