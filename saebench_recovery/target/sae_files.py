@@ -40,6 +40,10 @@ _HINTS = {
     "matryoshka_batchtopk": "a training checkpoint: export it with save_inference_model()",
     "temporal": "its latents look at other positions",
     "matching_pursuit": "its encoder is iterative, so no direction belongs to a latent",
+    **dict.fromkeys(
+        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        "it reads one hook point and writes another",
+    ),
 }
 # Module paths of a whole block name its output, the residual after the block.
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)(?:\.output)?")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.sae_files import from_state, load_dictionary
+from tests.saes import SITE, D, M, close, random_sae, residual
 
-D, M = 48, 96
-SITE = Site.parse("blocks.1.hook_resid_post")
 FEATURES = torch.tensor([3, 1, 50, 7, 95, 20])
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -38,46 +36,9 @@ CASES = [
 ]
 
 
-def random_sae(architecture: str, normalisation: str = "none", **extra: Any) -> Any:
-    """A sae_lens SAE whose every weight is random, on the scale of real ones."""
-    from sae_lens import SAE
-
-    metadata = {"hook_name": str(SITE), "sae_lens_version": "6.54.0", **extra.pop("metadata", {})}
-    cfg = {
-        "architecture": architecture,
-        "d_in": D,
-        "d_sae": M,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": normalisation,
-        "metadata": metadata,
-        **extra,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about model_from_pretrained_kwargs
-        sae = SAE.from_dict(cfg)
-    generator = torch.Generator().manual_seed(0)
-    for weight in sae.parameters():
-        size = 0.5 if weight.ndim == 1 else weight.shape[0] ** -0.5
-        weight.data = torch.randn(weight.shape, generator=generator) * size
-    if architecture == "jumprelu":
-        sae.threshold.data.abs_()
-    return sae.eval().requires_grad_(False)
-
-
 def saved(sae: Any, folder: Path) -> Dictionary:
     sae.save_model(folder)
     return load_dictionary(folder, SITE, d_model=D)
-
-
-def residual(requires_grad: bool = False) -> Tensor:
-    x_BTD = torch.randn(3, 5, D, generator=torch.Generator().manual_seed(1)) * 2 + 0.3
-    return x_BTD.requires_grad_(requires_grad)
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("architecture", "normalisation", "extra"), CASES)
@@ -209,22 +170,6 @@ def test_half_precision_files_are_read_in_float32(tmp_path: Path) -> None:
     ours = saved(sae, tmp_path)
     assert ours.encoder_DM.dtype == ours.decoder_MD.dtype == torch.float32
     close(ours.encode(residual()), sae.to(torch.float32).encode(residual()))
-
-
-def test_a_batchtopk_export_is_a_jumprelu(tmp_path: Path) -> None:
-    from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-
-    cfg = BatchTopKTrainingSAEConfig(d_in=D, d_sae=M, k=8)
-    cfg.metadata.hook_name = str(SITE)
-    sae = BatchTopKTrainingSAE(cfg)
-    sae.topk_threshold.fill_(0.7)
-    sae.save_inference_model(tmp_path)
-    ours = load_dictionary(tmp_path, SITE)
-    close(ours.encode(residual()), SAE.load_from_disk(tmp_path).encode(residual()))
-    assert ours.architecture == "jumprelu"
-    sae.save_model(tmp_path)
-    with pytest.raises(UserError, match="save_inference_model"):
-        load_dictionary(tmp_path, SITE)
 
 
 def test_moving_to_a_device_keeps_the_readings() -> None:
