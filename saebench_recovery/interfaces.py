@@ -271,7 +271,17 @@ class Task(Plugin, ABC):
 
 
 class Defense(Plugin, ABC):
-    """An intervention on the residual stream that should stop a behaviour."""
+    """An intervention on the residual stream that should stop a behaviour.
+
+    `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
+    latents' pre-activations (and its norm, where the SAE normalises its input). Where that is
+    not so, a constrained attack can keep the latents in place to first order only.
+
+    `false_alarms` is the share of undisturbed prompts on which `alarm` is meant to ring, or None
+    for a defense without a detector.
+    """
+
+    sees_only_latents: ClassVar[bool] = True
 
     class Config(PluginConfig):
         """What every defense that selects latents can be told."""
@@ -289,15 +299,34 @@ class Defense(Plugin, ABC):
     latents: Mapping[Site, DefendedLatents]
     scores: Mapping[Site, Tensor]  # the selection scores [S] of `latents`
 
+    @property
+    def false_alarms(self) -> float | None:
+        return None
+
     def fit(self, target: Target, task: Task) -> None:
-        """Choose the defended latents: the highest scores of the task's selection statistic.
+        """Choose the defended latents, by default at one site; from the selection split only.
+
+        Raises:
+            UserError: see `select`.
+        """
+        self.defend(target, task, [target.site_for(task.name, self.config.site)])
+
+    @final
+    def defend(self, target: Target, task: Task, sites: Sequence[Site]) -> None:
+        """Set `latents` and `scores` at each of these sites; see `select`."""
+        chosen = {site: self.select(target, task, site) for site in sites}
+        self.latents = {site: latents for site, (latents, _) in chosen.items()}
+        self.scores = {site: scores for site, (_, scores) in chosen.items()}
+
+    @final
+    def select(self, target: Target, task: Task, site: Site) -> tuple[DefendedLatents, Tensor]:
+        """The latents at a site with the highest scores [S] of the task's selection statistic.
 
         Latents that are given by their indices all score 1.
 
         Raises:
             UserError: no latent scores above zero, or there is none of that index.
         """
-        site = target.site_for(task.name, self.config.site)
         dictionary = target.dictionary(site)
         if self.config.features is not None:
             chosen = torch.tensor(list(dict.fromkeys(self.config.features)))
@@ -310,12 +339,19 @@ class Defense(Plugin, ABC):
             chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
-        self.latents = {site: dictionary.defended(chosen)}
-        self.scores = {site: scores}
+        return dictionary.defended(chosen), scores
 
     @abstractmethod
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         """The residual stream as the defense leaves it: pure, differentiable, shape kept."""
+
+    def alarm(self, site: Site, resid_BTD: Tensor, *, entering: bool) -> Tensor:
+        """Suspicion [B, T] of each token, positive where the detector rings.
+
+        It is shown the residual that enters the defense or, where a perturbation comes after it
+        (threat model `post`), the one that leaves. Called only where `false_alarms` is given.
+        """
+        raise NotImplementedError(f"defense {self.name!r} has no detector")
 
     @final
     @property

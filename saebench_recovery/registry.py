@@ -43,6 +43,26 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.defenses.steering:Steering",
             "adds a direction that points away from the behaviour",
         ),
+        "reconstruction": (
+            "saebench_recovery.defenses.reconstruction:Reconstruction",
+            "clamps, and lets nothing pass but what the SAE reconstructs",
+        ),
+        "subspace": (
+            "saebench_recovery.defenses.subspace:Subspace",
+            "clamps, and pins the defended encoder directions to what the clamp asks for",
+        ),
+        "multilayer": (
+            "saebench_recovery.defenses.multilayer:Multilayer",
+            "clamps at several sites",
+        ),
+        "trajectory": (
+            "saebench_recovery.defenses.trajectory:Trajectory",
+            "clamps, and holds down at later sites what the clamp lowered there",
+        ),
+        "residual-monitor": (
+            "saebench_recovery.defenses.residual_monitor:ResidualMonitor",
+            "clamps, and rings where the SAE's error is unusually large",
+        ),
     },
     "attack": {
         "orthogonal": (

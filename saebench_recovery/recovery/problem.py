@@ -9,11 +9,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from saebench_recovery.interfaces import Example, Output, Perturbation, ResidualDelta, Task
+from saebench_recovery.interfaces import Defense, Example, Output, Perturbation, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.generation import written
 from saebench_recovery.recovery.meter import Meter, Trail
-from saebench_recovery.recovery.projection import Constraint, Free, constraint_for
+from saebench_recovery.recovery.projection import (
+    Constraint,
+    Free,
+    Tangent,
+    constraint_for,
+    gradients,
+)
 from saebench_recovery.sites import Site
 from saebench_recovery.target.batch import Batch, batch
 from saebench_recovery.target.forward import Start, forward, prefill
@@ -287,9 +293,8 @@ def build(
         square_E = square_E + after_EPD.flatten(1).square().sum(1)
         constraints[site] = Free()
         if active.defense is not None and site in active.defense.latents:
-            latents = active.defense.latents[site]
-            repeated = [t.repeat_interleave(share, 0) for t in (base_EPD, after_EPD - base_EPD)]
-            constraints[site] = constraint_for(latents, *repeated)
+            edit_EPD = after_EPD - base_EPD
+            constraints[site] = _constraint(active, active.defense, site, base_EPD, edit_EPD, share)
     scale_N = square_E.sqrt().repeat_interleave(share)
     absolute_N = torch.tensor(absolute_V or [False] * share, device=scale_N.device)
     unit_N = torch.where(absolute_N.repeat(len(examples)), 1.0, scale_N)
@@ -310,6 +315,26 @@ def build(
         Trail(len(row_N), row_N.device),
         allowance=allowance,
     )
+
+
+def _constraint(
+    active: ActiveDefense,
+    defense: Defense,
+    site: Site,
+    base_EPD: Tensor,
+    edit_EPD: Tensor,
+    share: int,
+) -> Constraint:
+    """What keeps the latents at a site in place, for `share` rows of each prompt."""
+    latents = defense.latents[site]
+    if defense.sees_only_latents or active.threat_model == "post":
+        repeated = [t.repeat_interleave(share, 0) for t in (base_EPD, edit_EPD)]
+        return constraint_for(latents, *repeated)
+    columns_EPDS = gradients(
+        lambda rows: latents.preactivation(defense.intervene(site, rows)), base_EPD
+    )
+    note = f"{defense.name}: what latents read after it depends on the whole residual"
+    return Tangent(columns_EPDS, share, note)
 
 
 def _at(resid_EQD: Tensor, column_EP: Tensor) -> Tensor:

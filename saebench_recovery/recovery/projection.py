@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -79,8 +80,9 @@ class Sphere(Constraint):
     the columns of A are then centred). With `base` x, the defense's `edit` e and the delta d,
     they are equal at x + d and x, and at x + e + d and x + e, when d is orthogonal to A (and to
     the ones direction where centred) and to e, and |u + d| = |u| for the part u of x in that
-    complement. The edit itself stays what it was, as it depends on the same readings and norm.
-    So u + d moves on a sphere; a shorter delta lies on the great circle from u to u + d.
+    complement. The edit of a defense that sees only its latents stays what it was, as it depends
+    on the same readings and norm. So u + d moves on a sphere; a shorter delta lies on the great
+    circle from u to u + d.
 
     `base_RPD` and `edit_RPD` are raw residual rows at the perturbed positions.
     """
@@ -149,6 +151,44 @@ class Sphere(Constraint):
         return chord * ((1 - half.square()).sqrt() * direction - half * self._unit_RPD)
 
 
+class Tangent(Constraint):
+    """Deltas orthogonal, in each row, to the gradients of some readings of that row.
+
+    They move the readings to second order only. `columns_EPDS` belong to E prompts, each of
+    which serves `share` neighbouring rows.
+    """
+
+    kind: Kind = "first-order"
+
+    def __init__(self, columns_EPDS: Tensor, share: int, note: str) -> None:
+        self._basis_EPDK = orthonormal_bases(columns_EPDS)
+        prompt_E = torch.arange(len(columns_EPDS), device=columns_EPDS.device)
+        self._prompt_R = prompt_E.repeat_interleave(share)
+        self.rank = int((self._basis_EPDK != 0).any(-2).sum(-1).max())
+        self.note = note
+
+    def project(self, delta_RPD: Tensor) -> Tensor:
+        basis_RPDK, delta_RP1D = self._basis_EPDK[self._prompt_R], delta_RPD.double()[:, :, None]
+        return _remove(delta_RP1D, basis_RPDK)[:, :, 0].to(delta_RPD.dtype)
+
+    def rows(self, index_R: Tensor) -> Tangent:
+        chosen = copy.copy(self)
+        chosen._prompt_R = self._prompt_R[index_R]
+        return chosen
+
+
+def gradients(read: Callable[[Tensor], Tensor], rows_RPD: Tensor) -> Tensor:
+    """Gradients [R, P, D, S] of readings [R, P, S], each of which depends on its own row only."""
+    with torch.enable_grad():
+        leaf = rows_RPD.detach().requires_grad_()
+        found = read(leaf)
+        each = [
+            torch.autograd.grad(found[..., s].sum(), leaf, retain_graph=True)[0]
+            for s in range(found.shape[-1])
+        ]
+    return torch.stack(each, -1)
+
+
 def constraint_for(
     latents: DefendedLatents, base_RPD: Tensor, edit_RPD: Tensor
 ) -> NullSpace | Sphere:
@@ -178,5 +218,14 @@ def orthonormal_basis(columns_DS: Tensor) -> Tensor:
     return basis_DK
 
 
-def _remove(rows_RPD: Tensor, basis_DK: Tensor) -> Tensor:
-    return rows_RPD - (rows_RPD @ basis_DK) @ basis_DK.T
+def orthonormal_bases(columns: Tensor) -> Tensor:
+    """The same for each matrix of columns [..., D, S]; where one has a lower rank, zero columns."""
+    norm = columns.double().norm(dim=-2, keepdim=True)
+    unit = columns.double() / norm.clamp_min(TINY)
+    u, sigma, _ = torch.linalg.svd(unit, full_matrices=False)
+    basis: Tensor = u * (sigma > ROUNDING)[..., None, :]
+    return basis
+
+
+def _remove(rows: Tensor, basis: Tensor) -> Tensor:
+    return rows - (rows @ basis) @ basis.mT

@@ -220,6 +220,15 @@ class DefendedLatents:
             return self.dictionary.encode(resid_BTD)[..., self.features]
         return self._activation_S(self.preactivation(resid_BTD))
 
+    def inverse(self, z_BTS: Tensor) -> Tensor:
+        """Pre-activations at which these latents, once on, have the given activations.
+
+        A latent cannot show an activation below its threshold: it then reads 0.
+        """
+        if self._activation_S is None:
+            return z_BTS
+        return (z_BTS - self._activation_S.offset_M) / self._activation_S.gain_M
+
     def write(self, resid_BTD: Tensor, change_BTS: Tensor) -> Tensor:
         """The residual after a change of activations, the SAE's error kept; dtype kept.
 

@@ -90,6 +90,11 @@ class Target:
             )
         return found
 
+    def sites_after(self, site: Site, last: Site | None = None) -> list[Site]:
+        """Later hook points that have an SAE, in their order, up to the last that is read."""
+        later = sorted(other for other in self.dictionaries if other > site)
+        return [other for other in later if last is None or other <= last]
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Prompt tokens with exactly one BOS where the target uses one.
 
