@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
@@ -55,6 +56,10 @@ class Example:
     def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
         return replace(self, candidates=candidates)
 
+    def with_inserted(self, at: int, ids: Iterable[int]) -> Example:
+        """The same with more tokens before the prompt's token `at`, or behind its last one."""
+        return replace(self, prompt=(*self.prompt[:at], *ids, *self.prompt[at:]))
+
 
 @dataclass(frozen=True)
 class Output:
@@ -79,11 +84,25 @@ Run = Callable[[Sequence[Example]], Iterable[Output]]
 
 
 class Perturbation(ABC):
-    """What an attack returns: replayable in a fresh process from its tensors."""
+    """What an attack returns, one per example: replayable in a fresh process from its tensors."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Named tensors, ready for a safetensors file."""
+        """Named tensors, an entry per example, ready for a safetensors file."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Those of some examples."""
+
+    @abstractmethod
+    def norm_E(self) -> Tensor | None:
+        """Length [E] of each, or None where there is nothing to measure."""
+
+    @abstractmethod
+    def applied(
+        self, examples: Sequence[Example]
+    ) -> tuple[Sequence[Example], ResidualDelta | None]:
+        """What is run in place of the examples: their prompts as perturbed, and a delta on them."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +131,14 @@ class ResidualDelta(Perturbation):
         squares = [values.flatten(1).square().sum(1) for values in self.values.values()]
         return torch.stack(squares).sum(0).sqrt()
 
-    def rows(self, index: Tensor) -> ResidualDelta:
-        """The deltas of some examples."""
-        return ResidualDelta(
-            {site: values[index] for site, values in self.values.items()}, self.positions_EP[index]
-        )
+    def rows(self, index: Tensor) -> Self:
+        values = {site: values[index] for site, values in self.values.items()}
+        return replace(self, values=values, positions_EP=self.positions_EP[index])
+
+    def applied(
+        self, examples: Sequence[Example]
+    ) -> tuple[Sequence[Example], ResidualDelta | None]:
+        return examples, self
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"delta/{site}": v.detach().cpu() for site, v in self.values.items()}
@@ -130,6 +152,70 @@ class ResidualDelta(Perturbation):
             if name.startswith("delta/")
         }
         return cls(values, tensors["positions"])
+
+
+@dataclass(frozen=True)
+class TokenSuffix(Perturbation):
+    """Tokens that stand in each prompt before its token `at_E`.
+
+    `ids_EL` is int64, with -1 behind a shorter suffix; `texts` are what they say. It is the text
+    that counts: tokenised inside the whole prompt, it gives exactly these ids.
+    """
+
+    ids_EL: Tensor
+    at_E: Tensor
+    texts: tuple[str, ...]
+
+    def norm_E(self) -> None:
+        return None
+
+    def rows(self, index: Tensor) -> Self:
+        texts = tuple(self.texts[i] for i in index.tolist())
+        return replace(self, ids_EL=self.ids_EL[index], at_E=self.at_E[index], texts=texts)
+
+    def applied(self, examples: Sequence[Example]) -> tuple[Sequence[Example], None]:
+        parts = zip(examples, self.at_E.tolist(), self.ids_EL.tolist(), strict=True)
+        return [e.with_inserted(at, [i for i in ids if i >= 0]) for e, at, ids in parts], None
+
+    def tensors(self) -> dict[str, Tensor]:
+        said = [
+            torch.frombuffer(bytearray(t.encode() + b"\0"), dtype=torch.uint8) for t in self.texts
+        ]
+        return {
+            "suffix/ids": self.ids_EL.cpu(),
+            "suffix/at": self.at_E.cpu(),
+            "suffix/utf8": pad_sequence(said, batch_first=True),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TokenSuffix:
+        texts = [bytes(row).rstrip(b"\0").decode() for row in tensors["suffix/utf8"].tolist()]
+        return cls(tensors["suffix/ids"], tensors["suffix/at"], tuple(texts))
+
+
+@dataclass(frozen=True)
+class SoftSuffix(ResidualDelta):
+    """A suffix of free embeddings: one `token`, as often as there are positions, displaced.
+
+    `positions_EP` are those of the suffix in the prompt that holds it, and the displacements
+    `values` are added where the model's blocks begin (`blocks.0.hook_resid_pre`), behind whatever
+    it does to embeddings.
+    """
+
+    token: int = 0
+
+    def applied(self, examples: Sequence[Example]) -> tuple[Sequence[Example], ResidualDelta]:
+        suffix = [self.token] * self.positions_EP.shape[1]
+        starts = self.positions_EP[:, 0].tolist()
+        return [e.with_inserted(at, suffix) for e, at in zip(examples, starts, strict=True)], self
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "token": torch.full((len(self.positions_EP),), self.token)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SoftSuffix:
+        plain = ResidualDelta.from_tensors(tensors)
+        return cls(plain.values, plain.positions_EP, int(tensors["token"][0]))
 
 
 # --- the three plugins ----------------------------------------------------------------------
@@ -219,6 +305,13 @@ class Task(Plugin, ABC):
     def positions(self, example: Example) -> tuple[int, ...]:
         """Token positions that a residual attack may perturb: by default the readout."""
         return (len(example.prompt) - 1,)
+
+    def insertion(self, example: Example) -> int:
+        """Where a suffix is put: before this token of the prompt, or behind its last one.
+
+        By default behind it. Where tokens of a template follow the user's text, before those.
+        """
+        return len(example.prompt)
 
     @final
     def wrong_target(self, example: Example, defended: Output, index: int) -> Example:
@@ -365,9 +458,18 @@ class Attack(Plugin, ABC):
 
     `constrained` says that it stays in the problem's constraint sets by construction; the
     scoring holds it to that and flags a row that moved the defended latents all the same.
+
+    `suffix` says that it puts tokens into the prompt, `"tokens"` of its choice or `"embeddings"`
+    that it displaces, instead of adding to the residual stream; it is handed a `SuffixProblem`.
     """
 
     constrained: ClassVar[bool] = False
+    suffix: ClassVar[Literal["tokens", "embeddings"] | None] = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that it puts into the prompt."""
+        return 0
 
     @property
     def learns(self) -> bool:

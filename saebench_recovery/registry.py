@@ -77,6 +77,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.random_direction:RandomDirection",
             "one random direction at the full budget, the floor for every attack",
         ),
+        "soft-suffix": (
+            "saebench_recovery.attacks.soft_suffix:SoftSuffixAscent",
+            "free embeddings behind the prompt, displaced within the budget",
+        ),
     },
     "task": {
         "ioi": (

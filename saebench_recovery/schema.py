@@ -124,6 +124,13 @@ class Constraint(Record):
     note: str = ""
 
 
+class PerturbationKind(Record):
+    """What the attack changes: the residual stream, or the prompt by a suffix."""
+
+    kind: Literal["residual", "tokens", "embeddings"] = "residual"
+    length: Count | None = Field(default=None, description="tokens of the suffix")
+
+
 class SideEffects(Record):
     retain_n: Count
     retain_accuracy_clean: Share | None
@@ -178,7 +185,8 @@ class Row(Record):
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
     figures: dict[str, Mean] = Field(description="what only this task reports")
     zero_reactivation: Rate = Field(description="recovered and no eligible latent switched on")
-    norm: Mean = Field(description="relative norm of the delta")
+    norm: Mean = Field(description="relative norm of the delta; null for tokens")
+    perturbation: PerturbationKind = PerturbationKind()
     side_effects: SideEffects
     compute: Compute
     flags: tuple[str, ...] = ()
@@ -221,7 +229,7 @@ class ExampleRow(Record):
     objective_clean: Finite
     objective_defended: Finite
     objective_recovered: Finite
-    relative_norm: Finite
+    relative_norm: Finite | None
     smallest_norm: Finite | None
     smallest_norm_wrong: Finite | None
     flops: Finite = Field(default=0, description="spent on it by the search")

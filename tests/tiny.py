@@ -94,9 +94,15 @@ class TinyTokenizer(SimpleNamespace):
 
     bos_token_id = BOS
     eos_token_id = EOS
+    all_special_ids = (0, BOS, EOS)
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [3 + ord(c) % (VOCABULARY - 3) for c in text]}
+    def __len__(self) -> int:
+        return VOCABULARY
+
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        ids = [[3 + ord(c) % (VOCABULARY - 3) for c in t] for t in texts]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         codes = (i - 3 for i in ids if i >= 3)

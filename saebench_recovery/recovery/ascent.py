@@ -6,9 +6,9 @@ as the published code does, lets Adam's per-coordinate scaling leave the null sp
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.recovery.residual import ResidualAttack
+from saebench_recovery.recovery.seeds import generators
 from saebench_recovery.sites import Site
 
 MOMENTUM = 0.75
@@ -209,15 +210,11 @@ def random_direction(
     values = {}
     for site, value in empty.values.items():
         drawn = torch.empty(value.shape)
-        seen: dict[str, int] = {}
-        for n, example in enumerate(problem.examples):
-            seen[example.id] = seen.get(example.id, 0) + 1
-            key = f"{problem.seed}/{label}/{site}/{example.id}/{seen[example.id]}"
-            number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-            generator = torch.Generator().manual_seed(number)
+        label_here = f"{label}/{site}"
+        for n, generator in enumerate(generators(problem.seed, label_here, problem.examples)):
             drawn[n] = torch.randn(value.shape[1:], generator=generator)
         values[site] = drawn.to(value.device) * (problem.positions_NP >= 0)[:, :, None]
     # Far outside the ball, so that projecting always ends on its sphere.
     size_N = ResidualDelta(values, empty.positions_EP).norm_E()
     far = {s: v * (1e3 * norm_N / size_N)[:, None, None] for s, v in values.items()}
-    return ResidualDelta(project(far, constraints, norm_N), empty.positions_EP)
+    return replace(empty, values=project(far, constraints, norm_N))

@@ -32,6 +32,19 @@ class Reading:
     z_RQS: Mapping[Site, Tensor]
     p_RQS: Mapping[Site, Tensor]
 
+    def at(self, column_RK: Tensor) -> Reading:
+        """The same at some columns; beyond the last one stands for padding."""
+
+        def picked(values_RQS: Tensor) -> Tensor:
+            index = column_RK.clamp(max=values_RQS.shape[1] - 1)[:, :, None]
+            return values_RQS.gather(1, index.expand(-1, -1, values_RQS.shape[2]))
+
+        z_RKS, p_RKS = (
+            {site: picked(values) for site, values in readings.items()}
+            for readings in (self.z_RQS, self.p_RQS)
+        )
+        return Reading(z_RKS, p_RKS)
+
 
 @dataclass(frozen=True)
 class ScopeDrift:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,18 +85,25 @@ class Problem:
         # A tensor of its own for each site: callers write into them.
         return ResidualDelta({s: empty.clone() for s in self.constraints}, self.positions_NP)
 
-    @torch.no_grad()
-    def objective(self, delta: ResidualDelta) -> Tensor:
-        """The objective [N] with this perturbation under the active defense."""
-        return self._reached(self._metered(lambda: self._objective(delta), backward=False))
+    def nothing(self) -> Perturbation:
+        """The perturbation that changes nothing."""
+        return self.zeros()
 
     @torch.no_grad()
-    def behaviour(self, delta: ResidualDelta) -> Tensor:
+    def objective(self, perturbation: Perturbation) -> Tensor:
+        """The objective [N] with this perturbation under the active defense."""
+        part, delta = self._resolved(perturbation)
+        return part._reached(part._metered(lambda: part._objective(delta), backward=False))
+
+    @torch.no_grad()
+    def behaviour(self, perturbation: Perturbation) -> Tensor:
         """Whether the behaviour is shown, bool [N], by the task's one detector."""
         if not self.task.new_tokens:
-            return self._metered(lambda: self.task.behaviour(self._output(delta)), backward=False)
+            part, delta = self._resolved(perturbation)
+            return part._metered(lambda: self.task.behaviour(part._output(delta)), backward=False)
+        examples, applied = perturbation.applied(self.examples)
         texts = self._booked(
-            lambda: written(self.active, self.examples, self.task.new_tokens, self.meter, delta)
+            lambda: written(self.active, examples, self.task.new_tokens, self.meter, applied)
         )
         scores = torch.empty(self.size, 0, device=self.budget_N.device)
         return self.task.behaviour(Output(self.examples, scores, texts=texts))
@@ -120,7 +127,7 @@ class Problem:
             return steps
         return max(1, int(self.allowance / float(self.trail.spent_N[self.row_N].amax())))
 
-    def admit(self, perturbation: Perturbation, *, constrained: bool) -> ResidualDelta:
+    def admit(self, perturbation: Perturbation, *, constrained: bool) -> Perturbation:
         """Clip a perturbation to the budget; refuse one that is not of this problem.
 
         Raises:
@@ -161,7 +168,7 @@ class Problem:
         chosen = torch.zeros_like(wanted_EV).scatter(1, first_EV[:, :width], value=True)
         return (chosen & wanted_EV.any(1, keepdim=True)).flatten().nonzero()[:, 0]
 
-    def rows(self, index: Tensor) -> Problem:
+    def rows(self, index: Tensor) -> Self:
         """Some of the examples, for stopping those that are done."""
         prompt, count = torch.unique_consecutive(index // self.variants, return_counts=True)
         if (count != count[0]).any():  # unequal groups cannot share a prefix
@@ -181,17 +188,23 @@ class Problem:
             wanted_NV=None if self.wanted_NV is None else self.wanted_NV[index],
         )
 
-    def metered(self, meter: Meter) -> Problem:
+    def metered(self, meter: Meter) -> Self:
         """The same problem, its work booked elsewhere and on no trail."""
         trail = Trail(len(self.trail.spent_N), self.trail.spent_N.device)
         return replace(self, meter=meter, trail=trail)
 
-    def restoring(self, wanted_NV: Tensor, goal: float) -> Problem:
+    def restoring(self, wanted_NV: Tensor, goal: float) -> Self:
         """The same problem with the aim of giving these next-token log-probabilities.
 
         An example is done once the KL divergence from them is at most `goal` nats.
         """
         return replace(self, wanted_NV=wanted_NV, goal_N=torch.full_like(self.goal_N, -goal))
+
+    def _resolved(self, perturbation: Perturbation) -> tuple[Problem, ResidualDelta]:
+        """The problem and the delta whose pass shows what a perturbation does."""
+        if not isinstance(perturbation, ResidualDelta):
+            raise TypeError(f"no residual attack finds a {type(perturbation).__name__}")
+        return self, perturbation
 
     def _objective(self, delta: ResidualDelta) -> Tensor:
         if self.wanted_NV is None:
@@ -260,8 +273,6 @@ def build(
     perturbed = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
     # The readout is in the window even where only the answer after it is perturbed.
     first = [min(p, len(group[0].prompt) - 1) for p, group in zip(perturbed, examples, strict=True)]
-    if task.pool is not None:  # a mean over tokens needs them all in the window
-        first = [0] * len(examples)
     variants = tuple(variant for group in examples for variant in group)
     window = batch(variants, [f for f in first for _ in range(share)], target.device)
     prefix = batch([group[0] for group in examples], first, target.device).prefix
@@ -272,7 +283,7 @@ def build(
     trace = Trace()
     watched = active.edits(once, trace=trace, watch=tuple(sites))
     start = meter.run(
-        lambda: prefill(target, prefix, once, active.edits, watched, min(sites)),
+        lambda: prefill(target, prefix, once, active.edits, watched, min(sites), task.pool),
         rows=once.ids_RQ.shape[0],
         tokens=prefix.ids_EP.shape[1] + once.ids_RQ.shape[1],
         layers=target.depth(),

@@ -15,13 +15,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery import schema
 from saebench_recovery.errors import UserError
-from saebench_recovery.interfaces import Attack, Example, Output, ResidualDelta, Task
+from saebench_recovery.interfaces import (
+    Attack,
+    Example,
+    Output,
+    Perturbation,
+    ResidualDelta,
+    Task,
+    TokenSuffix,
+)
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
 from saebench_recovery.recovery.drift import Reading, drift, tightest_limit, within_limits
 from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
+from saebench_recovery.recovery.suffix import SuffixProblem, build_suffix, random_suffix
 from saebench_recovery.scoring.passes import perplexity, whole_pass
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
@@ -63,7 +72,9 @@ class Setting:
 
     @property
     def relative(self) -> tuple[float, ...]:
-        """The budgets that make the curve: all but an absolute headline."""
+        """The budgets that make the curve: all but an absolute headline; none for tokens."""
+        if self.attack.suffix == "tokens":
+            return ()
         return self.budgets[:-1] if self.absolute else self.budgets
 
     @property
@@ -82,7 +93,7 @@ class Scored:
     base_like: bool
     objective: float
     fidelity: float
-    relative_norm: float
+    relative_norm: float | None  # null, as both smallest ones are, where nothing has a norm
     curve: list[bool]
     curve_wrong: list[bool]
     smallest: float | None
@@ -109,15 +120,13 @@ class Scored:
 
 def score_chunk(
     setting: Setting, flips: Sequence[Flip], attacking: Meter, scoring: Meter
-) -> tuple[list[Scored], ResidualDelta]:
+) -> tuple[list[Scored], Perturbation]:
     """Attack and score some flips; also the headline perturbations, to be stored."""
     with attacking.timed():
         problem = pose(setting, flips, attacking)
         found = Attack.run(
             setting.attack, problem
         )  # the driver itself, whatever a plugin overrides
-    if not isinstance(found, ResidualDelta):
-        raise TypeError(f"no replay for a {type(found).__name__}")
     with scoring.timed():
         return _score(setting, flips, problem.metered(scoring), found, problem.trail)
 
@@ -126,15 +135,8 @@ def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     """The problem of recovering these flips at every budget, and of injecting wrong answers."""
     count = len(setting.budgets)
     groups = [[f.example] * count + [f.wrong] * count for f in flips]
-    attack, task = setting.attack, setting.task
-    positions = [torch.tensor(attack.positions(task, f.example)) for f in flips]
-    assert setting.active.defense is not None
-    problem = build(
-        setting.active,
-        setting.task,
-        groups,
-        pad_sequence(positions, batch_first=True, padding_value=-1),
-        attack.sites(setting.active.defense),
+    active, attack, task = setting.active, setting.attack, setting.task
+    more = (
         torch.tensor([setting.budgets * 2] * len(flips)),
         torch.tensor([f.clean for f in flips]),
         setting.seed,
@@ -142,11 +144,22 @@ def pose(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         [setting.absolute and b == setting.head for b in range(count)] * 2,
         setting.flops,
     )
+    if attack.suffix is not None:
+        return build_suffix(attack.suffix, attack.length, active, task, groups, *more)
+    assert active.defense is not None
+    positions_EP = _positions(setting, [flip.example for flip in flips])
+    problem = build(active, task, groups, positions_EP, attack.sites(active.defense), *more)
     if not setting.attack.restores:
         return problem
     wanted_EV = _clean_logprobs(setting, [f.example for f in flips], meter)
     wanted_NV = wanted_EV.repeat_interleave(setting.variants, 0)
     return problem.restoring(_swapped(problem, wanted_NV, count), RESTORED)
+
+
+def _positions(setting: Setting, examples: Sequence[Example]) -> Tensor:
+    """Token positions [E, P] that a residual attack perturbs, and where drift is measured."""
+    each = [torch.tensor(setting.attack.positions(setting.task, e)) for e in examples]
+    return pad_sequence(each, batch_first=True, padding_value=-1)
 
 
 def _clean_logprobs(setting: Setting, examples: list[Example], meter: Meter) -> Tensor:
@@ -175,26 +188,30 @@ def _score(
     setting: Setting,
     flips: Sequence[Flip],
     problem: Problem,
-    found: ResidualDelta,
+    found: Perturbation,
     trail: Trail,
-) -> tuple[list[Scored], ResidualDelta]:
+) -> tuple[list[Scored], Perturbation]:
     E, B = len(flips), len(setting.budgets)
     chosen = torch.arange(E, device=problem.scale_N.device) * 2 * B + setting.head
     alone, headline = problem.rows(chosen), found.rows(chosen)
     injecting = problem.rows(chosen + B)
-    nothing_E = alone.behaviour(alone.zeros())
+    nothing_E = alone.behaviour(alone.nothing())
     works_EV = problem.behaviour(found).view(E, 2 * B)
     # A wrong answer that the defended model gives by itself is not injected.
-    works_EV[:, B:] &= ~injecting.behaviour(injecting.zeros())[:, None]
+    works_EV[:, B:] &= ~injecting.behaviour(injecting.nothing())[:, None]
     constrained = setting.attack.constrained
     smallest_EV = _smallest_norms(problem, found, works_EV.flatten(), constrained).view(E, -1)
     fences = alone.fences(constrained)
-    random_E = alone.behaviour(random_direction(alone, fences, headline.norm_E(), "control"))
-    relative_E = headline.norm_E() / alone.scale_N
-    replay = _Replay(setting, [f.example for f in flips], headline, problem.meter)
+    random_E = alone.behaviour(_random(alone, fences, headline))
+    norm_E = headline.norm_E()
+    relative = [None] * E if norm_E is None else (norm_E / alone.scale_N).tolist()
+    replay = _Replay(setting, alone, headline)
     recovered_E, objective_E = replay.recovered_E, replay.objective_E
     margin_E = replace(alone, wanted_NV=None).objective(headline)
     gap_E = (objective_E - margin_E).abs() / (1 + objective_E.abs())
+    lost_E = torch.zeros_like(recovered_E)
+    if isinstance(headline, TokenSuffix):
+        lost_E = (headline.ids_EL < 0).all(1)
     blind_E = _blind(alone)
     constraint = _summary(fences, setting)
     scored = []
@@ -207,7 +224,7 @@ def _score(
                 base_like=bool(recovered_E[e] & replay.base_like_E[e]),
                 objective=float(objective_E[e]),
                 fidelity=float(replay.fidelity_E[e]),
-                relative_norm=float(relative_E[e]),
+                relative_norm=relative[e],
                 curve=works_EV[e, :B].tolist(),
                 curve_wrong=works_EV[e, B:].tolist(),
                 smallest=_least(smallest_EV[e, :B]),
@@ -225,7 +242,14 @@ def _score(
                 },
                 constraint=constraint,
                 blind=bool(blind_E[e]),
-                flags=frozenset({"tail-disagrees"} if gap_E[e] > TAIL_TOLERANCE else ()),
+                flags=frozenset(
+                    flag
+                    for flag, raised_E in {
+                        "tail-disagrees": gap_E > TAIL_TOLERANCE,
+                        "no-suffix": lost_E,
+                    }.items()
+                    if raised_E[e]
+                ),
             )
         )
     return scored, headline
@@ -249,13 +273,27 @@ def _summary(fences: Mapping[Site, Constraint], setting: Setting) -> schema.Cons
     )
 
 
+def _random(
+    alone: Problem, fences: Mapping[Site, Constraint], headline: Perturbation
+) -> Perturbation:
+    """A random perturbation of the kind and size of the one that is scored."""
+    norm_E = headline.norm_E()
+    if norm_E is not None:
+        return random_direction(alone, fences, norm_E, "control")
+    assert isinstance(alone, SuffixProblem)
+    return random_suffix(alone, "control")
+
+
 def _smallest_norms(
-    problem: Problem, found: ResidualDelta, works_N: Tensor, constrained: bool
+    problem: Problem, found: Perturbation, works_N: Tensor, constrained: bool
 ) -> Tensor:
     """Relative norm [N] to which each delta can shrink and still work; inf if it does not.
 
-    Where every look costs a generation, only the budgets themselves are compared.
+    Where every look costs a generation, only the budgets themselves are compared. Tokens have no
+    norm.
     """
+    if not isinstance(found, ResidualDelta):
+        return torch.full_like(problem.scale_N, torch.inf)
     low_N, high_N = torch.zeros_like(problem.scale_N), torch.ones_like(problem.scale_N)
     for _ in range(0 if problem.task.new_tokens else BISECTIONS):
         middle_N = (low_N + high_N) / 2
@@ -278,12 +316,15 @@ def _least(norm_B: Tensor) -> float | None:
 
 
 class _Replay:
-    """The headline perturbations from the tokens, beside the clean and the defended passes."""
+    """The headline perturbations from the tokens, beside the clean and the defended passes.
 
-    def __init__(
-        self, setting: Setting, examples: list[Example], delta: ResidualDelta, meter: Meter
-    ) -> None:
-        active, task = setting.active, setting.task
+    A prompt with a suffix is read where the prompt without it is: what was put in is left out, and
+    its last token stands for the last one.
+    """
+
+    def __init__(self, setting: Setting, problem: Problem, found: Perturbation) -> None:
+        active, task, meter = problem.active, setting.task, problem.meter
+        examples = problem.examples
         assert active.defense is not None
         latents = active.defense.latents
         watch = tuple(latents)
@@ -292,7 +333,10 @@ class _Replay:
         clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
         clean = whole_pass(bare, task, laid, meter, trace=clean_trace, watch=watch)
         whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)
-        output: Output = whole_pass(active, task, laid, meter, delta, trace)
+        perturbed, delta = found.applied(examples)
+        longer = batch(perturbed, device=active.target.device)
+        output: Output = whole_pass(active, task, longer, meter, delta, trace)
+        column_EQ = _columns(task, laid, longer)
         for site in watch:
             clean_trace.z[site] = latents[site].read(clean_trace.after[site])
             clean_trace.p[site] = latents[site].preactivation(clean_trace.after[site])
@@ -306,15 +350,23 @@ class _Replay:
         C = laid.rows_per_example
         self.drift = drift(
             _reading(defended_trace, watch, C),
-            _reading(trace, watch, C),
+            _reading(trace, watch, C).at(column_EQ),
             _reading(clean_trace, watch, C),
             latents,
-            scopes(laid, delta.positions_EP),
+            scopes(laid, _positions(setting, examples).to(column_EQ.device)),
         )
         self.tightest_E = tightest_limit(self.drift)
         self.within_E = within_limits(self.drift, setting.limits)
         switched = [d.metrics["reactivated_fraction"].nan_to_num() > 0 for d in self.drift.values()]
         self.switched_on_E = torch.stack(switched).any(0)
+
+
+def _columns(task: Task, laid: Batch, longer: Batch) -> Tensor:
+    """Column [E, Q] of each token of a prompt in the batch where a suffix may stand before it."""
+    column_Q = torch.arange(laid.ids_RQ.shape[1], device=laid.ids_RQ.device)
+    at_E = torch.tensor([task.insertion(e) for e in laid.examples], device=column_Q.device)
+    moved_EQ = column_Q >= torch.minimum(at_E, laid.readout_E)[:, None]
+    return column_Q + moved_EQ * (longer.readout_E - laid.readout_E)[:, None]
 
 
 def _reading(trace: Trace, sites: tuple[Site, ...], rows_per_example: int) -> Reading:

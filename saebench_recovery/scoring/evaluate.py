@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
+from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import ExampleRow, Examples, Row
@@ -59,7 +59,7 @@ def evaluate(
         effects = side_effects(active, task, scoring)
     setting = _setting(active, task, attack, spec)
     scored: list[Scored] = []
-    deltas: list[ResidualDelta] = []
+    found: list[Perturbation] = []
     size = spec.batch_size or flips_that_fit(setting, flips)
     learned, flips = _halves(flips) if attack.learns else ([], flips)
     if learned:
@@ -69,14 +69,14 @@ def evaluate(
         advance(f"{task.label}: {defense.name} against {attack.name}", len(scored), len(flips))
         part = flips[len(scored) : len(scored) + size]
         try:
-            done, delta = score_chunk(setting, part, attacking, scoring)
+            done, perturbations = score_chunk(setting, part, attacking, scoring)
         except torch.OutOfMemoryError:
             if size <= 1:
                 raise UserError("one example does not fit the device's memory") from None
             size //= 2
             continue
         scored += done
-        deltas.append(delta)
+        found.append(perturbations)
     advance(f"{task.label}: {defense.name} against {attack.name}", len(flips), len(flips))
     row = assemble(
         setting,
@@ -94,13 +94,15 @@ def evaluate(
         scoring.cost(),
     )
     lines = [example_row(setting, s) for s in scored]
-    return Evaluation(row, lines, _joined(deltas))
+    return Evaluation(row, lines, _joined(found))
 
 
 def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -> Setting:
     absolute = spec.budget_unit == "absolute"
     relative = CURVE_BUDGETS if absolute else tuple(sorted({*CURVE_BUDGETS, spec.budget}))
     budgets = (*relative, spec.budget) if absolute else relative
+    if attack.suffix == "tokens":  # their number is all that limits them
+        budgets, absolute = (spec.budget,), False
     return Setting(
         active, task, attack, budgets, spec.budget, spec.limits, spec.seed, absolute, spec.flops
     )
@@ -160,9 +162,13 @@ def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
     target, task = setting.active.target, setting.task
     examples = [flip.example for flip in flips]
     longest = max((len(e.prompt) for e in examples), default=1)
-    starts = (min(setting.attack.positions(task, e)) for e in examples)
+    attack = setting.attack
+    starts = (
+        min(attack.positions(task, e)) if attack.suffix is None else task.insertion(e)
+        for e in examples
+    )
     ahead = (len(e.prompt) - first for e, first in zip(examples, starts, strict=True))
-    window = longest if task.pool is not None else max([1, *ahead])
+    window = max([1, *ahead]) + attack.length
     # Answers of several tokens take a row each, behind the prompt.
     answers = [a for f in flips for a in (*f.example.candidates, *f.wrong.candidates)]
     tail = max(map(len, answers), default=1) - 1
@@ -170,7 +176,7 @@ def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
     config: Any = target.model.config
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     # Floats kept of a token in a block: some 24 widths, and attention weights twice.
-    per_token = 24 * width + 2 * heads * (longest + tail)
+    per_token = 24 * width + 2 * heads * (longest + attack.length + tail)
     per_prompt = 2 * width * longest  # keys and values, which the variants share
     per_flip = setting.variants * rows * (window + tail) * per_token + per_prompt
     room = CHUNK_BYTES
@@ -180,16 +186,20 @@ def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
     return max(1, min(MAX_ROWS // setting.variants, fitting))
 
 
-def _joined(deltas: Sequence[ResidualDelta]) -> dict[str, Tensor]:
+def _joined(found: Sequence[Perturbation]) -> dict[str, Tensor]:
     """The chunks' perturbations in one set of named tensors, padded to the most positions."""
-    if not deltas:
-        return {}
-    most = max(delta.positions_EP.shape[1] for delta in deltas)
     named: dict[str, list[Tensor]] = {}
-    for delta in deltas:
-        missing = most - delta.positions_EP.shape[1]
-        for name, tensor in delta.tensors().items():
-            behind = [0] * (2 * tensor.ndim - 3) + [missing]
-            empty = -1 if name == "positions" else 0
-            named.setdefault(name, []).append(pad(tensor, behind, value=empty))
-    return {name: torch.cat(parts) for name, parts in named.items()}
+    for perturbation in found:
+        for name, tensor in perturbation.tensors().items():
+            named.setdefault(name, []).append(tensor)
+    return {name: torch.cat(_padded(parts)) for name, parts in named.items()}
+
+
+def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Equally long in their second dimension; where there is no position or token stands -1."""
+    if parts[0].ndim == 1:
+        return list(parts)
+    most = max(part.shape[1] for part in parts)
+    empty = -1 if parts[0].dtype == torch.long else 0
+    behind = [0] * (2 * parts[0].ndim - 3)
+    return [pad(part, [*behind, most - part.shape[1]], value=empty) for part in parts]

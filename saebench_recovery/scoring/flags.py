@@ -20,6 +20,7 @@ MEANINGS = {
     "zero-budget": "the budget is zero: nothing was allowed to change",
     "nothing-recovers": "a zero perturbation scores: valid flips are not stable",
     "no-gradient": "no gradient reached most perturbations: the attack was blind",
+    "no-suffix": "for some flips no suffix survived tokenisation: they were not attacked",
     "constraint-broken": "defended latents moved although the attack is constrained exactly",
     "first-order-constraint": "the SAE's latents are not affine: the constraint is not exact",
     "random-recovers": "a random direction of the same norm recovers as much, within error",
@@ -36,7 +37,7 @@ def flags(row: Row, scored: Sequence[Scored], constrained: bool) -> tuple[str, .
     checks = {
         "no-valid-flips": not scored,
         "few-valid-flips": 0 < len(scored) < FEW_FLIPS,
-        "zero-budget": row.budget == 0,
+        "zero-budget": row.budget == 0 and row.perturbation.kind != "tokens",
         "nothing-recovers": row.controls.nothing.k > 0,
         "no-gradient": sum(s.blind for s in scored) * 2 > len(scored),
         "constraint-broken": constrained

@@ -19,6 +19,7 @@ from saebench_recovery.schema import (
     ExampleRow,
     Examples,
     Mean,
+    PerturbationKind,
     Rate,
     Row,
     SideEffects,
@@ -115,6 +116,9 @@ def assemble(
         },
         zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
         norm=mean(lambda s: s.relative_norm),
+        perturbation=PerturbationKind(
+            kind=setting.attack.suffix or "residual", length=setting.attack.length or None
+        ),
         side_effects=effects,
         compute=Compute(attack=attacking, scoring=scoring),
     )

@@ -28,12 +28,18 @@ class FrozenLayer(DynamicLayer):  # type: ignore[misc]
     would give every later step a longer past.
     """
 
-    def __init__(self, length: int, keys: Tensor | None, values: Tensor | None) -> None:
+    def __init__(
+        self, length: int, keys: Tensor | None, values: Tensor | None, *, listening: bool = False
+    ) -> None:
         super().__init__()
         self.length, self.keys, self.values = length, keys, values
+        self.listening = listening
+        self.heard: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.listening:
+            self.heard = key.detach(), value.detach()
         return key, value
 
     def get_seq_length(self) -> int:
@@ -47,9 +53,35 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
     E * n rows, grouped by example, shares them: each example's prefix is read once for n rows.
     """
 
-    def __init__(self, length: int, keys_values: list[tuple[Tensor, Tensor] | None]) -> None:
+    def __init__(
+        self,
+        length: int,
+        keys_values: list[tuple[Tensor, Tensor] | None],
+        *,
+        listening: bool = False,
+    ) -> None:
         self.length, self.keys_values = length, keys_values
-        super().__init__(layers=[FrozenLayer(length, *(kv or (None, None))) for kv in keys_values])
+        pairs = [kv or (None, None) for kv in keys_values]
+        super().__init__(layers=[FrozenLayer(length, *kv, listening=listening) for kv in pairs])
+
+    def listening(self) -> FrozenPrefix:
+        """The same prefix, which keeps the keys and values of the next pass over it."""
+        return FrozenPrefix(self.length, self.keys_values, listening=True)
+
+    def extended(self, heard: FrozenPrefix, count: int, rows_per_example: int) -> FrozenPrefix:
+        """A prefix for each example of a pass: its own, and `count` tokens that it then ran."""
+        longer: list[tuple[Tensor, Tensor] | None] = []
+        for past, layer in zip(self.keys_values, heard.layers, strict=True):
+            if layer.heard is None:  # a layer that did not run
+                longer.append(None)
+                continue
+            own = [t[::rows_per_example, :, :count] for t in layer.heard]
+            if past is not None and self.length:
+                share = own[0].shape[0] // past[0].shape[0]
+                pairs = zip(past, own, strict=True)
+                own = [torch.cat([p.repeat_interleave(share, 0), o], 2) for p, o in pairs]
+            longer.append((own[0], own[1]))
+        return FrozenPrefix(self.length + count, longer)
 
     def gather(self, index: Tensor) -> FrozenPrefix:
         """The prefixes of some examples."""

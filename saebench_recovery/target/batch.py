@@ -76,6 +76,22 @@ class Batch:
             self.prefix,
         )
 
+    def saying(self, ids_EK: Tensor) -> Batch:
+        """The same windows with other tokens at their start."""
+        ids_RK = ids_EK.repeat_interleave(self.rows_per_example, 0)
+        return replace(self, ids_RQ=torch.cat([ids_RK, self.ids_RQ[:, ids_RK.shape[1] :]], 1))
+
+    def after(self, count: int) -> Batch:
+        """The windows without their first columns, which stand in a longer prefix instead."""
+        return replace(
+            self,
+            ids_RQ=self.ids_RQ[:, count:],
+            mask_RQ=self.mask_RQ[:, count:],
+            position_RQ=self.position_RQ[:, count:],
+            readout_E=self.readout_E - count,
+            forced_RQ=None if self.forced_RQ is None else self.forced_RQ[:, count:],
+        )
+
 
 def batch(
     examples: Sequence[Example], first: Sequence[int] | None = None, device: str = "cpu"

@@ -32,13 +32,17 @@ Edits = Callable[[Batch], Mapping[Site, Edit]]
 class Start:
     """Where a tail begins: the site, the residual that enters there, and the frozen prefix.
 
-    `prefix_mask_EP` marks the prefix's real tokens; E examples serve R = E * n rows.
+    `prefix_mask_EP` marks the prefix's real tokens; E examples serve R = E * n rows. `pooled`
+    is the prefix's share in a mean over content tokens: its sum [E, D] and count [E, 1]. A tail
+    `at_tokens` begins with its own tokens, and no residual is put in their place.
     """
 
     site: Site
     resid_RQD: Tensor
     prefix: FrozenPrefix
     prefix_mask_EP: Tensor
+    pooled: tuple[Tensor, Tensor] | None = None
+    at_tokens: bool = False
 
     def contains(self, site: Site) -> bool:
         """Whether the edit at `site` is in the residual already, and must not be made again."""
@@ -48,7 +52,9 @@ class Start:
     def rows(self, index_R: Tensor, index_E: Tensor) -> Start:
         """Some rows and the prefixes that they read, in equal groups."""
         prefix, mask = self.prefix.gather(index_E), self.prefix_mask_EP[index_E]
-        return Start(self.site, self.resid_RQD[index_R], prefix, mask)
+        resid = self.resid_RQD if self.at_tokens else self.resid_RQD[index_R]
+        pooled = self.pooled and (self.pooled[0][index_E], self.pooled[1][index_E])
+        return Start(self.site, resid, prefix, mask, pooled, self.at_tokens)
 
 
 def forward(
@@ -70,7 +76,7 @@ def forward(
         edits = {site: edit for site, edit in edits.items() if not start.contains(site)}
     if pool is not None:
         resid_RQD = _until(target, batch, edits, start, pool)
-        pooled_ED = _content_mean(target, batch, resid_RQD)[:: batch.rows_per_example]
+        pooled_ED = _content_mean(target, batch, resid_RQD, start)[:: batch.rows_per_example]
         return Output(batch.examples, pooled_ED[:, :0], pooled_ED=pooled_ED)
     hidden_RQD = final_states(target, batch, edits, start)
     scores_EC = _scores(target, batch, hidden_RQD)
@@ -89,18 +95,30 @@ def prefill(
     edits: Edits,
     window_edits: Mapping[Site, Edit],
     site: Site,
+    pool: Site | None = None,
 ) -> Start:
     """Cache what a tail from `site` needs, with the defense active on every position.
 
     Runs the prefixes of E examples once, and then the window's R = E * n rows with
-    `window_edits` (the same edits, perhaps recording).
+    `window_edits` (the same edits, perhaps recording). `pool` is where the task pools, if it does.
     """
     length = prefix.ids_EP.shape[1]
     frozen = FrozenPrefix(length, [None] * len(blocks(target.model)))
+    pooled: list[tuple[Tensor, Tensor]] = []
     if length:
         cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
         left = tokens_only(prefix.ids_EP, prefix.mask_EP, prefix.position_EP)
-        with edited(target.model, edits(left)):
+        left_edits = dict(edits(left))
+        if pool is not None:
+            made = left_edits.get(pool)
+
+            def add_up(resid_EPD: Tensor) -> Tensor:
+                changed = resid_EPD if made is None else made(resid_EPD)
+                pooled.append(_content_sum(target, left, changed))
+                return changed
+
+            left_edits[pool] = add_up
+        with edited(target.model, left_edits):
             run_tokens(target, left, prefix.mask_EP, cache)
         frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
     block = start_block(site)
@@ -117,7 +135,8 @@ def prefill(
     with edited(target.model, {**window_edits, entry(site): keep}), reading(frozen):
         run_tokens(target, window, _attention_mask(window, whole), frozen)
     late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
-    return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP)
+    share = pooled[0] if pooled else None
+    return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP, share)
 
 
 def final_states(
@@ -127,10 +146,11 @@ def final_states(
     if start is None:
         with edited(target.model, edits):
             return run_tokens(target, batch, batch.mask_RQ, None)
+    injected = starting_at(target.model, start_block(start.site), start.resid_RQD)
     # Edit hooks are installed before the injection, which prepends itself where both meet.
     with (
         edited(target.model, edits),
-        starting_at(target.model, start_block(start.site), start.resid_RQD),
+        nullcontext() if start.at_tokens else injected,
         reading(start.prefix) if start.prefix.length else nullcontext(),
     ):
         return run_tokens(target, batch, _attention_mask(batch, start), start.prefix)
@@ -162,9 +182,19 @@ def content(target: Target, batch: Batch) -> Tensor:
     return keep & (batch.position_RQ > 0) if target.bos is not None else keep
 
 
-def _content_mean(target: Target, batch: Batch, resid_RQD: Tensor) -> Tensor:
+def _content_mean(target: Target, batch: Batch, resid_RQD: Tensor, start: Start | None) -> Tensor:
+    total_RD, count_R1 = _content_sum(target, batch, resid_RQD)
+    if start is not None and start.pooled is not None:
+        share = total_RD.shape[0] // start.pooled[0].shape[0]
+        total_RD = total_RD + start.pooled[0].repeat_interleave(share, 0)
+        count_R1 = count_R1 + start.pooled[1].repeat_interleave(share, 0)
+    return total_RD / count_R1.clamp(min=1)
+
+
+def _content_sum(target: Target, batch: Batch, resid_RQD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum [R, D] over content tokens, and their number [R, 1]."""
     weight_RQ1 = content(target, batch)[:, :, None].float()
-    return (resid_RQD.float() * weight_RQ1).sum(1) / weight_RQ1.sum(1).clamp(min=1)
+    return (resid_RQD.float() * weight_RQ1).sum(1), weight_RQ1.sum(1)
 
 
 def _attention_mask(batch: Batch, start: Start) -> Tensor:

@@ -58,6 +58,12 @@ class Target:
         found: int | None = self.tokenizer.bos_token_id
         return found if self.preset.bos else None
 
+    @property
+    def embedding(self) -> Any:
+        """The module that turns tokens into embeddings."""
+        model: Any = self.model
+        return model.get_input_embeddings()
+
     def depth(self, pool: Site | None = None) -> int:
         """Blocks that a pass runs: all of them, or those before a pooled site."""
         return len(blocks(self.model)) if pool is None else start_block(pool)

@@ -1,0 +1,40 @@
+"""`soft-suffix`: a suffix of free embeddings behind the prompt, as an attacker of weights could.
+
+The soft baseline of arXiv 2606.18322 (its OABD suffix, after arXiv 2412.09565) under the active
+defense, with the residual attacks' budget, ascent and drift.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from saebench_recovery.interfaces import Attack, Perturbation, PluginConfig
+from saebench_recovery.recovery.ascent import ResidualAscent, ascend
+from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.registry import register_attack
+
+
+@register_attack("soft-suffix")
+class SoftSuffixAscent(Attack):
+    """Gradient ascent on the embeddings of an ordinary token, repeated."""
+
+    suffix = "embeddings"
+
+    class Config(PluginConfig):
+        length: int = Field(default=8, ge=1, description="tokens of the suffix")
+        steps: int = Field(default=50, ge=1, le=10_000)
+        lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+        margin: float = Field(
+            default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+        )
+
+    config: Config
+
+    @property
+    def length(self) -> int:
+        return self.config.length
+
+    def search(self, problem: Problem) -> Perturbation:
+        config = self.config
+        ascent = ResidualAscent.Config(steps=config.steps, lr=config.lr, margin=config.margin)
+        return ascend(problem, problem.fences(constrained=False), ascent)
