@@ -40,6 +40,9 @@ def target_fingerprint(preset: Preset) -> str:
 
 
 def _location(where: str) -> str:
+    file = Path(where).expanduser()
+    if file.is_file():
+        return hash_files([file], file.parent)
     for folder in (_package("target") / where, Path(where).expanduser()):
         if folder.is_dir():
             # A model card beside the weights is about them, not part of them.

@@ -11,6 +11,14 @@ from saebench_recovery.errors import UserError
 # Order inside one block. resid_post of a block is the same tensor as resid_pre of the next.
 KINDS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 _NAME = re.compile(r"blocks\.(\d+)\.(hook_\w+)")
+# Module paths of a whole block name its output, the residual after the block.
+_BLOCK = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)(?:\.output)?")
+
+
+def hook_name(name: str) -> str:
+    """A module path of a whole block as a hook name; any other name as it is."""
+    block = _BLOCK.fullmatch(name)
+    return f"blocks.{block[1]}.hook_resid_post" if block else name
 
 
 @total_ordering

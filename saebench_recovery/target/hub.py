@@ -10,19 +10,21 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, hf_hub_download
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
+from saebench_recovery.target import gemma_scope
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
-from saebench_recovery.target.sae_files import from_state, load_dictionary
+from saebench_recovery.target.sae_files import architecture_of, from_state, load_dictionary
 
 T = TypeVar("T")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -49,14 +51,14 @@ def load_model(preset: Preset) -> tuple[Any, Any]:
 
 
 def load_sae(place: str, site: Site, device: str) -> Dictionary:
-    """The SAE in a SAELens folder, or of a release that SAELens knows (`RELEASE/ID`).
+    """The SAE in a folder (or file of Gemma Scope), or of a release of SAELens' (`RELEASE/ID`).
 
     Raises:
         UserError: it is nowhere, gated, broken, or `sae_files` refuses it.
     """
-    folder = local_folder(place)
-    if folder is not None:
-        return load_dictionary(folder, site, device)
+    local = local_folder(place) or Path(place).expanduser()
+    if local.exists():
+        return load_dictionary(local, site, device)
     from sae_lens import SAE  # takes five seconds
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -71,13 +73,31 @@ def load_sae(place: str, site: Site, device: str) -> Dictionary:
         close = _proposal(sae_id, known[release].saes_map)
         raise UserError(f"SAE {place!r}: release {release!r} has no SAE {sae_id!r}{close}")
 
+    repository, path = known[release].repo_id, known[release].saes_map[sae_id]
+    weights = gemma_scope.LOADERS.get(known[release].conversion_func or "")
+    if weights is not None:
+        folder = _explained(
+            lambda: _gemma_scope(repository, path, weights), f"SAE {place!r}", repository
+        )
+        return load_dictionary(folder, site, device)
+
     def load() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how its model was loaded: `centred` sees to it
             return SAE.from_pretrained(release, sae_id, device=device)
 
-    sae = _explained(load, f"SAE {place!r}", known[release].repo_id)
+    sae = _explained(load, f"SAE {place!r}", repository)
     return from_state(sae.cfg.to_dict(), sae.state_dict(), site)
+
+
+def _gemma_scope(repository: str, path: str, weights: str) -> Path:
+    """The folder in the cache that holds the SAE; what cannot be read is not downloaded."""
+    said = gemma_scope.described(f"{repository}/{path}")
+    with suppress(errors.EntryNotFoundError):  # the first generation has none
+        config = hf_hub_download(repository, f"{path}/{gemma_scope.CONFIG}")
+        said = gemma_scope.described(Path(config).parent)
+    architecture_of(said)
+    return Path(hf_hub_download(repository, f"{path}/{weights}")).parent
 
 
 def _proposal(name: str, known: Iterable[str]) -> str:
@@ -100,6 +120,8 @@ def _explained(load: Callable[[], T], what: str, repository: str) -> T:
     """
     try:
         return load()
+    except UserError:
+        raise
     except Exception as error:  # what the libraries raise has no common base class
         raise UserError(f"{what} {_reason(error, repository)}") from error
 

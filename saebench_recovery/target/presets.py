@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.settings import validate
-from saebench_recovery.sites import Site
+from saebench_recovery.sites import Site, hook_name
+from saebench_recovery.target import gemma_scope
 from saebench_recovery.target.knowledge import Knowledge
 
 PARTS = "+"  # between the model and the SAEs in the name of a target that is no preset
@@ -158,8 +160,11 @@ def _placed(sae: str) -> tuple[str, str]:
 
 def _own_hook(place: str) -> str:
     """The hook point that the SAE's own folder or id names, as far as it does."""
-    try:
-        config = json.loads((Path(place).expanduser() / "cfg.json").read_text("utf-8"))
-        return str((config.get("metadata") or config)["hook_name"])
-    except (OSError, ValueError, KeyError, AttributeError):
-        return place.rpartition("/")[2]  # such as gpt2-small-res-jb/blocks.4.hook_resid_pre
+    path = Path(place).expanduser()
+    with suppress(OSError, ValueError, KeyError, AttributeError):
+        if (path / "cfg.json").is_file():
+            said = json.loads((path / "cfg.json").read_text("utf-8"))
+        else:
+            said = gemma_scope.described(path)
+        return hook_name(str((said.get("metadata") or said)["hook_name"]))
+    return place.rpartition("/")[2]  # such as gpt2-small-res-jb/blocks.4.hook_resid_pre

@@ -1,4 +1,4 @@
-"""Reading a SAELens SAE from its folder, or from its configuration and weights in memory.
+"""Reading an SAE from its folder, or from its SAELens configuration and weights in memory.
 
 `sae_lens` is not imported: that takes five seconds and its loader neither folds nor refuses
 `expected_average_only_in` weights. Anything that cannot be read exactly is refused in one line.
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -17,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.sites import Site
+from saebench_recovery.sites import Site, hook_name
+from saebench_recovery.target import gemma_scope
 from saebench_recovery.target.latents import (
     SMALLEST_NORM,
     Architecture,
@@ -45,33 +45,36 @@ _HINTS = {
         "it reads one hook point and writes another",
     ),
 }
-# Module paths of a whole block name its output, the residual after the block.
-_BLOCK = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)(?:\.output)?")
 
 
 def load_dictionary(
-    folder: Path | str,
+    place: Path | str,
     site: Site,
     device: torch.device | str = "cpu",
     *,
     d_model: int | None = None,
 ) -> Dictionary:
-    """Read `cfg.json` and `sae_weights.safetensors`, stored in any dtype.
+    """Read a folder of SAELens, or a folder or weights file of Gemma Scope, in any dtype.
 
     Raises:
         UserError: the files are missing or broken, or `from_state` refuses the SAE.
     """
-    folder = Path(folder)
+    place = Path(place)
+    weights = place / "sae_weights.safetensors"
     try:
-        cfg = json.loads((folder / "cfg.json").read_text("utf-8"))
-        state = load_file(folder / "sae_weights.safetensors", device=str(device))
+        if gemma_scope.weights_file(place) is not None:
+            cfg, state = gemma_scope.read(place, str(device))
+        else:
+            cfg = json.loads((place / "cfg.json").read_text("utf-8"))
+            state = load_file(weights, device=str(device))
     except FileNotFoundError as error:
         raise UserError(
-            f"no SAELens SAE at {folder}: {Path(str(error.filename or folder)).name} is missing; "
-            "a folder written by SAE.save_model holds cfg.json and sae_weights.safetensors"
+            f"no SAE at {place}: {Path(error.filename or weights).name} is missing; a folder "
+            "written by SAE.save_model holds cfg.json and sae_weights.safetensors, one of Gemma "
+            f"Scope {gemma_scope.NPZ} or {gemma_scope.SAFETENSORS}"
         ) from error
-    except Exception as error:  # json and safetensors have no common base class
-        raise UserError(f"cannot read the SAE at {folder}: {error}") from error
+    except Exception as error:  # json, numpy and safetensors have no common base class
+        raise UserError(f"cannot read the SAE at {place}: {error}") from error
     return from_state(cfg, state, site, d_model=d_model)
 
 
@@ -89,7 +92,7 @@ def from_state(
             are missing, not finite or of the wrong shape, an SAE of another hook point, or of
             another residual width than `d_model` (where given).
     """
-    architecture = _architecture(cfg)
+    architecture = architecture_of(cfg)
     normalisation = _normalisation(cfg)
     metadata: Mapping[str, Any] = cfg.get("metadata") or cfg  # before SAELens 6 it was flat
     _check_site(metadata, site)
@@ -136,7 +139,12 @@ def _activation(
     return Threshold(w.get("threshold", zero_M), torch.ones_like(zero_M), zero_M)
 
 
-def _architecture(cfg: Mapping[str, Any]) -> Architecture:
+def architecture_of(cfg: Mapping[str, Any]) -> Architecture:
+    """The architecture that a SAELens configuration names.
+
+    Raises:
+        UserError: it cannot be read exactly.
+    """
     name = cfg.get("architecture", "standard")
     function = cfg.get("activation_fn") or cfg.get("activation_fn_str") or "relu"
     if name == "standard" and function == "topk":  # SAELens before 6
@@ -169,8 +177,7 @@ def _check_site(metadata: Mapping[str, Any], site: Site) -> None:
     name = metadata.get("hook_name") or metadata.get("hook_point")
     if name is None:
         return  # nothing is known: the caller says where it belongs
-    block = _BLOCK.fullmatch(name)
-    trained = f"blocks.{block.group(1)}.hook_resid_post" if block else name
+    trained = hook_name(name)
     same = {str(site)}  # the residual after a block is the one before the next
     if site.kind == "hook_resid_post":
         same.add(f"blocks.{site.layer + 1}.hook_resid_pre")

@@ -249,31 +249,6 @@ def test_neither_folder_nor_repository() -> None:
         load_model(described("/no/such/folder"))
 
 
-def test_gemma_scope_is_read_like_any_other(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Gemma Scope's own files (`params.npz`) through SAELens' loader, shrunk."""
-    import numpy as np
-    from sae_lens.loading import pretrained_sae_loaders as loaders
-
-    described_by = loaders.get_gemma_2_config_from_hf
-    weights = {"w_enc": (WIDTH, 48), "w_dec": (48, WIDTH), "b_enc": 48, "b_dec": WIDTH}
-    arrays = {name: np.ones(shape, np.float32) for name, shape in weights.items()}
-    np.savez(tmp_path / "params.npz", **arrays, threshold=np.full(48, 0.5, np.float32))
-    monkeypatch.setattr(
-        loaders,
-        "get_gemma_2_config_from_hf",
-        lambda *a, **k: {**described_by(*a, **k), "d_in": WIDTH, "d_sae": 48},
-    )
-    monkeypatch.setattr(loaders, "hf_hub_download", lambda **_: str(tmp_path / "params.npz"))
-    place = presets()["gemma-2-2b-it"].saes["blocks.3.hook_resid_post"]
-    dictionary = load_sae(place, Site.parse("blocks.3.hook_resid_post"), "cpu")
-    assert (dictionary.architecture, dictionary.normalisation) == ("jumprelu", "none")
-    assert not dictionary.centred
-    with pytest.raises(UserError, match=r"trained at 'blocks.3.hook_resid_post', not at blocks.5"):
-        load_sae(place, Site.parse("blocks.5.hook_resid_post"), "cpu")
-
-
 def test_a_release_is_read_only_when_it_is_used(
     model: Path, sae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

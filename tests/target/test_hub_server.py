@@ -6,60 +6,25 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers.utils.hub
 from huggingface_hub import constants, file_download
 
 from saebench_recovery.cli import main
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.presets import presets
 from tests.hub_server import TOKEN, Hub
-from tests.layouts import write_gpt2_saes, write_model
+from tests.target.conftest import MODEL, SAES
 
-MODEL = "openai-community/gpt2"
-SAES = "jbloom/GPT2-Small-SAEs-Reformatted"
-RELEASED = presets()["gpt2-small"]
 SITE = Site.parse("blocks.4.hook_resid_pre")
 SAE = f"gpt2-small-res-jb/{SITE}"
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("served")
-    return write_model(root / "model"), write_gpt2_saes(root / "saes")
-
-
-@pytest.fixture
-def hub(served: tuple[Path, Path]) -> Iterator[Hub]:
-    """A hub with tiny stand-ins for what the target `gpt2-small` is made of."""
-    hub = Hub()
-    hub.add(MODEL, served[0], str(RELEASED.revision))
-    hub.add(SAES, served[1], "a" * 40)
-    with hub.running():
-        yield hub
-
-
-@pytest.fixture
-def clients(hub: Hub, tmp_path: Path, monkeypatch: Patch) -> None:
-    """The clients of this process use that hub and an empty cache."""
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # it keeps the endpoint
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between retries
-    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 def contents() -> list[torch.Tensor]:

@@ -239,7 +239,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="cannot read the SAE"):
             load_dictionary(folder, SITE)
         (folder / "sae_weights.safetensors").unlink()
-        with pytest.raises(UserError, match="no SAELens SAE"):
+        with pytest.raises(UserError, match="no SAE at .*: sae_weights.safetensors is missing"):
             load_dictionary(folder, SITE)
 
 
