@@ -23,7 +23,9 @@ from saebench_recovery.recovery.seeds import generators
 from saebench_recovery.sites import Site
 
 MOMENTUM = 0.75
-CHECK_EVERY = 10  # steps between looks at which examples are done: a look costs a device sync
+LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
+STALLED = 0.003  # on organism's ioi 0.01 loses one recovery of 175, this none
+MOSTLY = 0.9  # rows that are done go on with the others until they are more than a tenth
 
 
 class ResidualAscent(ResidualAttack):
@@ -72,15 +74,16 @@ def ascend(
     """Momentum ascent on the objective, kept in the constraint set and the budget ball.
 
     Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
-    kept, and it stops once its margin reaches `config.margin` times the clean one.
+    kept. It stops once its margin reaches `config.margin` times the clean one, or once it has
+    stalled: `LOOK_EVERY` steps gained less than the share `STALLED` both of what all steps have
+    gained and of what is still missing.
     """
-    best = problem.zeros()
-    best_N = torch.full((problem.size,), -torch.inf, device=problem.budget_N.device)
+    found = problem.zeros()
     goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
-    rows = torch.arange(problem.size, device=best_N.device)
-    part, fences = problem, dict(constraints)
-    values = dict(best.values)
-    momentum = {s: torch.zeros_like(v) for s, v in values.items()}
+    rows = torch.arange(problem.size, device=goal_N.device)
+    part, fences, values = problem, dict(constraints), dict(found.values)
+    best, momentum = dict(values), {s: torch.zeros_like(v) for s, v in values.items()}
+    best_N = first_N = seen_N = torch.full_like(goal_N, -torch.inf)
     for step in range(config.steps + 1):
         delta = ResidualDelta(values, part.positions_NP)
         last = step == config.steps
@@ -88,28 +91,37 @@ def ascend(
             objective_N = part.objective(delta)
         else:
             objective_N, grads = part.gradient(delta)
-        better = (objective_N > best_N[rows]) & (best_N[rows] < goal_N[rows])
-        best_N[rows] = torch.where(better, objective_N, best_N[rows])
-        for site, value in values.items():
-            best.values[site][rows] = torch.where(
-                better[:, None, None], value, best.values[site][rows]
-            )
+        better_N = (objective_N > best_N) & (best_N < goal_N)
+        best_N = torch.where(better_N, objective_N, best_N)
+        best = {s: torch.where(better_N[:, None, None], v, best[s]) for s, v in values.items()}
+        if step == 0:
+            first_N = best_N
         if last:
             break
-        if step % CHECK_EVERY == CHECK_EVERY - 1:
-            index = part.groups(best_N[rows] < goal_N[rows])
-            if index.numel() == 0:
-                break
-            if index.numel() <= rows.numel() / 2:
+        if step == 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
+            least_N = STALLED * torch.minimum(best_N - first_N, goal_N - best_N)
+            index = part.groups((best_N < goal_N) & ~(best_N - seen_N < least_N))
+            seen_N = best_N
+            if index.numel() <= MOSTLY * rows.numel():
+                for site, value in best.items():
+                    found.values[site][rows] = value
+                if index.numel() == 0:
+                    return found
                 rows, part = rows[index], part.rows(index)
                 fences = {s: f.rows(index) for s, f in fences.items()}
-                values, grads, momentum = (
-                    {s: t[index] for s, t in group.items()} for group in (values, grads, momentum)
+                goal_N, best_N, first_N, seen_N = (
+                    t[index] for t in (goal_N, best_N, first_N, seen_N)
+                )
+                values, grads, momentum, best = (
+                    {s: t[index] for s, t in group.items()}
+                    for group in (values, grads, momentum, best)
                 )
         length_N = _rate(config, step) * part.budget_N
         values = _step(values, grads, momentum, length_N)
         values = project(values, fences, part.budget_N)
-    return best
+    for site, value in best.items():
+        found.values[site][rows] = value
+    return found
 
 
 def ascend_shared(
@@ -166,12 +178,11 @@ def _step(
     published, scales each coordinate instead; after projection that no longer points uphill, and
     it stops short of what the budget allows.
     """
-    size_N = _norm(grads)
+    share = ((1 - MOMENTUM) / _norm(grads).clamp(min=1e-30))[:, None, None]
     for site, grad in grads.items():
-        unit = grad / size_N.clamp(min=1e-30)[:, None, None]
-        momentum[site] = MOMENTUM * momentum[site] + (1 - MOMENTUM) * unit
+        momentum[site] = torch.addcmul(MOMENTUM * momentum[site], share, grad)
     scale = (length_N / _norm(momentum).clamp(min=1e-30))[:, None, None]
-    return {site: value + scale * momentum[site] for site, value in values.items()}
+    return {site: torch.addcmul(value, scale, momentum[site]) for site, value in values.items()}
 
 
 def project(
@@ -195,7 +206,8 @@ def _excess(values: Mapping[Site, Tensor], radius_N: Tensor) -> Tensor:
 
 def _norm(values: Mapping[Site, Tensor]) -> Tensor:
     """Norm [N] of each example over all sites."""
-    return torch.stack([v.flatten(1).square().sum(1) for v in values.values()]).sum(0).sqrt()
+    each: list[Tensor] = [torch.linalg.vector_norm(v, dim=(1, 2)) for v in values.values()]
+    return torch.stack(each).square().sum(0).sqrt()
 
 
 def random_direction(

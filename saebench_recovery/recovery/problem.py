@@ -160,8 +160,10 @@ class Problem:
         """Indices of the wanted rows, equally many of each prompt that has any.
 
         Equal groups go on sharing their prompt's prefix; the smaller ones are filled up with
-        rows that were not wanted.
+        rows that were not wanted. Where there is no prefix to share, none are.
         """
+        if self.start.prefix.length == 0:
+            return wanted_N.nonzero()[:, 0]
         wanted_EV = wanted_N.view(-1, self.variants)
         width = int(wanted_EV.sum(1).amax())
         first_EV = wanted_EV.int().argsort(dim=1, descending=True, stable=True)

@@ -292,16 +292,20 @@ def _smallest_norms(
     Where every look costs a generation, only the budgets themselves are compared. Tokens have no
     norm.
     """
-    if not isinstance(found, ResidualDelta):
-        return torch.full_like(problem.scale_N, torch.inf)
-    low_N, high_N = torch.zeros_like(problem.scale_N), torch.ones_like(problem.scale_N)
-    for _ in range(0 if problem.task.new_tokens else BISECTIONS):
+    smallest_N = torch.full_like(problem.scale_N, torch.inf)
+    index = problem.groups(works_N)
+    if index.numel() == 0 or not isinstance(found, ResidualDelta):
+        return smallest_N
+    part, delta, works_N = problem.rows(index), found.rows(index), works_N[index]
+    low_N, high_N = torch.zeros_like(part.scale_N), torch.ones_like(part.scale_N)
+    for _ in range(0 if part.task.new_tokens else BISECTIONS):
         middle_N = (low_N + high_N) / 2
-        enough_N = problem.behaviour(problem.shrunk(found, middle_N, constrained))
+        enough_N = part.behaviour(part.shrunk(delta, middle_N, constrained))
         high_N = torch.where(enough_N, middle_N, high_N)
         low_N = torch.where(enough_N, low_N, middle_N)
-    norm_N = found.norm_E() * high_N / problem.scale_N
-    return norm_N.masked_fill(~works_N, torch.inf)
+    norm_N = delta.norm_E() * high_N / part.scale_N
+    smallest_N[index] = norm_N.masked_fill(~works_N, torch.inf)
+    return smallest_N
 
 
 def _blind(problem: Problem) -> Tensor:

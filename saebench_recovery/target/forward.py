@@ -164,8 +164,10 @@ def _until(
     target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None, site: Site
 ) -> Tensor:
     """The residual [R, Q, D] as edited at `site`; later layers are not run."""
-    reached: list[Tensor] = []
     wanted = edits.get(site)
+    if start is not None and not start.at_tokens and start.site == entry(site) == site:
+        return start.resid_RQD if wanted is None else wanted(start.resid_RQD)
+    reached: list[Tensor] = []
 
     def stop(resid: Tensor) -> Tensor:
         reached.append(resid if wanted is None else wanted(resid))

@@ -235,7 +235,9 @@ class DefendedLatents:
         Adds `change @ decoder_SD`, scaled back by the residual's own statistics where the SAE
         normalises its input: the same as `x + decode(z + change) - decode(z)`.
         """
-        edit = self.decoded(change_BTS) * self.dictionary.scale(resid_BTD)
+        edit = self.decoded(change_BTS)
+        if not self.affine:
+            edit = edit * self.dictionary.scale(resid_BTD)
         return (resid_BTD.float() + edit).to(resid_BTD.dtype)
 
     def decoded(self, z_BTS: Tensor) -> Tensor:
