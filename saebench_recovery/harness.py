@@ -38,6 +38,7 @@ def run(
     limits: Limits | None = None,
     seed: int = 0,
     limit: int | None = None,
+    force_sae: bool = False,
     flops: float | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -51,7 +52,8 @@ def run(
     Without `tasks`, every task that the target has. `budget` is the largest norm of a
     perturbation, relative to the defended residual's or absolute. `limit` caps the evaluation
     examples per task, `flops` what the search may spend on each flip at each budget, `plugins`
-    are files to import first, and `batch_size=None` chooses one. The result stands in
+    are files to import first, and `batch_size=None` chooses one. `force_sae`: what SAEs say of
+    the model and hook point they were trained on does not count. The result stands in
     `<out>/<identity>/result.json`; a complete one is read, a partial one continued, unless `force`.
 
     Raises:
@@ -73,6 +75,7 @@ def run(
         "limits": limits or Limits(),
         "seed": seed,
         "limit": limit,
+        "force_sae": force_sae,
         "flops": flops,
         "device": device,
         "batch_size": batch_size,
@@ -109,7 +112,7 @@ def _compute(
     started = time.monotonic() - (earlier.provenance.seconds if earlier else 0)
     rows = {row.task: row for row in earlier.rows} if earlier else {}
     examples, perturbations = folder.finished(rows) if earlier else ([], {})
-    target = load_target(plan.spec.target, plan.spec.device)
+    target = load_target(plan.spec.target, plan.spec.device, force_sae=plan.spec.force_sae)
     # Before the first task is scored: data that cannot be read must not cost finished work.
     made_by = provenance(target, [trio.task for trio in plan.trios.values()])
     result = earlier

@@ -55,6 +55,7 @@ class RunSpec(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
     protocol: str | None = None
+    force_sae: bool = False
     flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # Everything below changes speed, not numbers (up to float rounding), so it is not identity.
     device: str = "auto"
@@ -86,6 +87,7 @@ IDENTITY = frozenset(
         "seed",
         "limit",
         "protocol",
+        "force_sae",
         "flops",
     }
 )
@@ -114,6 +116,8 @@ def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
     words += ["--seed", str(spec.seed)]
     if spec.protocol is not None:
         words += ["--protocol", spec.protocol]
+    if spec.force_sae:
+        words += ["--force-sae"]
     if spec.limit is not None:
         words += ["--limit", str(spec.limit)]
     if spec.flops is not None:

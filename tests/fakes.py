@@ -126,7 +126,7 @@ class Engine:
         scoring, loading = ModuleType("evaluate"), ModuleType("loading")
         target = SimpleNamespace(preset=PRESET, device="cpu", dtype=torch.float32)
         scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
-        loading.load_target = lambda name, device: target  # type: ignore[attr-defined]
+        loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
         set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
         set(sys.modules, "saebench_recovery.target.loading", loading)
         set(vars(plan), "preset", lambda name: PRESET)

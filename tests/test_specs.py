@@ -24,6 +24,7 @@ CHANGED: dict[str, Any] = {
     "limits": Limits(drift=0.1),
     "seed": 1,
     "limit": 8,
+    "force_sae": True,
     "flops": 1e9,
     "device": "cuda",
     "batch_size": 4,

@@ -41,6 +41,14 @@ def run(
             envvar="SAEBENCH_SAE",
         ),
     ] = None,
+    force_sae: Annotated[
+        bool,
+        typer.Option(
+            "--force-sae",
+            help="Use SAEs whose metadata name another model or hook.",
+            envvar="SAEBENCH_FORCE_SAE",
+        ),
+    ] = False,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -212,6 +220,7 @@ def run(
         "limits": {"drift": max_drift, "decode": max_decode, "fidelity": min_fidelity},
         "seed": seed,
         "limit": limit,
+        "force_sae": force_sae,
         "flops": flops,
         "device": device,
         "batch_size": None if batch_size == "auto" else batch_size,

@@ -22,6 +22,7 @@ from huggingface_hub import constants, errors, hf_hub_download
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import gemma_scope
+from saebench_recovery.target.host import Host
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
 from saebench_recovery.target.sae_files import architecture_of, from_state, load_dictionary
@@ -50,7 +51,9 @@ def load_model(preset: Preset) -> tuple[Any, Any]:
     return _explained(load, f"model {preset.model!r}", preset.model)
 
 
-def load_sae(place: str, site: Site, device: str) -> Dictionary:
+def load_sae(
+    place: str, site: Site, device: str, *, host: Host | None = None, force: bool = False
+) -> Dictionary:
     """The SAE in a folder (or file of Gemma Scope), or of a release of SAELens' (`RELEASE/ID`).
 
     Raises:
@@ -58,7 +61,7 @@ def load_sae(place: str, site: Site, device: str) -> Dictionary:
     """
     local = local_folder(place) or Path(place).expanduser()
     if local.exists():
-        return load_dictionary(local, site, device)
+        return load_dictionary(local, site, device, host=host, force=force)
     from sae_lens import SAE  # takes five seconds
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -79,7 +82,7 @@ def load_sae(place: str, site: Site, device: str) -> Dictionary:
         folder = _explained(
             lambda: _gemma_scope(repository, path, weights), f"SAE {place!r}", repository
         )
-        return load_dictionary(folder, site, device)
+        return load_dictionary(folder, site, device, host=host, force=force)
 
     def load() -> Any:
         with warnings.catch_warnings():
@@ -87,7 +90,7 @@ def load_sae(place: str, site: Site, device: str) -> Dictionary:
             return SAE.from_pretrained(release, sae_id, device=device)
 
     sae = _explained(load, f"SAE {place!r}", repository)
-    return from_state(sae.cfg.to_dict(), sae.state_dict(), site)
+    return from_state(sae.cfg.to_dict(), sae.state_dict(), site, host=host, force=force)
 
 
 def _gemma_scope(repository: str, path: str, weights: str) -> Path:

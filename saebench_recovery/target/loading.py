@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import knowledge
-from saebench_recovery.target.hub import load_model, load_sae
+from saebench_recovery.target.host import Host
+from saebench_recovery.target.hub import load_model, load_sae, local_folder
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import preset
 from saebench_recovery.target.target import Target
 
 
-def load_target(name: str, device: str = "auto") -> Target:
+def load_target(name: str, device: str = "auto", *, force_sae: bool = False) -> Target:
     """The target of that name on a device (`auto`: an accelerator if there is one).
+
+    `force_sae`: an SAE's own word on which model and hook point it belongs to does not count.
 
     Raises:
         UserError: unknown name or device, files missing, or SAEs that do not fit the model.
@@ -24,12 +28,15 @@ def load_target(name: str, device: str = "auto") -> Target:
     chosen = preset(name)
     where = _device(device)
     tokenizer, model = load_model(chosen)
-    dictionaries = _Dictionaries({Site.parse(s): sae for s, sae in chosen.saes.items()}, where)
+    places = {Site.parse(site): sae for site, sae in chosen.saes.items()}
+    named = None if local_folder(chosen.model) else chosen.model
+    host = Host(named, str(model.config.model_type))
+    load = partial(load_sae, device=where, host=host, force=force_sae)
     return Target(
         name,
         model.to(where),
         tokenizer,
-        dictionaries,
+        _Dictionaries(places, load),
         chosen,
         knowledge.neutral_texts(chosen.knowledge),
         knowledge.facts(chosen.knowledge),
@@ -39,13 +46,13 @@ def load_target(name: str, device: str = "auto") -> Target:
 class _Dictionaries(Mapping[Site, Dictionary]):
     """SAEs by site, each read when it is first asked for: a run seldom needs them all."""
 
-    def __init__(self, places: Mapping[Site, str], device: str) -> None:
-        self._places, self._device = places, device
+    def __init__(self, places: Mapping[Site, str], load: Callable[[str, Site], Dictionary]) -> None:
+        self._places, self._load = places, load
         self._read: dict[Site, Dictionary] = {}
 
     def __getitem__(self, site: Site) -> Dictionary:
         if site not in self._read:
-            self._read[site] = load_sae(self._places[site], site, self._device)
+            self._read[site] = self._load(self._places[site], site)
         return self._read[site]
 
     def __iter__(self) -> Iterator[Site]:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.sites import Site, hook_name
+from saebench_recovery.sites import Site
 from saebench_recovery.target import gemma_scope
+from saebench_recovery.target.host import Host, check_metadata
 from saebench_recovery.target.latents import (
     SMALLEST_NORM,
     Architecture,
@@ -52,7 +53,8 @@ def load_dictionary(
     site: Site,
     device: torch.device | str = "cpu",
     *,
-    d_model: int | None = None,
+    host: Host | None = None,
+    force: bool = False,
 ) -> Dictionary:
     """Read a folder of SAELens, or a folder or weights file of Gemma Scope, in any dtype.
 
@@ -75,7 +77,7 @@ def load_dictionary(
         ) from error
     except Exception as error:  # json, numpy and safetensors have no common base class
         raise UserError(f"cannot read the SAE at {place}: {error}") from error
-    return from_state(cfg, state, site, d_model=d_model)
+    return from_state(cfg, state, site, host=host, force=force)
 
 
 def from_state(
@@ -83,20 +85,22 @@ def from_state(
     state: Mapping[str, Tensor],
     site: Site,
     *,
-    d_model: int | None = None,
+    host: Host | None = None,
+    force: bool = False,
 ) -> Dictionary:
     """A dictionary from `sae.cfg.to_dict()` and `sae.state_dict()`, on the weights' device.
 
     Raises:
         UserError: an architecture or normalisation that cannot be read exactly, weights that
-            are missing, not finite or of the wrong shape, an SAE of another hook point, or of
-            another residual width than `d_model` (where given).
+            are missing, not finite or of the wrong shape, or, unless `force`, an SAE of another
+            hook point or model.
     """
     architecture = architecture_of(cfg)
     normalisation = _normalisation(cfg)
     metadata: Mapping[str, Any] = cfg.get("metadata") or cfg  # before SAELens 6 it was flat
-    _check_site(metadata, site)
-    w = _weights(architecture, cfg, state, site, d_model)
+    if not force:
+        check_metadata(metadata, site, host)
+    w = _weights(architecture, cfg, state)
 
     model_kwargs = metadata.get("model_from_pretrained_kwargs") or {}
     centred = normalisation == "layer_norm" or bool(model_kwargs.get("center_writing_weights"))
@@ -173,26 +177,10 @@ def _normalisation(cfg: Mapping[str, Any]) -> Normalisation:
     )
 
 
-def _check_site(metadata: Mapping[str, Any], site: Site) -> None:
-    name = metadata.get("hook_name") or metadata.get("hook_point")
-    if name is None:
-        return  # nothing is known: the caller says where it belongs
-    trained = hook_name(name)
-    same = {str(site)}  # the residual after a block is the one before the next
-    if site.kind == "hook_resid_post":
-        same.add(f"blocks.{site.layer + 1}.hook_resid_pre")
-    elif site.kind == "hook_resid_pre":
-        same.add(f"blocks.{site.layer - 1}.hook_resid_post")
-    if trained not in same:
-        raise UserError(f"this SAE was trained at {name!r}, not at {site}; use it there")
-
-
 def _weights(
     architecture: Architecture,
     cfg: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    site: Site,
-    d_model: int | None,
 ) -> dict[str, Tensor]:
     """The weights in float32, complete, finite and of one shape."""
     w = {name: tensor.detach().float() for name, tensor in state.items()}
@@ -223,10 +211,5 @@ def _weights(
         raise UserError(
             f"cfg.json says d_in {cfg.get('d_in')} and d_sae {cfg.get('d_sae')}, "
             f"but the weights are {d} x {m}"
-        )
-    if d_model is not None and d != d_model:
-        raise UserError(
-            f"the SAE at {site} reads residuals of width {d}, the model's are {d_model} wide; "
-            "use an SAE trained on this model"
         )
     return w
