@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.errors import UserError
+from saebench_recovery.schema import Constraint
 from saebench_recovery.sites import Site
 
 if TYPE_CHECKING:
@@ -463,13 +464,17 @@ class Attack(Plugin, ABC):
     that it displaces, instead of adding to the residual stream; it is handed a `SuffixProblem`.
     """
 
-    constrained: ClassVar[bool] = False
+    constrained: bool = False
     suffix: ClassVar[Literal["tokens", "embeddings"] | None] = None
 
     @property
     def length(self) -> int:
         """Tokens that it puts into the prompt."""
         return 0
+
+    def promise(self, problem: Problem) -> Constraint:
+        """How the defended latents are kept in place in this problem, by construction."""
+        return problem.promise if self.constrained else Constraint(kind="none", rank=0)
 
     @property
     def learns(self) -> bool:

@@ -69,6 +69,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.orthogonal:Orthogonal",
             "residual delta kept in the null space of the defended encoder directions",
         ),
+        "jacobian": (
+            "saebench_recovery.attacks.jacobian:Jacobian",
+            "residual delta that keeps the defended latents in place at every layer",
+        ),
         "unconstrained": (
             "saebench_recovery.attacks.unconstrained:Unconstrained",
             "residual delta held back by the budget alone",

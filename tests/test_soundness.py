@@ -33,13 +33,13 @@ from saebench_recovery.interfaces import (
 )
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
-from saebench_recovery.recovery.drift import Reading, drift
+from saebench_recovery.recovery.drift import Reading, drift, scopes
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.registry import BUILT_IN
 from saebench_recovery.schema import Row
 from saebench_recovery.scoring import chunk
-from saebench_recovery.scoring.chunk import Flip, scopes
+from saebench_recovery.scoring.chunk import Flip
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate, valid_flips
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.sites import Site

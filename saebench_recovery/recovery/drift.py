@@ -16,6 +16,7 @@ from torch import Tensor
 from saebench_recovery.schema import Drift
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
+from saebench_recovery.target.batch import Batch
 from saebench_recovery.target.latents import DefendedLatents
 
 METRICS = tuple(Drift.model_fields)
@@ -116,6 +117,21 @@ def drift(
         )
 
     return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+
+
+def scopes(laid: Batch, positions_EP: Tensor) -> dict[str, Tensor]:
+    """Where drift is measured, as separate figures, bool [E, Q] per scope."""
+    C = laid.rows_per_example
+    column_EP = laid.columns(positions_EP)
+    perturbed_EQ = laid.at_columns(column_EP)[::C]
+    first_E = torch.where(column_EP < 0, 10**9, column_EP).amin(1)[::C]
+    column_Q = torch.arange(perturbed_EQ.shape[1], device=perturbed_EQ.device)
+    later_EQ = (column_Q > first_E[:, None]) & ~perturbed_EQ & laid.mask_RQ[::C]
+    return {
+        "perturbed": perturbed_EQ,
+        "readout": column_Q == laid.readout_E[:, None],
+        "later": later_EQ,
+    }
 
 
 def within_limits(drift: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
+from saebench_recovery import schema
 from saebench_recovery.interfaces import Defense, Example, Output, Perturbation, ResidualDelta, Task
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.generation import written
@@ -73,6 +74,22 @@ class Problem:
     def examples(self) -> tuple[Example, ...]:
         return self.batch.examples
 
+    @property
+    def promise(self) -> schema.Constraint:
+        """What the constraint sets keep in place, at the perturbed sites only."""
+        defense, fences = self.active.defense, self.constraints
+        assert defense is not None
+        beyond = [str(site) for site in defense.latents if site > min(fences)]
+        loose = [fence for fence in fences.values() if fence.kind != "exact"]
+        note = loose[0].note if loose else ""
+        if beyond:
+            note = f"held at the perturbed sites only; {', '.join(beyond)} may move"
+        return schema.Constraint(
+            kind="first-order" if beyond or loose else "exact",
+            rank=sum(fence.rank for fence in fences.values()),
+            note=note,
+        )
+
     def fences(self, constrained: bool) -> Mapping[Site, Constraint]:
         """The constraint sets per site, or none at all."""
         return self.constraints if constrained else dict.fromkeys(self.constraints, Free())
@@ -93,14 +110,14 @@ class Problem:
     def objective(self, perturbation: Perturbation) -> Tensor:
         """The objective [N] with this perturbation under the active defense."""
         part, delta = self._resolved(perturbation)
-        return part._reached(part._metered(lambda: part._objective(delta), backward=False))
+        return part.reached(part.tail_pass(lambda: part.differentiable(delta), backward=False))
 
     @torch.no_grad()
     def behaviour(self, perturbation: Perturbation) -> Tensor:
         """Whether the behaviour is shown, bool [N], by the task's one detector."""
         if not self.task.new_tokens:
             part, delta = self._resolved(perturbation)
-            return part._metered(lambda: self.task.behaviour(part._output(delta)), backward=False)
+            return part.tail_pass(lambda: self.task.behaviour(part._output(delta)), backward=False)
         examples, applied = perturbation.applied(self.examples)
         texts = self._booked(
             lambda: written(self.active, examples, self.task.new_tokens, self.meter, applied)
@@ -114,12 +131,12 @@ class Problem:
         def work() -> tuple[Tensor, dict[Site, Tensor]]:
             leaves = {s: v.detach().requires_grad_() for s, v in delta.values.items()}
             with torch.enable_grad():
-                objective_N = self._objective(replace(delta, values=leaves))
+                objective_N = self.differentiable(replace(delta, values=leaves))
                 grads = torch.autograd.grad(objective_N.sum(), list(leaves.values()))
             return objective_N.detach(), dict(zip(leaves, grads, strict=True))
 
-        objective_N, grads = self._metered(work, backward=True)
-        return self._reached(objective_N), grads
+        objective_N, grads = self.tail_pass(work, backward=True)
+        return self.reached(objective_N), grads
 
     def affordable(self, steps: int) -> int:
         """Steps of a search whose first one is done: those that the allowance pays for, if any."""
@@ -208,29 +225,25 @@ class Problem:
             raise TypeError(f"no residual attack finds a {type(perturbation).__name__}")
         return self, perturbation
 
-    def _objective(self, delta: ResidualDelta) -> Tensor:
+    def differentiable(self, delta: ResidualDelta, trace: Trace | None = None) -> Tensor:
+        """The objective [N] with its graph, and a trace of the defended sites if given.
+
+        For a search's own passes: it books them with `tail_pass` and reports with `reached`.
+        """
         if self.wanted_NV is None:
-            return self.task.objective(self._output(delta))
-        found_NV = self._output(delta, distribution=True).logprobs_EV
+            return self.task.objective(self._output(delta, trace=trace))
+        found_NV = self._output(delta, distribution=True, trace=trace).logprobs_EV
         assert found_NV is not None
         return -(self.wanted_NV.exp() * (self.wanted_NV - found_NV)).sum(1)
 
-    def _output(self, delta: ResidualDelta, *, distribution: bool = False) -> Output:
-        return forward(
-            self.active.target,
-            self.batch,
-            self.active.edits(self.batch, delta),
-            self.start,
-            pool=self.task.pool,
-            distribution=distribution,
-        )
-
-    def _reached(self, objective_N: Tensor) -> Tensor:
+    def reached(self, objective_N: Tensor) -> Tensor:
+        """Note on the trail which rows have their objective now; minus infinity has nothing."""
         least_N = 0 if self.wanted_NV is None else self.goal_N
         self.trail.reach(self.row_N, objective_N > least_N)
         return objective_N
 
-    def _metered(self, work: Callable[[], T], *, backward: bool) -> T:
+    def tail_pass(self, work: Callable[[], T], *, backward: bool, logits: str = "candidates") -> T:
+        """Do `work`, a pass through the tail, and book it; see `Meter.run` for `logits`."""
         return self._booked(
             lambda: self.meter.run(
                 work,
@@ -239,7 +252,20 @@ class Problem:
                 layers=self.active.target.depth(self.task.pool) - start_block(self.start.site),
                 prefix=self.start.prefix.length,
                 backward=backward,
+                logits=logits,
             )
+        )
+
+    def _output(
+        self, delta: ResidualDelta, *, distribution: bool = False, trace: Trace | None = None
+    ) -> Output:
+        return forward(
+            self.active.target,
+            self.batch,
+            self.active.edits(self.batch, delta, trace),
+            self.start,
+            pool=self.task.pool,
+            distribution=distribution,
         )
 
     def _booked(self, work: Callable[[], T]) -> T:

@@ -26,7 +26,13 @@ from saebench_recovery.interfaces import (
 )
 from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.ascent import random_direction
-from saebench_recovery.recovery.drift import Reading, drift, tightest_limit, within_limits
+from saebench_recovery.recovery.drift import (
+    Reading,
+    drift,
+    scopes,
+    tightest_limit,
+    within_limits,
+)
 from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
@@ -213,7 +219,7 @@ def _score(
     if isinstance(headline, TokenSuffix):
         lost_E = (headline.ids_EL < 0).all(1)
     blind_E = _blind(alone)
-    constraint = _summary(fences, setting)
+    constraint = setting.attack.promise(alone)
     scored = []
     for e, flip in enumerate(flips):
         scored.append(
@@ -253,24 +259,6 @@ def _score(
             )
         )
     return scored, headline
-
-
-def _summary(fences: Mapping[Site, Constraint], setting: Setting) -> schema.Constraint:
-    """What the attack promises about the defended latents, by construction."""
-    rank = sum(fence.rank for fence in fences.values())
-    if not setting.attack.constrained:
-        return schema.Constraint(kind="none", rank=rank)
-    assert setting.active.defense is not None
-    first = min(fences)
-    beyond = [site for site in setting.active.defense.latents if site > first]
-    loose = [fence for fence in fences.values() if fence.kind != "exact"]
-    if beyond:
-        note = f"held at the perturbed sites only; {', '.join(map(str, beyond))} may move"
-    else:
-        note = loose[0].note if loose else ""
-    return schema.Constraint(
-        kind="first-order" if beyond or loose else "exact", rank=rank, note=note
-    )
 
 
 def _random(
@@ -377,18 +365,3 @@ def _reading(trace: Trace, sites: tuple[Site, ...], rows_per_example: int) -> Re
     """Readings of each example's first row."""
     z = {site: trace.z[site][::rows_per_example] for site in sites}
     return Reading(z, {site: trace.p[site][::rows_per_example] for site in sites})
-
-
-def scopes(laid: Batch, positions_EP: Tensor) -> dict[str, Tensor]:
-    """Where drift is measured, as separate figures, bool [E, Q] per scope."""
-    C = laid.rows_per_example
-    column_EP = laid.columns(positions_EP)
-    perturbed_EQ = laid.at_columns(column_EP)[::C]
-    first_E = torch.where(column_EP < 0, 10**9, column_EP).amin(1)[::C]
-    column_Q = torch.arange(perturbed_EQ.shape[1], device=perturbed_EQ.device)
-    later_EQ = (column_Q > first_E[:, None]) & ~perturbed_EQ & laid.mask_RQ[::C]
-    return {
-        "perturbed": perturbed_EQ,
-        "readout": column_Q == laid.readout_E[:, None],
-        "later": later_EQ,
-    }
