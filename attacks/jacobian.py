@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import PluginConfig, ResidualDelta
-from saebench_recovery.recovery.ascent import CHECK_EVERY, ResidualAscent, _step
+from saebench_recovery.recovery.ascent import LOOK_EVERY, MOSTLY, ResidualAscent, _step
 from saebench_recovery.recovery.linearised import Linearised, Look, Rows
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.registry import register_attack
@@ -121,11 +121,11 @@ class Jacobian(ResidualAscent):
             rate = config.lr * (1 + math.cos(math.pi * step / steps)) / 2
             length_N = rate * model.problem.budget_N
             delta_NF = self._moved(model, look, rows, delta_NF, momentum, length_N)
-            if step % CHECK_EVERY == CHECK_EVERY - 1:
+            if step % LOOK_EVERY == LOOK_EVERY - 1:
                 index = model.problem.groups(best_N[place_N] < goal_N[place_N])
                 if index.numel() == 0:
                     break
-                if index.numel() <= place_N.numel() / 2:
+                if index.numel() <= MOSTLY * place_N.numel():
                     place_N, model, delta_NF = place_N[index], model.rows(index), delta_NF[index]
                     momentum = {s: m[index] for s, m in momentum.items()}
                     rows = None if rows is None else rows.rows(index)

@@ -44,15 +44,14 @@ class Look:
 
 
 class Rows:
-    """The row space of a Jacobian [N, K, F] per example, in float64."""
+    """A Jacobian [N, K, F] per example and its row space, in float64."""
 
     def __init__(self, jacobian_NKF: Tensor) -> None:
-        jacobian = jacobian_NKF.double()
-        length_NK1 = jacobian.norm(dim=2, keepdim=True)
-        self._scale_NK = 1 / length_NK1[:, :, 0].clamp_min(1e-300)
-        self._unit_NKF = jacobian * self._scale_NK[:, :, None]
+        self.jacobian_NKF = jacobian_NKF.double()
+        self._scale_NK = 1 / self.jacobian_NKF.norm(dim=2).clamp_min(1e-300)
+        self._unit_NKF = self.jacobian_NKF * self._scale_NK[:, :, None]
         # The smaller Gram matrix: a few latents at many coordinates, or the other way round.
-        _, K, F = jacobian.shape
+        _, K, F = jacobian_NKF.shape
         wide = K <= F
         gram = self._unit_NKF @ self._unit_NKF.mT if wide else self._unit_NKF.mT @ self._unit_NKF
         square, vectors = torch.linalg.eigh(gram)
@@ -165,7 +164,7 @@ class Linearised:
     def bytes_per_row(self) -> int:
         """Of a Jacobian and what is made of it, for one example."""
         K, F = len(self.mix_KM), len(self._sites) * self._shape.numel()
-        return 8 * (3 * K * F + min(K, F) * (F + 2 * min(K, F)))
+        return 8 * (4 * K * F + min(K, F) * (F + 2 * min(K, F)))
 
     def fenced(self, flat_NF: Tensor) -> Tensor:
         """The same deltas inside what is kept exactly at the first perturbed site."""
