@@ -467,6 +467,10 @@ class Attack(Plugin, ABC):
     constrained: bool = False
     suffix: ClassVar[Literal["tokens", "embeddings"] | None] = None
 
+    def suite(self) -> Sequence[Attack]:
+        """The attacks that it stands for, each tried on what those before left unbroken."""
+        return [self]
+
     @property
     def length(self) -> int:
         """Tokens that it puts into the prompt."""

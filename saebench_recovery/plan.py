@@ -117,10 +117,13 @@ def _trio(spec: RunSpec, task: Task, own: TaskPreset) -> Trio:
 
 def _environment(trios: Mapping[str, Trio], chosen: Preset) -> dict[str, Any]:
     """Hashes and versions of all code and data behind the numbers."""
+    plugins = [pair for trio in trios.values() for pair in trio.plugins.items()]
+    members: list[tuple[Kind, Plugin]] = [
+        ("attack", member) for trio in trios.values() for member in trio.attack.suite()
+    ]
     sources = {
         f"{kind} {plugin.name}": registry.source_hash(plugin)
-        for trio in trios.values()
-        for kind, plugin in trio.plugins.items()
+        for kind, plugin in [*plugins, *members]
     }
     return {
         "target": target_fingerprint(chosen),

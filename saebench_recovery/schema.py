@@ -127,8 +127,17 @@ class Constraint(Record):
 class PerturbationKind(Record):
     """What the attack changes: the residual stream, or the prompt by a suffix."""
 
-    kind: Literal["residual", "tokens", "embeddings"] = "residual"
+    kind: Literal["residual", "tokens", "embeddings", "several"] = "residual"
     length: Count | None = Field(default=None, description="tokens of the suffix")
+
+
+class SuiteMember(Record):
+    """One attack of a suite, on the flips that those before it left unbroken."""
+
+    attack: str
+    tried: Count
+    broken: Count = Field(description="recovered inside the constraint limits")
+    flops: Count
 
 
 class SideEffects(Record):
@@ -187,6 +196,7 @@ class Row(Record):
     zero_reactivation: Rate = Field(description="recovered and no eligible latent switched on")
     norm: Mean = Field(description="relative norm of the delta; null for tokens")
     perturbation: PerturbationKind = PerturbationKind()
+    suite: tuple[SuiteMember, ...] = Field(default=(), description="in the order of their turns")
     side_effects: SideEffects
     compute: Compute
     flags: tuple[str, ...] = ()
@@ -219,7 +229,7 @@ class ExampleRow(Record):
     """One line of `examples.jsonl`: ids and figures, no text."""
 
     task: str
-    attack: str
+    attack: str = Field(description="of a suite, the one whose perturbation this is")
     id: str
     cluster: str
     recovered: bool

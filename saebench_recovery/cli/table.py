@@ -66,6 +66,10 @@ def _measures(row: Row) -> dict[str, str]:
         f" -> {_number(row.side_effects.retain_accuracy_defended)}",
         "KL on neutral text (nats)": _number(row.side_effects.kl),
         **{n.replace("_", " "): _number(value) for n, value in row.side_effects.figures.items()},
+        **{
+            f"suite: {member.attack}": f"{member.broken} of {member.tried} broken"
+            for member in row.suite
+        },
         "attack cost": _cost(row.compute.attack),
         "scoring cost": _cost(row.compute.scoring),
         "flags": "\n".join(row.flags) or "none",

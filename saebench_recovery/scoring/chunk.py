@@ -78,10 +78,18 @@ class Setting:
 
     @property
     def relative(self) -> tuple[float, ...]:
-        """The budgets that make the curve: all but an absolute headline; none for tokens."""
-        if self.attack.suffix == "tokens":
+        """The budgets that make the curve: all but an absolute headline.
+
+        None for tokens, which have no norm, nor for a suite, whose norms are of several kinds.
+        """
+        if self.attack.suffix == "tokens" or self.mixed:
             return ()
         return self.budgets[:-1] if self.absolute else self.budgets
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the attack stands for several."""
+        return self.attack.suite() != [self.attack]
 
     @property
     def variants(self) -> int:
@@ -94,6 +102,7 @@ class Scored:
     """Everything a row needs from one valid flip. Lists run over the budgets."""
 
     flip: Flip
+    attack: str
     recovered: bool
     constrained: bool
     base_like: bool
@@ -102,6 +111,7 @@ class Scored:
     relative_norm: float | None  # null, as both smallest ones are, where nothing has a norm
     curve: list[bool]
     curve_wrong: list[bool]
+    wrong: bool  # a wrong answer was injected at the headline budget
     smallest: float | None
     smallest_wrong: float | None
     nothing: bool
@@ -225,6 +235,7 @@ def _score(
         scored.append(
             Scored(
                 flip=flip,
+                attack=setting.attack.name,
                 recovered=bool(recovered_E[e]),
                 constrained=bool(recovered_E[e] & replay.within_E[e]),
                 base_like=bool(recovered_E[e] & replay.base_like_E[e]),
@@ -233,6 +244,7 @@ def _score(
                 relative_norm=relative[e],
                 curve=works_EV[e, :B].tolist(),
                 curve_wrong=works_EV[e, B:].tolist(),
+                wrong=bool(works_EV[e, B + setting.head]),
                 smallest=_least(smallest_EV[e, :B]),
                 smallest_wrong=_least(smallest_EV[e, B:]),
                 nothing=bool(nothing_E[e]),

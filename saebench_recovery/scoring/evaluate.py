@@ -19,6 +19,7 @@ from saebench_recovery.scoring.chunk import Flip, Scored, Setting, pose, score_c
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.row import assemble, example_row
 from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.scoring.suite import Attempt, unbroken, worst_case
 from saebench_recovery.specs import CURVE_BUDGETS, RunSpec
 from saebench_recovery.splits import fraction_of
 from saebench_recovery.target.hooks import blocks
@@ -57,11 +58,56 @@ def evaluate(
         active = ActiveDefense(target, defense, spec.threat_model)
         base, flips = valid_flips(active, task, examples, scoring)
         effects = side_effects(active, task, scoring)
+    suite = attack.suite()
+    learned, flips = _halves(flips) if attack.learns else ([], flips)
+    attempts: list[Attempt] = []
+    for member in suite:
+        index = unbroken(len(flips), attempts)
+        if index or not attempts:
+            setting, before = _setting(active, task, member, spec), attacking.flops
+            part = [flips[i] for i in index]
+            scored, found = _attacked(setting, learned, part, spec, attacking, scoring, advance)
+            cost = round(attacking.flops - before)
+            attempts.append(Attempt(member.name, index, scored, _joined(found), cost))
+    scored, perturbations = list(attempts[0].scored), dict(attempts[0].tensors)
+    if len(suite) > 1:
+        scored, perturbations = worst_case(len(flips), attempts)
     setting = _setting(active, task, attack, spec)
+    row = assemble(
+        setting,
+        target.name,
+        Examples(
+            n=len(examples),
+            base=base,
+            valid=len(flips) + len(learned),
+            learned=len(learned),
+            clusters=len({f.example.cluster or f.example.id for f in flips}),
+        ),
+        scored,
+        effects,
+        attacking.cost(),
+        scoring.cost(),
+        [attempt.summary() for attempt in attempts] if len(suite) > 1 else (),
+    )
+    lines = [example_row(setting, s) for s in scored]
+    return Evaluation(row, lines, perturbations)
+
+
+def _attacked(
+    setting: Setting,
+    learned: Sequence[Flip],
+    flips: Sequence[Flip],
+    spec: RunSpec,
+    attacking: Meter,
+    scoring: Meter,
+    advance: Advance,
+) -> tuple[list[Scored], list[Perturbation]]:
+    """Attack and score flips in chunks that fit the memory, after what it learned from others."""
+    task, attack, defense = setting.task, setting.attack, setting.active.defense
+    assert defense is not None
     scored: list[Scored] = []
     found: list[Perturbation] = []
     size = spec.batch_size or flips_that_fit(setting, flips)
-    learned, flips = _halves(flips) if attack.learns else ([], flips)
     if learned:
         with attacking.timed():
             attack.fit(pose(setting, learned[:size], attacking))
@@ -78,23 +124,7 @@ def evaluate(
         scored += done
         found.append(perturbations)
     advance(f"{task.label}: {defense.name} against {attack.name}", len(flips), len(flips))
-    row = assemble(
-        setting,
-        target.name,
-        Examples(
-            n=len(examples),
-            base=base,
-            valid=len(flips) + len(learned),
-            learned=len(learned),
-            clusters=len({f.example.cluster or f.example.id for f in flips}),
-        ),
-        scored,
-        effects,
-        attacking.cost(),
-        scoring.cost(),
-    )
-    lines = [example_row(setting, s) for s in scored]
-    return Evaluation(row, lines, _joined(found))
+    return scored, found
 
 
 def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -> Setting:

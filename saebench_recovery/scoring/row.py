@@ -23,6 +23,7 @@ from saebench_recovery.schema import (
     Rate,
     Row,
     SideEffects,
+    SuiteMember,
 )
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.chunk import Scored, Setting
@@ -42,6 +43,7 @@ def assemble(
     effects: SideEffects,
     attacking: Cost,
     scoring: Cost,
+    suite: Sequence[SuiteMember] = (),
 ) -> Row:
     """The row of one (target, task, defense, attack); without valid flips its rates are null."""
     clusters = [s.flip.example.cluster for s in scored]
@@ -60,8 +62,10 @@ def assemble(
 
         return Drift(**{name: metric(name) for name in Drift.model_fields})
 
-    recovers = statistics.median_smallest([s.smallest for s in scored])
-    injects = statistics.median_smallest([s.smallest_wrong for s in scored])
+    # Norms of embeddings and of residuals, and tokens without any, make no one distribution.
+    measured = [] if setting.mixed else scored
+    recovers = statistics.median_smallest([s.smallest for s in measured])
+    injects = statistics.median_smallest([s.smallest_wrong for s in measured])
     row = Row(
         task=setting.task.label,
         target=target,
@@ -106,19 +110,21 @@ def assemble(
         controls=Controls(
             nothing=rate(lambda s: s.nothing),
             random_direction=rate(lambda s: s.random),
-            wrong_target=rate(lambda s: s.curve_wrong[setting.head]),
+            wrong_target=rate(lambda s: s.wrong),
         ),
-        constraint=_constraint(scored),
+        constraint=_constraint(setting, scored),
         drift={scope: drift(scope) for scope in SCOPES},
         figures={
             name: mean(lambda s, name=name: s.figures[name])  # type: ignore[misc]
             for name in (scored[0].figures if scored else ())
         },
         zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
-        norm=mean(lambda s: s.relative_norm),
+        norm=mean(lambda s: None if setting.mixed else s.relative_norm),
         perturbation=PerturbationKind(
-            kind=setting.attack.suffix or "residual", length=setting.attack.length or None
+            kind="several" if setting.mixed else setting.attack.suffix or "residual",
+            length=setting.attack.length or None,
         ),
+        suite=tuple(suite),
         side_effects=effects,
         compute=Compute(attack=attacking, scoring=scoring),
     )
@@ -131,9 +137,11 @@ def _spendings(scored: Sequence[Scored]) -> list[float]:
     return [most / 2**i for i in reversed(range(SPENDINGS))] if most else []
 
 
-def _constraint(scored: Sequence[Scored]) -> Constraint:
+def _constraint(setting: Setting, scored: Sequence[Scored]) -> Constraint:
     if not scored:
         return Constraint(kind="none", rank=0, note="no valid flips")
+    if setting.mixed:
+        return Constraint(kind="none", rank=0, note="several attacks, held by the limits alone")
     return scored[0].constraint
 
 
@@ -142,7 +150,7 @@ def example_row(setting: Setting, scored: Scored) -> ExampleRow:
     example = scored.flip.example
     return ExampleRow(
         task=setting.task.label,
-        attack=setting.attack.name,
+        attack=scored.attack,
         id=example.id,
         cluster=example.cluster,
         recovered=scored.recovered,

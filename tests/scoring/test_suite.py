@@ -1,0 +1,101 @@
+"""A suite is the worst case over its attacks, each tried on what those before left unbroken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from saebench_recovery.attacks.auto import MEMBERS, AutoV1
+from saebench_recovery.attacks.orthogonal import Orthogonal
+
+from saebench_recovery import registry
+from saebench_recovery.interfaces import Attack, Perturbation
+from saebench_recovery.plan import Plan, check_names
+from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.specs import RunSpec
+from tests.test_soundness import clamp, orthogonal, run, unconstrained
+
+
+class Two(Attack):
+    """The orthogonal attack with a step, then with more."""
+
+    name = "two"
+
+    def suite(self) -> Sequence[Attack]:
+        return [hasty(), orthogonal()]
+
+    def search(self, problem: Problem) -> Perturbation:
+        raise AssertionError("a suite is searched through its members")
+
+
+class Hasty(Orthogonal):
+    name = "hasty"
+
+
+def hasty() -> Hasty:
+    return Hasty(Hasty.Config(steps=1))
+
+
+def test_what_one_attack_breaks_the_next_is_not_tried_on() -> None:
+    row = run(clamp(), Two(), limit=None).row
+    first, second = row.suite
+    assert 0 < first.broken < first.tried == row.examples.valid
+    assert second.tried == first.tried - first.broken
+    assert row.constrained.k == first.broken + second.broken
+
+
+def test_a_suite_breaks_what_any_of_its_attacks_breaks() -> None:
+    def broken(attack: Attack) -> set[str]:
+        return {e.id for e in run(clamp(), attack, limit=None).examples if e.constrained}
+
+    assert broken(Two()) == broken(hasty()) | broken(orthogonal())
+
+
+def test_each_flip_shows_the_attack_that_broke_it_and_what_all_cost() -> None:
+    both, alone = run(clamp(), Two(), limit=None), run(clamp(), hasty(), limit=None)
+    cost = {e.id: e.flops for e in alone.examples}
+    assert {e.attack for e in both.examples} == {"hasty", "orthogonal"}
+    for example in both.examples:
+        if example.attack == "hasty":
+            assert example.flops >= cost[example.id]
+        else:
+            assert example.flops > cost[example.id]
+    assert both.row.compute.attack.flops == sum(member.flops for member in both.row.suite)
+
+
+def test_perturbations_stand_under_the_attack_that_found_them() -> None:
+    found = run(clamp(), Two(), limit=None)
+    for name in ("hasty", "orthogonal"):
+        rows = [e for e in found.examples if e.attack == name]
+        positions = found.perturbations[f"{name}/positions"]
+        assert len(positions) == len(rows)
+        norms = found.perturbations[f"{name}/delta/blocks.1.hook_resid_post"].flatten(1).norm(dim=1)
+        relative = torch.tensor([e.relative_norm for e in rows])
+        assert torch.equal(norms > 0, relative > 0)
+
+
+def test_norms_of_several_kinds_make_no_curve() -> None:
+    row = run(clamp(), Two()).row
+    assert row.curve.points == ()
+    assert row.norm.n == 0
+    assert row.curve.median_norm_recovers is None
+    assert row.perturbation.kind == "several"
+    assert run(clamp(), unconstrained()).row.suite == ()
+
+
+def test_auto_does_not_follow_the_defaults_of_its_members() -> None:
+    for name, said in MEMBERS:
+        settings = registry.create("attack", name, {}).config.model_dump()
+        free = {"sites"}  # left to the defense, whatever it is
+        assert set(said) == settings.keys() - free, name
+
+
+def test_auto_takes_no_settings() -> None:
+    assert AutoV1.Config.model_fields == {}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in MEMBERS])
+def test_the_identity_follows_the_members(name: str) -> None:
+    plan = Plan.of(check_names(RunSpec(attack="auto-v1", tasks=("ioi",))))
+    assert f"attack {name}" in plan.environment["sources"]
