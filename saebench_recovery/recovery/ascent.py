@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Literal
 
 import torch
@@ -76,7 +77,8 @@ def ascend(
     Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
     kept. It stops once its margin reaches `config.margin` times the clean one, or once it has
     stalled: `LOOK_EVERY` steps gained less than the share `STALLED` both of what all steps have
-    gained and of what is still missing.
+    gained and of what is still missing. Where the problem gives an allowance, the number of steps
+    is what it pays for.
     """
     found = problem.zeros()
     goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
@@ -84,9 +86,10 @@ def ascend(
     part, fences, values = problem, dict(constraints), dict(found.values)
     best, momentum = dict(values), {s: torch.zeros_like(v) for s, v in values.items()}
     best_N = first_N = seen_N = torch.full_like(goal_N, -torch.inf)
-    for step in range(config.steps + 1):
+    steps = config.steps
+    for step in count():
         delta = ResidualDelta(values, part.positions_NP)
-        last = step == config.steps
+        last = step == steps
         if last:
             objective_N = part.objective(delta)
         else:
@@ -95,7 +98,7 @@ def ascend(
         best_N = torch.where(better_N, objective_N, best_N)
         best = {s: torch.where(better_N[:, None, None], v, best[s]) for s, v in values.items()}
         if step == 0:
-            first_N = best_N
+            first_N, steps = best_N, problem.affordable(steps)
         if last:
             break
         if step == 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
@@ -116,7 +119,7 @@ def ascend(
                     {s: t[index] for s, t in group.items()}
                     for group in (values, grads, momentum, best)
                 )
-        length_N = _rate(config, step) * part.budget_N
+        length_N = _rate(config.lr, step, steps) * part.budget_N
         values = _step(values, grads, momentum, length_N)
         values = project(values, fences, part.budget_N)
     for site, value in best.items():
@@ -137,16 +140,19 @@ def ascend_shared(
     shared, momentum = dict(empty), dict(empty)
     one_V = torch.ones(variants, device=problem.budget_N.device)
     goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
-    for step in range(config.steps):
+    step, steps = 0, config.steps
+    while step < steps:
         objective_N, grads = problem.gradient(spread(problem, constraints, shared))
+        steps = problem.affordable(steps) if step == 0 else steps
         unmet = (objective_N < goal_N)[:, None, None]
         # Examples that are done have no say, so that the rest are not drowned by easy ones.
         total = {
             s: (g * unmet).sum(1, keepdim=True).reshape(-1, variants, 1, g.shape[2]).sum(0)
             for s, g in grads.items()
         }
-        shared = _step(shared, total, momentum, _rate(config, step) * one_V)
+        shared = _step(shared, total, momentum, _rate(config.lr, step, steps) * one_V)
         shared = _inside_ball(shared, one_V)
+        step += 1
     return shared
 
 
@@ -161,9 +167,9 @@ def spread(
     return ResidualDelta(project(values, constraints, problem.budget_N), problem.positions_NP)
 
 
-def _rate(config: ResidualAscent.Config, step: int) -> float:
+def _rate(first: float, step: int, steps: int) -> float:
     """Step length relative to the budget, falling along a cosine."""
-    return config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+    return first * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _step(

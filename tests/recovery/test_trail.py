@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
 
+from saebench_recovery.recovery.ascent import ascend
 from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.problem import Problem
 from tests.test_soundness import a_problem
@@ -59,3 +62,15 @@ def test_an_allowance_pays_for_as_many_first_steps() -> None:
     assert problem.affordable(7) == 7  # without an allowance, the attack's own steps
     assert replace(problem, allowance=12.5 * cost).affordable(7) == 12
     assert replace(problem, allowance=0.1 * cost).affordable(7) == 1
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_an_ascent_spends_its_allowance(share: float) -> None:
+    problem = fresh()
+    problem.gradient(problem.zeros())
+    allowance = share * 20 * float(problem.trail.spent_N[0])
+    problem = replace(fresh(), allowance=allowance)
+    out_of_reach = replace(problem, goal_N=problem.goal_N + 100)  # so that none is done before
+    ascend(out_of_reach, out_of_reach.fences(constrained=True), Orthogonal.Config(steps=20))
+    most = float(problem.trail.spent_N.max())
+    assert 0.8 * allowance < most < 1.2 * allowance
