@@ -81,6 +81,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.random_direction:RandomDirection",
             "one random direction at the full budget, the floor for every attack",
         ),
+        "gcg": (
+            "saebench_recovery.attacks.gcg:GreedyCoordinateGradient",
+            "tokens behind the prompt, found by greedy coordinate gradient",
+        ),
         "soft-suffix": (
             "saebench_recovery.attacks.soft_suffix:SoftSuffixAscent",
             "free embeddings behind the prompt, displaced within the budget",

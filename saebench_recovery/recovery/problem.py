@@ -225,7 +225,7 @@ class Problem:
             raise TypeError(f"no residual attack finds a {type(perturbation).__name__}")
         return self, perturbation
 
-    def differentiable(self, delta: ResidualDelta, trace: Trace | None = None) -> Tensor:
+    def differentiable(self, delta: ResidualDelta | None, trace: Trace | None = None) -> Tensor:
         """The objective [N] with its graph, and a trace of the defended sites if given.
 
         For a search's own passes: it books them with `tail_pass` and reports with `reached`.
@@ -257,7 +257,11 @@ class Problem:
         )
 
     def _output(
-        self, delta: ResidualDelta, *, distribution: bool = False, trace: Trace | None = None
+        self,
+        delta: ResidualDelta | None,
+        *,
+        distribution: bool = False,
+        trace: Trace | None = None,
     ) -> Output:
         return forward(
             self.active.target,

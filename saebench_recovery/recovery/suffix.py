@@ -23,6 +23,7 @@ from saebench_recovery.interfaces import (
     TokenSuffix,
 )
 from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.pieces import Pieces
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.seeds import generators
 from saebench_recovery.recovery.wording import (
@@ -34,6 +35,7 @@ from saebench_recovery.recovery.wording import (
     vocabulary,
 )
 from saebench_recovery.sites import Site
+from saebench_recovery.target.attention import FrozenPrefix
 
 EMBEDDED = Site(0, "hook_resid_pre")
 TRIES = 64  # random suffixes drawn for each prompt
@@ -100,6 +102,71 @@ class SuffixProblem(Problem):
     def rows(self, index: Tensor) -> Self:
         plain = tuple(self.plain[i] for i in index.tolist())
         return replace(super().rows(index), plain=plain, at_N=self.at_N[index])
+
+    def promising(self, ids_NL: Tensor, count: int) -> tuple[Tensor, Tensor, FrozenPrefix]:
+        """What the gradient at a suffix of tokens says of replacing each.
+
+        The objective [N] there; for each position the `count` allowed tokens [N, L, count] that
+        raise it most to first order, or the same few where no gradient comes through; and the
+        pass's keys and values, for `candidates`.
+        """
+        heard = self.start.prefix.listening()
+        said = self.saying(ids_NL)
+        said = replace(said, start=replace(said.start, prefix=heard))
+        bare = said.zeros().values[EMBEDDED]
+        weight_VD, allowed_V = self.active.target.embedding.weight, self.words.allowed_V
+
+        def work() -> tuple[Tensor, Tensor]:
+            leaf_NLD = bare.requires_grad_()
+            with torch.enable_grad():
+                delta = ResidualDelta({EMBEDDED: leaf_NLD}, said.positions_NP)
+                objective_N = said._objective(delta)
+                (grad_NLD,) = torch.autograd.grad(objective_N.sum(), leaf_NLD)
+            best = [
+                (grad_LD.to(weight_VD.dtype) @ weight_VD.T)
+                .masked_fill(~allowed_V, -torch.inf)
+                .topk(min(count, int(allowed_V.sum())))
+                .indices
+                for grad_LD in grad_NLD  # [N, L, V] at once would be most of the memory
+            ]
+            return objective_N.detach(), torch.stack(best)
+
+        objective_N, best_NLK = said._metered(work, backward=True, logits="one-hot")
+        return self._reached(objective_N), best_NLK, heard
+
+    @torch.no_grad()
+    def candidates(
+        self, ids_NBL: Tensor, first: int, heard: FrozenPrefix, pieces: Pieces
+    ) -> Tensor:
+        """Objective [N, B] of suffixes that agree before token `first` with the one heard.
+
+        The rows of one example share the prompt's keys and values and those of that beginning.
+        """
+        count = 0 if self.task.pool is not None else first  # a mean needs all that it is over
+        N, B, L = ids_NBL.shape
+        part = self.metered(self.meter)._behind(count, heard)
+        said_RK = ids_NBL[:, :, count:].reshape(N * B, L - count)
+
+        def work(row: Tensor) -> Tensor:
+            index = row.to(said_RK.device)
+            here = part.rows(index // B).saying(said_RK[index])
+            return here._metered(lambda: here._objective(None), backward=False)
+
+        return self._booked(lambda: pieces.over(N * B, B, work)).view(N, B)
+
+    def _behind(self, count: int, heard: FrozenPrefix) -> Self:
+        """The same problem, its windows without the suffix's first tokens: those are cached."""
+        if count == 0:
+            return self
+        prefix = self.start.prefix.extended(heard, count, self.batch.rows_per_example)
+        mask_NP = self.start.prefix_mask_EP.repeat_interleave(self.variants, 0)
+        mask_NP = torch.nn.functional.pad(mask_NP, (0, count), value=True)
+        return replace(
+            self,
+            batch=self.batch.after(count),
+            start=replace(self.start, prefix=prefix, prefix_mask_EP=mask_NP, at_tokens=True),
+            positions_NP=self.positions_NP[:, count:],
+        )
 
     def admit(self, perturbation: Perturbation, *, constrained: bool) -> Perturbation:
         """Clip displacements to the budget; tokenise a suffix's text inside the whole prompt.
