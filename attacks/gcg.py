@@ -45,6 +45,11 @@ class GreedyCoordinateGradient(Attack):
         margin: float = Field(
             default=0.5, gt=0, description="stop at this share of the clean model's own margin"
         )
+        drift_penalty: float = Field(
+            default=0.0,
+            ge=0,
+            description="cost of moving the defended latents by their own norm, in clean margins",
+        )
 
         @property
         def each(self) -> int:
@@ -60,6 +65,7 @@ class GreedyCoordinateGradient(Attack):
     def search(self, problem: Problem) -> TokenSuffix:
         assert isinstance(problem, SuffixProblem)
         config = self.config
+        problem = problem.obfuscating(config.drift_penalty, config.margin)
         gaps = problem.gaps()
         drawn = list(generators(problem.seed, "gcg", problem.examples))
         kept = Buffer.of(_first(problem, gaps, drawn), config.buffer)

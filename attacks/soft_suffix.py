@@ -11,6 +11,7 @@ from pydantic import Field
 from saebench_recovery.interfaces import Attack, Perturbation, PluginConfig
 from saebench_recovery.recovery.ascent import ResidualAscent, ascend
 from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.recovery.suffix import SuffixProblem
 from saebench_recovery.registry import register_attack
 
 
@@ -27,6 +28,11 @@ class SoftSuffixAscent(Attack):
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
         )
+        obfuscation: float = Field(
+            default=0.0,
+            ge=0,
+            description="cost of moving the defended latents by their own norm, in clean margins",
+        )
 
     config: Config
 
@@ -35,6 +41,8 @@ class SoftSuffixAscent(Attack):
         return self.config.length
 
     def search(self, problem: Problem) -> Perturbation:
+        assert isinstance(problem, SuffixProblem)
         config = self.config
+        problem = problem.obfuscating(config.obfuscation, config.margin)
         ascent = ResidualAscent.Config(steps=config.steps, lr=config.lr, margin=config.margin)
         return ascend(problem, problem.fences(constrained=False), ascent)

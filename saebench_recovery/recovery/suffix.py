@@ -22,10 +22,11 @@ from saebench_recovery.interfaces import (
     Task,
     TokenSuffix,
 )
-from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.pieces import Pieces
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.seeds import generators
+from saebench_recovery.recovery.shadow import Shadow, shadow
 from saebench_recovery.recovery.wording import (
     Gap,
     Vocabulary,
@@ -55,6 +56,7 @@ class SuffixProblem(Problem):
     plain: tuple[Example, ...]
     at_N: Tensor
     token: int
+    shadow: Shadow | None = None
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -101,7 +103,12 @@ class SuffixProblem(Problem):
 
     def rows(self, index: Tensor) -> Self:
         plain = tuple(self.plain[i] for i in index.tolist())
-        return replace(super().rows(index), plain=plain, at_N=self.at_N[index])
+        held = self.shadow and self.shadow.rows(index)
+        return replace(super().rows(index), plain=plain, at_N=self.at_N[index], shadow=held)
+
+    def obfuscating(self, weight: float, margin: float) -> Self:
+        """The same problem with a penalty on the drift of the defended latents; see `shadow`."""
+        return replace(self, shadow=shadow(self, weight, margin)) if weight else self
 
     def promising(self, ids_NL: Tensor, count: int) -> tuple[Tensor, Tensor, FrozenPrefix]:
         """What the gradient at a suffix of tokens says of replacing each.
@@ -166,6 +173,7 @@ class SuffixProblem(Problem):
             batch=self.batch.after(count),
             start=replace(self.start, prefix=prefix, prefix_mask_EP=mask_NP, at_tokens=True),
             positions_NP=self.positions_NP[:, count:],
+            shadow=self.shadow and self.shadow.after(count),
         )
 
     def admit(self, perturbation: Perturbation, *, constrained: bool) -> Perturbation:
@@ -193,6 +201,13 @@ class SuffixProblem(Problem):
             ids_NL[n, : len(ids)] = torch.tensor(ids)
         pairs = zip(perturbation.texts, kept, strict=True)
         return TokenSuffix(ids_NL, self.at_N, tuple(text if ids else "" for text, ids in pairs))
+
+    def _objective(self, delta: ResidualDelta | None) -> Tensor:
+        if self.shadow is None:
+            return super()._objective(delta)
+        trace = Trace()
+        objective_N = self.task.objective(self._output(delta, trace=trace))
+        return self.shadow.penalised(objective_N, trace)
 
     def _resolved(self, perturbation: Perturbation) -> tuple[Problem, ResidualDelta]:
         if not isinstance(perturbation, TokenSuffix):
