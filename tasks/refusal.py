@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -95,6 +96,7 @@ class Refusal(Task):
 
     config: Config
     _target: Target | None = None
+    _closing: int | None = None  # tokens behind the user's text
     _made: dict[Split, list[Example]]
 
     def __init__(self, config: PluginConfig | None = None) -> None:
@@ -148,6 +150,15 @@ class Refusal(Task):
         first = end if self.config.positions == "answer" else end - 1
         last = end if self.config.positions == "readout" else end + len(example.candidates[0]) - 1
         return tuple(range(first, last))
+
+    def insertion(self, example: Example) -> int:
+        """The end of the user's own text: what every prompt ends with follows a suffix."""
+        assert self._target is not None
+        if self._closing is None:
+            one, other = (self._asked(self._target, request) for request in ("a", "b"))
+            pairs = zip(reversed(one), reversed(other), strict=False)
+            self._closing = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return len(example.prompt) - self._closing
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """Overlap [E] of the sets of words."""
@@ -218,7 +229,7 @@ class Refusal(Task):
         clean one to another request, if possible one that complies. Answers are generated once.
         """
         if self._target is not target:
-            self._target, self._made = target, {}
+            self._target, self._made, self._closing = target, {}, None
         if split in self._made:
             return self._made[split]
         kind: world.Kind = "harmless" if split == "retain" else "forbidden"
@@ -256,9 +267,11 @@ class Refusal(Task):
             "evaluation": self.config.requests,
             "retain": self.config.retain_requests,
         }[split]
+        return [self._asked(target, request) for request in self._requests(kind, split)[:count]]
+
+    def _asked(self, target: Target, request: str) -> tuple[int, ...]:
         prompt = chat_prompt if self.config.format == "chat" else plain_prompt
-        requests = self._requests(kind, split)[:count]
-        return [prompt(target, request, self.config.system) for request in requests]
+        return prompt(target, request, self.config.system)
 
     def _requests(self, kind: world.Kind, split: Split) -> list[str]:
         """Texts of requests, in a fixed order. Only harmless ones are retained."""
