@@ -95,7 +95,7 @@ class GreedyCoordinateGradient(Attack):
             row = torch.arange(len(left), device=left.device)
             value_N = top.values[row, chosen_N].masked_fill(chosen_N < 0, -torch.inf)
             kept.add(left, top_NTL[row, chosen_N], value_N)
-            part.trail.reach(part.row_N, value_N > 0)
+            part.reached(value_N)
             if step == 0:
                 steps = problem.affordable(steps)
             left = left[kept.best(left)[1] < goal_N[left]]

@@ -127,7 +127,7 @@ class SuffixProblem(Problem):
             leaf_NLD = bare.requires_grad_()
             with torch.enable_grad():
                 delta = ResidualDelta({EMBEDDED: leaf_NLD}, said.positions_NP)
-                objective_N = said._objective(delta)
+                objective_N = said.differentiable(delta)
                 (grad_NLD,) = torch.autograd.grad(objective_N.sum(), leaf_NLD)
             best = [
                 (grad_LD.to(weight_VD.dtype) @ weight_VD.T)
@@ -138,8 +138,8 @@ class SuffixProblem(Problem):
             ]
             return objective_N.detach(), torch.stack(best)
 
-        objective_N, best_NLK = said._metered(work, backward=True, logits="one-hot")
-        return self._reached(objective_N), best_NLK, heard
+        objective_N, best_NLK = said.tail_pass(work, backward=True, logits="one-hot")
+        return self.reached(objective_N), best_NLK, heard
 
     @torch.no_grad()
     def candidates(
@@ -157,7 +157,7 @@ class SuffixProblem(Problem):
         def work(row: Tensor) -> Tensor:
             index = row.to(said_RK.device)
             here = part.rows(index // B).saying(said_RK[index])
-            return here._metered(lambda: here._objective(None), backward=False)
+            return here.tail_pass(lambda: here.differentiable(None), backward=False)
 
         return self._booked(lambda: pieces.over(N * B, B, work)).view(N, B)
 
@@ -202,12 +202,11 @@ class SuffixProblem(Problem):
         pairs = zip(perturbation.texts, kept, strict=True)
         return TokenSuffix(ids_NL, self.at_N, tuple(text if ids else "" for text, ids in pairs))
 
-    def _objective(self, delta: ResidualDelta | None) -> Tensor:
+    def differentiable(self, delta: ResidualDelta | None, trace: Trace | None = None) -> Tensor:
         if self.shadow is None:
-            return super()._objective(delta)
-        trace = Trace()
-        objective_N = self.task.objective(self._output(delta, trace=trace))
-        return self.shadow.penalised(objective_N, trace)
+            return super().differentiable(delta, trace)
+        seen = trace or Trace()
+        return self.shadow.penalised(super().differentiable(delta, seen), seen)
 
     def _resolved(self, perturbation: Perturbation) -> tuple[Problem, ResidualDelta]:
         if not isinstance(perturbation, TokenSuffix):
