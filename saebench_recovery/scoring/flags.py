@@ -22,7 +22,7 @@ MEANINGS = {
     "no-gradient": "no gradient reached most perturbations: the attack was blind",
     "no-suffix": "for some flips no suffix survived tokenisation: they were not attacked",
     "constraint-broken": "defended latents moved although the attack is constrained exactly",
-    "first-order-constraint": "the SAE's latents are not affine: the constraint is not exact",
+    "first-order-constraint": "the constraint holds to first order only; its note says why",
     "random-recovers": "a random direction of the same norm recovers as much, within error",
     "injection-as-easy": "a wrong answer is injected as often as the right one is recovered",
     "defense-breaks-model": f"retained accuracy under the defense is below {LEAST_RETAINED}",

@@ -38,7 +38,9 @@ def load_model(preset: Preset) -> tuple[Any, Any]:
         UserError: it is nowhere, gated, or broken.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of reading what is here already; downloads keep theirs
     folder = local_folder(preset.model)
     where = str(folder or preset.model)
     revision = {} if folder else {"revision": preset.revision or "main"}
