@@ -28,6 +28,11 @@ def check_names(spec: RunSpec) -> RunSpec:
         UserError: an unknown name, or a task that the target does not have.
     """
     chosen = preset(spec.target)
+    if not chosen.saes:
+        raise UserError(
+            f"target {spec.target!r} has no SAE of its own; bring one: "
+            f"--model {spec.target} --sae RELEASE/ID_OR_PATH[@HOOK]"
+        )
     registry.check_name("defense", spec.defense)
     registry.check_name("attack", spec.attack)
     # The target's order whatever the user's, then tasks that the target knows nothing of.

@@ -34,7 +34,7 @@ def _targets() -> dict[str, str]:
     from saebench_recovery.target.presets import presets
 
     return {
-        name: f"{preset.description}; tasks: {', '.join(preset.tasks)}"
+        name: f"{preset.description}; tasks: {', '.join(preset.tasks) or 'any'}"
         for name, preset in sorted(presets().items())
     }
 

@@ -21,7 +21,7 @@ from huggingface_hub import constants, errors, hf_hub_download
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
-from saebench_recovery.target import gemma_scope
+from saebench_recovery.target import gemma_scope, gguf
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
@@ -41,12 +41,15 @@ def load_model(preset: Preset) -> tuple[Any, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading what is here already; downloads keep theirs
-    folder = local_folder(preset.model)
-    where = str(folder or preset.model)
-    revision = {} if folder else {"revision": preset.revision or "main"}
     dtype = getattr(torch, preset.dtype)
 
     def load() -> tuple[Any, Any]:
+        if gguf.is_packaged(preset.model):
+            folder: Path | None = gguf.converted(preset.model, preset.revision or "")
+        else:
+            folder = local_folder(preset.model)
+        where = str(folder or preset.model)
+        revision = {} if folder else {"revision": preset.revision or "main"}
         tokenizer = AutoTokenizer.from_pretrained(where, **revision)
         return tokenizer, AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **revision)
 
@@ -108,6 +111,11 @@ def _gemma_scope(repository: str, path: str, weights: str) -> Path:
 def _proposal(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def name_on_hub(model: str) -> str | None:
+    """The name, if the model of a preset is one of the hub's."""
+    return None if gguf.is_packaged(model) or local_folder(model) else model
 
 
 def local_folder(place: str) -> Path | None:

@@ -11,7 +11,7 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import knowledge
 from saebench_recovery.target.host import Host
-from saebench_recovery.target.hub import load_model, load_sae, local_folder
+from saebench_recovery.target.hub import load_model, load_sae, name_on_hub
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import preset
 from saebench_recovery.target.target import Target
@@ -29,8 +29,7 @@ def load_target(name: str, device: str = "auto", *, force_sae: bool = False) -> 
     where = _device(device)
     tokenizer, model = load_model(chosen)
     places = {Site.parse(site): sae for site, sae in chosen.saes.items()}
-    named = None if local_folder(chosen.model) else chosen.model
-    host = Host(named, str(model.config.model_type))
+    host = Host(name_on_hub(chosen.model), str(model.config.model_type))
     load = partial(load_sae, device=where, host=host, force=force_sae)
     return Target(
         name,

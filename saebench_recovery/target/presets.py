@@ -39,8 +39,12 @@ class Preset(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: str
-    model: str = Field(description="folder inside the package, local path, or hub id")
-    revision: str | None = Field(default=None, description="commit of the model on the hub")
+    model: str = Field(
+        description="folder inside the package, local path, hub id, or gguf: and a module's name"
+    )
+    revision: str | None = Field(
+        default=None, description="commit of the model on the hub, or SHA-256 of its GGUF file"
+    )
     saes: dict[str, str] = Field(
         description="hook point -> folder of a SAELens SAE, or RELEASE/ID of a published one"
     )
@@ -63,6 +67,8 @@ def presets() -> dict[str, Preset]:
 def preset(name: str) -> Preset:
     """The preset of that name, in that file, or what a name made by `name_of_parts` stands for.
 
+    The model among the parts may be that of a preset, by the preset's name.
+
     Raises:
         UserError: no such target, a file that is no preset, or a part that does not say where it
             belongs.
@@ -83,7 +89,8 @@ def preset(name: str) -> Preset:
             f"({', '.join(FILES)})"
         )
     placed = dict(_placed(sae) for sae in saes)
-    return Preset(description=model, model=model, saes=placed, tasks=_everywhere(placed))
+    base = known.get(model) or Preset(description=model, model=model, saes={}, tasks={})
+    return base.model_copy(update={"saes": placed, "tasks": _everywhere(placed)})
 
 
 def _everywhere(saes: Iterable[str]) -> dict[str, TaskPreset]:
