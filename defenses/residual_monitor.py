@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.interfaces import Task
+from saebench_recovery.interfaces import Example, Task
 from saebench_recovery.recovery.attribution import content_residuals
 from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
@@ -43,7 +43,7 @@ class ResidualMonitor(ClampingDefense):
     def fit(self, target: Target, task: Task) -> None:
         super().fit(target, task)
         (site,) = self.latents
-        prompts = [example.prompt for example in task.examples(target, "selection")]
+        prompts = [_watched(example) for example in task.examples(target, "selection")]
         rank = math.ceil((len(prompts) + 1) * (1 - self.config.false_alarms))
         if rank > len(prompts):
             needed = math.ceil(1 / self.config.false_alarms) - 1
@@ -72,3 +72,9 @@ class ResidualMonitor(ClampingDefense):
         error: Tensor = (x - dictionary.decode(dictionary.encode(x), x)).norm(dim=-1)
         size: Tensor = x.norm(dim=-1).clamp(min=SMALLEST_NORM)
         return error / size
+
+
+def _watched(example: Example) -> tuple[int, ...]:
+    """The prompt, with the behaviour's answer where answers are teacher-forced."""
+    forced = any(len(answer) > 1 for answer in example.candidates)
+    return (*example.prompt, *(example.candidates[0] if forced else ()))

@@ -140,6 +140,15 @@ class SuiteMember(Record):
     flops: Count
 
 
+class Detection(Record):
+    """What a defense's detector rings on; prompts ring if one of their tokens does."""
+
+    stated: Share = Field(description="undisturbed prompts that may ring, as calibrated")
+    false_alarms: Rate = Field(description="evaluation prompts that ring undisturbed")
+    attacked: Rate = Field(description="perturbed prompts that ring")
+    recovered: Rate = Field(description="... among those whose behaviour came back")
+
+
 class SideEffects(Record):
     retain_n: Count
     retain_accuracy_clean: Share | None
@@ -193,6 +202,7 @@ class Row(Record):
     constraint: Constraint
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
     figures: dict[str, Mean] = Field(description="what only this task reports")
+    detection: Detection | None = Field(default=None, description="for a defense with a detector")
     zero_reactivation: Rate = Field(description="recovered and no eligible latent switched on")
     norm: Mean = Field(description="relative norm of the delta; null for tokens")
     perturbation: PerturbationKind = PerturbationKind()

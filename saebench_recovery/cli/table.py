@@ -58,6 +58,7 @@ def _measures(row: Row) -> dict[str, str]:
         "control: random direction": rate(row.controls.random_direction),
         "control: nothing": rate(row.controls.nothing),
         "constraint": f"{row.constraint.kind}, rank {row.constraint.rank}",
+        **_detection(row),
         "drift, relative, worst": _worst_drift(row),
         "norm, relative": mean(row.norm),
         "smallest norm that recovers": _number(row.curve.median_norm_recovers),
@@ -73,6 +74,17 @@ def _measures(row: Row) -> dict[str, str]:
         "attack cost": _cost(row.compute.attack),
         "scoring cost": _cost(row.compute.scoring),
         "flags": "\n".join(row.flags) or "none",
+    }
+
+
+def _detection(row: Row) -> dict[str, str]:
+    found = row.detection
+    if found is None:
+        return {}
+    return {
+        "detected, of the perturbed": rate(found.attacked),
+        "... of the recovered": rate(found.recovered),
+        f"false alarms (stated {found.stated:g})": rate(found.false_alarms),
     }
 
 

@@ -37,6 +37,7 @@ from saebench_recovery.recovery.meter import Meter, Trail
 from saebench_recovery.recovery.problem import Problem, build
 from saebench_recovery.recovery.projection import Constraint
 from saebench_recovery.recovery.suffix import SuffixProblem, build_suffix, random_suffix
+from saebench_recovery.scoring.monitor import rings
 from saebench_recovery.scoring.passes import perplexity, whole_pass
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
@@ -118,6 +119,7 @@ class Scored:
     random: bool
     figures: Mapping[str, float]
     switched_on: bool
+    rung: bool | None  # whether the defense's detector, if it has one, rang on the perturbed prompt
     flops: float  # that the search spent
     flops_first: float  # ... when the objective was first reached; infinite if it never was
     tightest: float  # the smallest limit on relative drift that it is inside of
@@ -251,6 +253,7 @@ def _score(
                 random=bool(random_E[e]),
                 figures={name: float(values[e]) for name, values in replay.figures.items()},
                 switched_on=bool(replay.switched_on_E[e]),
+                rung=None if replay.rung_E is None else bool(replay.rung_E[e]),
                 flops=float(trail.spent_N[chosen[e]]),
                 flops_first=float(trail.first_N[chosen[e]]),
                 tightest=float(replay.tightest_E[e]),
@@ -340,6 +343,7 @@ class _Replay:
         perturbed, delta = found.applied(examples)
         longer = batch(perturbed, device=active.target.device)
         output: Output = whole_pass(active, task, longer, meter, delta, trace)
+        self.rung_E = rings(active, longer, trace)
         column_EQ = _columns(task, laid, longer)
         for site in watch:
             clean_trace.z[site] = latents[site].read(clean_trace.after[site])

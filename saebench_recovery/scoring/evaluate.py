@@ -16,6 +16,7 @@ from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import ExampleRow, Examples, Row
 from saebench_recovery.scoring.chunk import Flip, Scored, Setting, pose, score_chunk
+from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.row import assemble, example_row
 from saebench_recovery.scoring.side_effects import side_effects
@@ -58,6 +59,7 @@ def evaluate(
         active = ActiveDefense(target, defense, spec.threat_model)
         base, flips = valid_flips(active, task, examples, scoring)
         effects = side_effects(active, task, scoring)
+        ringing = false_alarms(active, examples, scoring)
     suite = attack.suite()
     learned, flips = _halves(flips) if attack.learns else ([], flips)
     attempts: list[Attempt] = []
@@ -88,6 +90,7 @@ def evaluate(
         attacking.cost(),
         scoring.cost(),
         [attempt.summary() for attempt in attempts] if len(suite) > 1 else (),
+        ringing,
     )
     lines = [example_row(setting, s) for s in scored]
     return Evaluation(row, lines, perturbations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from saebench_recovery.interfaces import Defense
 from saebench_recovery.schema import (
     Compute,
     ComputePoint,
@@ -14,6 +15,7 @@ from saebench_recovery.schema import (
     Cost,
     Curve,
     CurvePoint,
+    Detection,
     Drift,
     DriftPoint,
     ExampleRow,
@@ -44,6 +46,7 @@ def assemble(
     attacking: Cost,
     scoring: Cost,
     suite: Sequence[SuiteMember] = (),
+    false_alarms: Rate | None = None,
 ) -> Row:
     """The row of one (target, task, defense, attack); without valid flips its rates are null."""
     clusters = [s.flip.example.cluster for s in scored]
@@ -118,6 +121,7 @@ def assemble(
             name: mean(lambda s, name=name: s.figures[name])  # type: ignore[misc]
             for name in (scored[0].figures if scored else ())
         },
+        detection=None if false_alarms is None else _detection(defense, scored, false_alarms),
         zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
         norm=mean(lambda s: None if setting.mixed else s.relative_norm),
         perturbation=PerturbationKind(
@@ -143,6 +147,21 @@ def _constraint(setting: Setting, scored: Sequence[Scored]) -> Constraint:
     if setting.mixed:
         return Constraint(kind="none", rank=0, note="several attacks, held by the limits alone")
     return scored[0].constraint
+
+
+def _detection(defense: Defense, scored: Sequence[Scored], false_alarms: Rate) -> Detection:
+    assert defense.false_alarms is not None
+
+    def detected(among: Sequence[Scored]) -> Rate:
+        clusters = [s.flip.example.cluster for s in among]
+        return statistics.rate([bool(s.rung) for s in among], clusters)
+
+    return Detection(
+        stated=defense.false_alarms,
+        false_alarms=false_alarms,
+        attacked=detected(scored),
+        recovered=detected([s for s in scored if s.recovered]),
+    )
 
 
 def example_row(setting: Setting, scored: Scored) -> ExampleRow:
