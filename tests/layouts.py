@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from saebench_recovery.target.knowledge import facts, neutral_texts
 from saebench_recovery.target.organism import world
 from saebench_recovery.target.organism.tokenizer import build_tokenizer
+from tests.saes import D, M
 
 WIDTH, LAYERS, LATENTS, CONTEXT = 32, 6, 48, 64
 
@@ -90,3 +91,25 @@ def write_gpt2_cache(cache: Path) -> None:
         snapshot(cache, "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
     )
     write_gpt2_saes(snapshot(cache, "jbloom/GPT2-Small-SAEs-Reformatted", "a" * 40))
+
+
+def write_llama_scope(folder: Path, hook: str) -> None:
+    """An SAE of Llama Scope, shrunk; as large as those of `tests.saes`."""
+    (folder / "checkpoints").mkdir(parents=True)
+    described = {
+        "d_model": D,
+        "d_sae": M,
+        "hook_point_in": hook,
+        "jump_relu_threshold": 0.1,
+        "dataset_average_activation_norm": {"in": 20.0},
+    }
+    (folder / "hyperparams.json").write_text(json.dumps(described))
+    drawn = torch.Generator().manual_seed(0)
+    weights = {
+        "encoder.weight": torch.randn(M, D, generator=drawn) * D**-0.5,
+        "decoder.weight": torch.randn(D, M, generator=drawn) * M**-0.5,
+        "encoder.bias": torch.randn(M, generator=drawn) * 0.1,
+        "decoder.bias": torch.randn(D, generator=drawn) * 0.1,
+    }
+    halves = {name: weight.bfloat16() for name, weight in weights.items()}
+    save_file(halves, folder / "checkpoints" / "final.safetensors")

@@ -17,8 +17,13 @@ from huggingface_hub import constants, file_download
 from saebench_recovery.cli import main
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
+from saebench_recovery.target.host import Host
+from saebench_recovery.target.hub import load_sae
 from saebench_recovery.target.loading import load_target
+from saebench_recovery.target.presets import presets
 from tests.hub_server import TOKEN, Hub
+from tests.layouts import write_llama_scope
+from tests.saes import close, residual
 from tests.target.conftest import MODEL, SAES
 
 SITE = Site.parse("blocks.4.hook_resid_pre")
@@ -161,3 +166,21 @@ def test_a_download_that_fails_leaves_the_cache_valid(
     assert not list(tmp_path.rglob("*.incomplete"))
     hub.endless_cuts = {}
     assert contents()
+
+
+@pytest.mark.usefixtures("clients")
+def test_a_release_whose_normalisation_saelens_folds(hub: Hub, tmp_path: Path) -> None:
+    """Llama Scope: transposed half-precision weights, scaled to a norm that is folded in."""
+    from sae_lens import SAE
+
+    chosen = presets()["llama-3.1-8b"]
+    ((hook, place),) = chosen.saes.items()
+    folder = hub.add("fnlp/Llama3_1-8B-Base-LXR-8x", tmp_path / "llama", "c" * 40)
+    write_llama_scope(folder / "Llama3_1-8B-Base-L15R-8x", hook)
+    ours = load_sae(place, Site.parse(hook), "cpu", host=Host(chosen.model, "llama"))
+    theirs = SAE.from_pretrained(*place.split("/"))
+    z = theirs.encode(residual())
+    assert 0 < (z != 0).float().mean() < 1
+    close(ours.encode(residual()), z)
+    close(ours.decode(z, residual()), theirs.decode(z))
+    assert not hub.unknown
