@@ -38,6 +38,7 @@ def run(
     limits: Limits | None = None,
     seed: int = 0,
     limit: int | None = None,
+    dtype: str = "auto",
     force_sae: bool = False,
     flops: float | None = None,
     device: str = "auto",
@@ -52,9 +53,10 @@ def run(
     Without `tasks`, every task that the target has. `budget` is the largest norm of a
     perturbation, relative to the defended residual's or absolute. `limit` caps the evaluation
     examples per task, `flops` what the search may spend on each flip at each budget, `plugins`
-    are files to import first, and `batch_size=None` chooses one. `force_sae`: what SAEs say of
-    the model and hook point they were trained on does not count. The result stands in
-    `<out>/<identity>/result.json`; a complete one is read, a partial one continued, unless `force`.
+    are files to import first, and `batch_size=None` chooses one. `dtype` is the model's, and with
+    `force_sae` an SAE's word on which model and hook point it belongs to does not count. The
+    result stands in `<out>/<identity>/result.json`; a complete one is read, a partial one
+    continued, unless `force`.
 
     Raises:
         UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
@@ -75,6 +77,7 @@ def run(
         "limits": limits or Limits(),
         "seed": seed,
         "limit": limit,
+        "dtype": dtype,
         "force_sae": force_sae,
         "flops": flops,
         "device": device,
@@ -112,7 +115,8 @@ def _compute(
     started = time.monotonic() - (earlier.provenance.seconds if earlier else 0)
     rows = {row.task: row for row in earlier.rows} if earlier else {}
     examples, perturbations = folder.finished(rows) if earlier else ([], {})
-    target = load_target(plan.spec.target, plan.spec.device, force_sae=plan.spec.force_sae)
+    said = plan.spec
+    target = load_target(said.target, said.device, dtype=said.dtype, force_sae=said.force_sae)
     # Before the first task is scored: data that cannot be read must not cost finished work.
     made_by = provenance(target, [trio.task for trio in plan.trios.values()])
     result = earlier

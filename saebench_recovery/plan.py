@@ -84,7 +84,7 @@ class Plan:
         Raises:
             UserError: a key or value that does not validate, a plugin that does not import.
         """
-        chosen = preset(spec.target)
+        chosen = preset(spec.target, spec.dtype)
         trios: dict[str, Trio] = {}
         resolved: dict[str, Any] = {}
         for name in spec.tasks:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from saebench_recovery.fingerprint import hash_text
 from saebench_recovery.settings import canonical_json
+from saebench_recovery.target.presets import Dtype
 
 ThreatModel = Literal["reclamp", "post"]
 BudgetUnit = Literal["relative", "absolute"]
@@ -56,6 +57,7 @@ class RunSpec(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     protocol: str | None = None
     force_sae: bool = False
+    dtype: Dtype | Literal["auto"] = "auto"
     flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # Everything below changes speed, not numbers (up to float rounding), so it is not identity.
     device: str = "auto"
@@ -72,8 +74,9 @@ class RunSpec(BaseModel):
 
 
 NOT_IDENTITY = frozenset({"device", "batch_size"})
-# In the identity as resolved per task, so that naming a default does not make another run.
-RESOLVED = frozenset({"defense_config", "attack_config", "task_config"})
+# In the identity as resolved per task, or in the target's hash, so that naming a default does not
+# make another run.
+RESOLVED = frozenset({"defense_config", "attack_config", "task_config", "dtype"})
 IDENTITY = frozenset(
     {
         "target",
@@ -116,6 +119,8 @@ def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
     words += ["--seed", str(spec.seed)]
     if spec.protocol is not None:
         words += ["--protocol", spec.protocol]
+    if spec.dtype != "auto":
+        words += ["--dtype", spec.dtype]
     if spec.force_sae:
         words += ["--force-sae"]
     if spec.limit is not None:

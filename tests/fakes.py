@@ -129,7 +129,7 @@ class Engine:
         loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
         set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
         set(sys.modules, "saebench_recovery.target.loading", loading)
-        set(vars(plan), "preset", lambda name: PRESET)
+        set(vars(plan), "preset", lambda *said: PRESET)
         for name in TASKS:
             task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})
             set(registry._registered["task"], name, task)

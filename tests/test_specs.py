@@ -25,6 +25,7 @@ CHANGED: dict[str, Any] = {
     "seed": 1,
     "limit": 8,
     "force_sae": True,
+    "dtype": "bfloat16",
     "flops": 1e9,
     "device": "cuda",
     "batch_size": 4,

@@ -127,6 +127,14 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, ...", envvar="SAEBENCH_DEVICE")
     ] = "auto",
+    dtype: Annotated[
+        Text,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="Of the model; latents are read in float32.",
+            envvar="SAEBENCH_DTYPE",
+        ),
+    ] = "auto",
     batch_size: Annotated[
         Text, typer.Option(metavar="auto|N", envvar="SAEBENCH_BATCH_SIZE")
     ] = "auto",
@@ -220,6 +228,7 @@ def run(
         "limits": {"drift": max_drift, "decode": max_decode, "fidelity": min_fidelity},
         "seed": seed,
         "limit": limit,
+        "dtype": dtype,
         "force_sae": force_sae,
         "flops": flops,
         "device": device,

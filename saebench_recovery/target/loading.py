@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -13,19 +14,26 @@ from saebench_recovery.target import knowledge
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.hub import load_model, load_sae, name_on_hub
 from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.presets import preset
+from saebench_recovery.target.presets import Dtype, preset
 from saebench_recovery.target.target import Target
 
 
-def load_target(name: str, device: str = "auto", *, force_sae: bool = False) -> Target:
+def load_target(
+    name: str,
+    device: str = "auto",
+    *,
+    dtype: Dtype | Literal["auto"] = "auto",
+    force_sae: bool = False,
+) -> Target:
     """The target of that name on a device (`auto`: an accelerator if there is one).
 
+    `dtype`: of the model, `auto` being the preset's own; latents are read in float32 always.
     `force_sae`: an SAE's own word on which model and hook point it belongs to does not count.
 
     Raises:
         UserError: unknown name or device, files missing, or SAEs that do not fit the model.
     """
-    chosen = preset(name)
+    chosen = preset(name, dtype)
     where = _device(device)
     tokenizer, model = load_model(chosen)
     places = {Site.parse(site): sae for site, sae in chosen.saes.items()}

@@ -21,6 +21,7 @@ from saebench_recovery.target import gemma_scope
 from saebench_recovery.target.knowledge import Knowledge
 
 PARTS = "+"  # between the model and the SAEs in the name of a target that is no preset
+Dtype = Literal["float32", "bfloat16"]
 FILES = (".yaml", ".yml", ".json")
 
 
@@ -48,7 +49,7 @@ class Preset(BaseModel):
     saes: dict[str, str] = Field(
         description="hook point -> folder of a SAELens SAE, or RELEASE/ID of a published one"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
+    dtype: Dtype = Field(
         default="float32", description="of the model; latents are read in float32 whatever it is"
     )
     bos: bool = Field(default=True, description="prompts begin with the tokenizer's BOS")
@@ -64,15 +65,21 @@ def presets() -> dict[str, Preset]:
     return TypeAdapter(dict[str, Preset]).validate_json(text)
 
 
-def preset(name: str) -> Preset:
+def preset(name: str, dtype: Dtype | Literal["auto"] = "auto") -> Preset:
     """The preset of that name, in that file, or what a name made by `name_of_parts` stands for.
 
-    The model among the parts may be that of a preset, by the preset's name.
+    The model among the parts may be that of a preset, by the preset's name. `dtype`: of the model,
+    `auto` being the preset's own.
 
     Raises:
         UserError: no such target, a file that is no preset, or a part that does not say where it
             belongs.
     """
+    chosen = _named(name)
+    return chosen if dtype == "auto" else chosen.model_copy(update={"dtype": dtype})
+
+
+def _named(name: str) -> Preset:
     known = presets()
     if name in known:
         return known[name]

@@ -60,7 +60,7 @@ def test_hook_point_may_be_said_or_stand_in_the_folder(sae: Path) -> None:
 def test_preset_without_bos(model: Path, sae: Path) -> None:
     chosen = preset(f"{model}+{sae}").model_copy(update={"bos": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saebench_recovery.target.loading.preset", lambda name: chosen)
+        patch.setattr("saebench_recovery.target.loading.preset", lambda *said: chosen)
         target = load_target("mine", "cpu")
     assert target.bos is None
     assert target.encode("Then") == tuple(
@@ -69,8 +69,8 @@ def test_preset_without_bos(model: Path, sae: Path) -> None:
 
 
 def test_half_precision_model_with_float32_readings(model: Path, sae: Path) -> None:
-    chosen = preset(f"{model}+{sae}").model_copy(update={"dtype": "bfloat16"})
-    assert load_model(chosen)[1].dtype == torch.bfloat16
+    target = load_target(f"{model}+{sae}", "cpu", dtype="bfloat16")
+    assert (target.dtype, target.preset.dtype) == (torch.bfloat16, "bfloat16")
     dictionary = load_sae(str(sae), SITE, "cpu")
     assert dictionary.encode(torch.ones(1, 1, WIDTH, dtype=torch.bfloat16)).dtype == torch.float32
 

@@ -65,6 +65,8 @@ def test_identity_follows_what_the_file_says(tmp_path: Path) -> None:
         spec = check_names(RunSpec(target=name, tasks=("ioi",)))
         identities.add(Plan.of(spec).identity)
     assert len(identities) == len(changes)
+    spec = check_names(RunSpec(target=written(tmp_path, SAID), tasks=("ioi",), dtype="bfloat16"))
+    assert Plan.of(spec).identity in identities  # it is the same to say so in the command
     before = target_fingerprint(preset(written(tmp_path, SAID)))
     (tmp_path / "saes" / "here" / "sae_weights.safetensors").write_bytes(b"other")
     assert target_fingerprint(preset(written(tmp_path, SAID))) != before
