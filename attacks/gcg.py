@@ -67,6 +67,7 @@ class GreedyCoordinateGradient(Attack):
         config = self.config
         problem = problem.obfuscating(config.drift_penalty, config.margin)
         gaps = problem.gaps()
+        allowed = problem.words.allowed_V.nonzero()[:, 0]
         drawn = list(generators(problem.seed, "gcg", problem.examples))
         kept = Buffer.of(_first(problem, gaps, drawn), config.buffer)
         goal_N = config.margin * problem.goal_N
@@ -82,6 +83,7 @@ class GreedyCoordinateGradient(Attack):
             kept.learn(left, place_N, objective_N)
             coordinates = _coordinates(config, step)
             each = [drawn[n] for n in left.tolist()]
+            best_NLK = _or_any(best_NLK, allowed, each)
             proposed = _proposals(base_NL, best_NLK, each, config, coordinates)
             usable = neighbourly(part.words, here, proposed.flatten(1, 2)).view(proposed.shape[:3])
             ids, tried = _chosen(base_NL, proposed, usable, config)
@@ -171,6 +173,15 @@ def _first(problem: SuffixProblem, gaps: list[Gap], drawn: list[Generator]) -> T
         )
     first_NL = ids_NTL[torch.arange(problem.size), chosen_N]
     return first_NL.masked_fill(chosen_N[:, None] < 0, -1)
+
+
+def _or_any(best_NLK: Tensor, allowed: Tensor, drawn: list[Generator]) -> Tensor:
+    """Where no gradient says which tokens are promising, any: the search is then a blind one."""
+    best_NLK = best_NLK.clone()
+    for n in (best_NLK[:, 0, 0] < 0).nonzero()[:, 0].tolist():
+        index = torch.randint(len(allowed), best_NLK.shape[1:], generator=drawn[n])
+        best_NLK[n] = allowed[index.to(allowed.device)]
+    return best_NLK
 
 
 def _proposals(

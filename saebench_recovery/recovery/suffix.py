@@ -114,8 +114,8 @@ class SuffixProblem(Problem):
         """What the gradient at a suffix of tokens says of replacing each.
 
         The objective [N] there; for each position the `count` allowed tokens [N, L, count] that
-        raise it most to first order, or the same few where no gradient comes through; and the
-        pass's keys and values, for `candidates`.
+        raise it most to first order, or -1 where no gradient comes through; and the pass's keys
+        and values, for `candidates`.
         """
         heard = self.start.prefix.listening()
         said = self.saying(ids_NL)
@@ -136,7 +136,9 @@ class SuffixProblem(Problem):
                 .indices
                 for grad_LD in grad_NLD  # [N, L, V] at once would be most of the memory
             ]
-            return objective_N.detach(), torch.stack(best)
+            blind_N = grad_NLD.flatten(1).abs().amax(1) == 0
+            best_NLK = torch.stack(best).masked_fill(blind_N[:, None, None], -1)
+            return objective_N.detach(), best_NLK
 
         objective_N, best_NLK = said.tail_pass(work, backward=True, logits="one-hot")
         return self.reached(objective_N), best_NLK, heard
