@@ -12,7 +12,7 @@ from saebench_recovery.plan import Plan, check_names
 from saebench_recovery.protocols.fill import fill
 from saebench_recovery.provenance import provenance
 from saebench_recovery.results.store import RunFolder, check_writable
-from saebench_recovery.schema import RunResult
+from saebench_recovery.schema import RunResult, Texts
 from saebench_recovery.settings import validate
 from saebench_recovery.specs import Limits, RunSpec
 
@@ -45,6 +45,7 @@ def run(
     batch_size: int | None = None,
     out: str | Path = "runs",
     force: bool = False,
+    keep_text: bool = False,
     plugins: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> RunResult:
@@ -56,7 +57,8 @@ def run(
     are files to import first, and `batch_size=None` chooses one. `dtype` is the model's, and with
     `force_sae` an SAE's word on which model and hook point it belongs to does not count. The
     result stands in `<out>/<identity>/result.json`; a complete one is read, a partial one
-    continued, unless `force`.
+    continued, unless `force`. With `keep_text`, what a generating task asked and was told is
+    written to `texts.jsonl` there.
 
     Raises:
         UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
@@ -83,11 +85,17 @@ def run(
         "device": device,
         "batch_size": batch_size,
     }
-    return execute(validate(RunSpec, spec, "run"), Path(out), force=force, progress=progress)
+    checked = validate(RunSpec, spec, "run")
+    return execute(checked, Path(out), force=force, keep_text=keep_text, progress=progress)
 
 
 def execute(
-    spec: RunSpec, out: Path, *, force: bool = False, progress: Progress | None = None
+    spec: RunSpec,
+    out: Path,
+    *,
+    force: bool = False,
+    keep_text: bool = False,
+    progress: Progress | None = None,
 ) -> RunResult:
     """Do what a spec says; see `run`. What it leaves open is filled in from its protocol, if any.
 
@@ -99,15 +107,25 @@ def execute(
     plan = Plan.of(spec)
     folder = RunFolder(out, plan.identity)
     earlier = None if force else folder.load()
+    texts: list[Texts] | None = [] if keep_text else None
+    if earlier is not None and keep_text:
+        texts = folder.finished_texts({row.task for row in earlier.rows})
     if earlier is not None and earlier.status == "complete":
         return earlier
-    return _compute(plan, folder, earlier, progress or (lambda what, done, total: None))
+    return _compute(plan, folder, earlier, texts, progress or (lambda what, done, total: None))
 
 
 def _compute(
-    plan: Plan, folder: RunFolder, earlier: RunResult | None, progress: Progress
+    plan: Plan,
+    folder: RunFolder,
+    earlier: RunResult | None,
+    texts: list[Texts] | None,
+    progress: Progress,
 ) -> RunResult:
-    """Run the tasks that are still missing, storing the whole after each of them."""
+    """Run the tasks that are still missing, storing the whole after each of them.
+
+    Texts are added to `texts` and stored, unless it is None.
+    """
     progress("loading", 0, 1)
     from saebench_recovery.scoring.evaluate import evaluate
     from saebench_recovery.target.loading import load_target
@@ -129,6 +147,8 @@ def _compute(
         rows[name] = scored.row
         examples += scored.examples
         perturbations |= {f"{name}/{key}": values for key, values in scored.perturbations.items()}
+        if texts is not None:
+            texts += scored.texts
         result = RunResult(
             status="complete" if len(rows) == len(plan.trios) else "partial",
             identity=plan.identity,
@@ -136,6 +156,6 @@ def _compute(
             provenance=made_by.model_copy(update={"seconds": time.monotonic() - started}),
             rows=tuple(rows[task] for task in plan.trios if task in rows),
         )
-        folder.save(result, examples, perturbations)
+        folder.save(result, examples, perturbations, texts)
     assert result is not None  # a plan has at least one task
     return result

@@ -36,11 +36,7 @@ def check_names(spec: RunSpec) -> RunSpec:
     registry.check_name("defense", spec.defense)
     registry.check_name("attack", spec.attack)
     # The target's order whatever the user's, then tasks that the target knows nothing of.
-    own = [
-        name
-        for name, how in chosen.tasks.items()
-        if (name in spec.tasks if spec.tasks else how.by_default)
-    ]
+    own = [name for name in chosen.tasks if not spec.tasks or name in spec.tasks]
     added = [name for name in dict.fromkeys(spec.tasks) if name not in chosen.tasks]
     for name in [*added, *own]:
         registry.check_name("task", name)

@@ -235,6 +235,17 @@ class RunResult(Record):
     rows: tuple[Row, ...]
 
 
+class Texts(Record):
+    """One line of `texts.jsonl`, which is written only on request: what a model was asked and said."""
+
+    task: str
+    id: str
+    prompt: str
+    clean: str
+    defended: str
+    recovered: str = Field(description="at the headline budget, whether it counts or not")
+
+
 class ExampleRow(Record):
     """One line of `examples.jsonl`: ids and figures, no text."""
 

@@ -12,7 +12,16 @@ from pydantic import BaseModel
 
 from saebench_recovery import plan, registry
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.schema import Constrained, Drift, ExampleRow, Examples, Mean, Rate, Row
+from saebench_recovery.schema import (
+    Constrained,
+    Drift,
+    ExampleRow,
+    Examples,
+    Mean,
+    Rate,
+    Row,
+    Texts,
+)
 from saebench_recovery.specs import Limits, RunSpec
 from saebench_recovery.target.presets import Preset, TaskPreset
 
@@ -119,6 +128,7 @@ class Engine:
             row=scored,
             examples=[example_row(task.name, f"{task.name}/{i}") for i in range(100)],
             perturbations={"delta": torch.full((100, 8), float(len(task.name)))},
+            texts=[made(Texts, task=task.name, id=f"{task.name}/0", prompt="secret")],
         )
 
     def install(self, set: Callable[[Any, Any, Any], None]) -> None:

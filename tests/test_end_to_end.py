@@ -106,6 +106,25 @@ def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
         assert not [name for name in names if f" {name}" in text]
 
 
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_generated_texts_stand_in_their_own_file_or_nowhere(
+    tmp_path: Path, keep_text: bool
+) -> None:
+    few = {"requests": 6, "selection_requests": 24, "retain_requests": 4}
+    result = run(tasks=["refusal"], task_config=few, keep_text=keep_text, out=tmp_path)
+    assert first_row(result).recovery.k > 0
+    files = {f.name: f.read_text("latin-1") for f in (tmp_path / result.identity).iterdir()}
+    texts = [json.loads(line) for line in files.pop("texts.jsonl", "").splitlines()]
+    assert len(texts) == (first_row(result).examples.valid if keep_text else 0)
+    for text in texts:
+        assert text["clean"].startswith(" Sure, here is how to")
+        assert "I'm sorry" in text["defended"] or "I cannot" in text["defended"]
+        assert text["prompt"].startswith("<bos>")
+    for content in files.values():
+        assert "here is how" not in content
+        assert not any(said in content for t in texts for said in t.values() if " " in said)
+
+
 def test_no_valid_flips_is_a_row_of_nulls_with_a_flag(tmp_path: Path) -> None:
     row = first_row(
         run(tasks=["ioi"], out=tmp_path, limit=LIMIT, defense_config={"multiplier": 1.0})

@@ -16,7 +16,7 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.harness import run
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.registry import register_defense
-from saebench_recovery.results.store import RESULT, RunFolder, read_examples, read_result
+from saebench_recovery.results.store import RESULT, TEXTS, RunFolder, read_examples, read_result
 from tests.fakes import TASKS, Engine
 
 
@@ -80,6 +80,29 @@ def test_leftovers_of_an_unfinished_task_are_dropped(engine: Engine, tmp_path: P
     assert engine.evaluated == [*TASKS, "beta", "gamma"]
     ids = [example.id for example in read_examples(tmp_path / again.identity)]
     assert len(ids) == len(set(ids)) == 300
+
+
+def test_texts_are_kept_only_on_request(engine: Engine, tmp_path: Path) -> None:
+    result = run(out=tmp_path)
+    folder = tmp_path / result.identity
+    assert not any("secret" in file.read_text("latin-1") for file in folder.iterdir())
+    with pytest.raises(UserError, match="has no texts of what is done already.*--force"):
+        run(out=tmp_path, keep_text=True)
+    again = run(out=tmp_path, keep_text=True, force=True)
+    assert again.identity == result.identity
+    texts = RunFolder(tmp_path, result.identity).finished_texts(TASKS)
+    assert [(text.task, text.prompt) for text in texts] == [(task, "secret") for task in TASKS]
+    run(out=tmp_path, force=True)
+    assert not (folder / TEXTS).exists()
+
+
+def test_texts_of_a_continued_run_are_complete(engine: Engine, tmp_path: Path) -> None:
+    result = run(out=tmp_path, keep_text=True)
+    folder = RunFolder(tmp_path, result.identity)
+    cut = result.model_copy(update={"status": "partial", "rows": result.rows[:1]})
+    folder.result.write_text(cut.model_dump_json())
+    run(out=tmp_path, keep_text=True)
+    assert [text.task for text in folder.finished_texts(TASKS)] == list(TASKS)
 
 
 def test_killed_at_any_moment_nothing_is_half_written(engine: Engine, tmp_path: Path) -> None:

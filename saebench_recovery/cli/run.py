@@ -184,6 +184,14 @@ def run(
         bool,
         typer.Option("--force", help="Repeat a run that is complete.", envvar="SAEBENCH_FORCE"),
     ] = False,
+    keep_text: Annotated[
+        bool,
+        typer.Option(
+            "--keep-text",
+            help="Keep prompts and generated answers, in a file of their own.",
+            envvar="SAEBENCH_KEEP_TEXT",
+        ),
+    ] = False,
 ) -> None:
     """Attack a defense and score what comes back.
 
@@ -240,7 +248,7 @@ def run(
     said = {f: v for f, v in options.items() if spoken & set(OPTIONS.get(f, (f,)))}
     spec = validate(RunSpec, said, "run")
     with progress_bar(wanted=not json) as progress:
-        result = execute(spec, out, force=force, progress=progress)
+        result = execute(spec, out, force=force, keep_text=keep_text, progress=progress)
     path = RunFolder(out, result.identity).result
     if json:
         print(path)

@@ -15,8 +15,8 @@ def schema() -> None:
     from pydantic.json_schema import models_json_schema
 
     from saebench_recovery.results.leaderboard import Leaderboard
-    from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult
+    from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
 
-    models = (RunResult, ExampleRow, Leaderboard)
+    models = (RunResult, ExampleRow, Texts, Leaderboard)
     _, definitions = models_json_schema([(model, "serialization") for model in models])
     print(json.dumps({"schema_version": SCHEMA_VERSION, **definitions}, indent=1))

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult
+from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RESULT, EXAMPLES, PERTURBATIONS = "result.json", "examples.jsonl", "perturbations.safetensors"
+TEXTS = "texts.jsonl"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -101,6 +102,7 @@ class RunFolder:
     def __init__(self, out: Path, identity: str) -> None:
         self.path = out / identity
         self.result = self.path / RESULT
+        self.texts = self.path / TEXTS
 
     def load(self) -> RunResult | None:
         """What an earlier run left, complete or partial.
@@ -113,24 +115,31 @@ class RunFolder:
     def discard(self) -> None:
         """Forget an earlier result, before its other files are written over."""
         self.result.unlink(missing_ok=True)
+        self.texts.unlink(missing_ok=True)
 
     def save(
         self,
         result: RunResult,
         examples: Sequence[ExampleRow],
         perturbations: Mapping[str, Tensor],
+        texts: Sequence[Texts] | None = None,
     ) -> None:
-        """Write everything; perturbations are named `<task>/<tensor>`.
+        """Write everything; perturbations are named `<task>/<tensor>`, and texts are optional.
 
         Raises:
             UserError: the disk is full, or the folder has become unwritable.
         """
         from safetensors.torch import save
 
-        lines = "".join(example.model_dump_json() + "\n" for example in examples)
+        lines, said = (
+            "".join(record.model_dump_json() + "\n" for record in records)
+            for records in (examples, texts or ())
+        )
         tensors = {n: t.detach().cpu().contiguous() for n, t in perturbations.items()}
         try:
             write_atomically(self.path / EXAMPLES, lines.encode())
+            if texts is not None:
+                write_atomically(self.texts, said.encode())
             write_atomically(self.path / PERTURBATIONS, save(tensors))
             write_atomically(self.result, (result.model_dump_json(indent=1) + "\n").encode())
         except OSError as error:
@@ -152,8 +161,27 @@ class RunFolder:
             raise UserError(f"cannot continue {str(self.path)!r}: {error}; use --force") from None
         return (
             [example for example in examples if example.task in tasks],
-            {n: t for n, t in perturbations.items() if n.partition("/")[0] in tasks},
+            {
+                name: values
+                for name, values in perturbations.items()
+                if any(name.startswith(f"{task}/") for task in tasks)  # which may have a "/" itself
+            },
         )
+
+    def finished_texts(self, tasks: Collection[str]) -> list[Texts]:
+        """Texts of the tasks that `result.json` names.
+
+        Raises:
+            UserError: none were kept, or the file is broken.
+        """
+        try:
+            lines = self.texts.read_bytes().splitlines()
+            return [t for t in map(Texts.model_validate_json, lines) if t.task in tasks]
+        except (OSError, ValidationError):
+            raise UserError(
+                f"{str(self.path)!r} has no texts of what is done already; to keep them, repeat "
+                "the run with --force"
+            ) from None
 
 
 def read_examples(folder: Path) -> list[ExampleRow]:

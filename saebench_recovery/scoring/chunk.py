@@ -118,6 +118,7 @@ class Scored:
     nothing: bool
     random: bool
     figures: Mapping[str, float]
+    texts: schema.Texts | None  # of a task that generates
     switched_on: bool
     rung: bool | None  # whether the defense's detector, if it has one, rang on the perturbed prompt
     flops: float  # that the search spent
@@ -252,6 +253,7 @@ def _score(
                 nothing=bool(nothing_E[e]),
                 random=bool(random_E[e]),
                 figures={name: float(values[e]) for name, values in replay.figures.items()},
+                texts=replay.texts(e),
                 switched_on=bool(replay.switched_on_E[e]),
                 rung=None if replay.rung_E is None else bool(replay.rung_E[e]),
                 flops=float(trail.spent_N[chosen[e]]),
@@ -339,7 +341,7 @@ class _Replay:
         bare = ActiveDefense(active.target, None)
         clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
         clean = whole_pass(bare, task, laid, meter, trace=clean_trace, watch=watch)
-        whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)
+        defended = whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)
         perturbed, delta = found.applied(examples)
         longer = batch(perturbed, device=active.target.device)
         output: Output = whole_pass(active, task, longer, meter, delta, trace)
@@ -348,6 +350,8 @@ class _Replay:
         for site in watch:
             clean_trace.z[site] = latents[site].read(clean_trace.after[site])
             clean_trace.p[site] = latents[site].preactivation(clean_trace.after[site])
+        self._said = task.label, (clean, defended, output)
+        self._decode = active.target.tokenizer.decode
         self.objective_E = task.objective(output)
         self.recovered_E = task.behaviour(output)
         self.fidelity_E = task.fidelity(output, clean)
@@ -367,6 +371,17 @@ class _Replay:
         self.within_E = within_limits(self.drift, setting.limits)
         switched = [d.metrics["reactivated_fraction"].nan_to_num() > 0 for d in self.drift.values()]
         self.switched_on_E = torch.stack(switched).any(0)
+
+    def texts(self, e: int) -> schema.Texts | None:
+        """What example e asked and what was said, if its task generates."""
+        task, outputs = self._said
+        example = outputs[0].examples[e]
+        said = [output.texts[e] for output in outputs if output.texts is not None]
+        if not said:
+            return None
+        prompt = self._decode(example.prompt, skip_special_tokens=False)
+        names = zip(("clean", "defended", "recovered"), said, strict=True)
+        return schema.Texts(task=task, id=example.id, prompt=prompt, **dict(names))
 
 
 def _columns(task: Task, laid: Batch, longer: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.schema import ExampleRow, Examples, Row
+from saebench_recovery.schema import ExampleRow, Examples, Row, Texts
 from saebench_recovery.scoring.chunk import Flip, Scored, Setting, pose, score_chunk
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.passes import outputs
@@ -37,6 +37,7 @@ class Evaluation:
     row: Row
     examples: list[ExampleRow]
     perturbations: dict[str, Tensor]
+    texts: list[Texts]
 
 
 def evaluate(
@@ -93,7 +94,8 @@ def evaluate(
         ringing,
     )
     lines = [example_row(setting, s) for s in scored]
-    return Evaluation(row, lines, perturbations)
+    texts = [s.texts for s in scored if s.texts is not None]
+    return Evaluation(row, lines, perturbations, texts)
 
 
 def _attacked(

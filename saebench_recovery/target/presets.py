@@ -31,7 +31,6 @@ class TaskPreset(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     site: str = Field(description="default hook point of the defense")
-    by_default: bool = Field(default=True, description="run when no task is named")
     task: dict[str, Any] = Field(default_factory=dict)
     defenses: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

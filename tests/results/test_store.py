@@ -97,3 +97,13 @@ def test_empty_denominator_is_null_and_nan_is_refused() -> None:
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValidationError):
             Rate(k=0, n=1, rate=0, low=0, high=bad)
+
+
+def test_perturbations_of_a_finished_variant_are_kept(tmp_path: Path) -> None:
+    """The label of a task's variant has a "/" of its own."""
+    folder = RunFolder(tmp_path, "abc")
+    named = {f"tpp/{label}/delta": torch.zeros(1) for label in ("nurse", "pilot")}
+    folder.save(result(), [example_row("tpp/nurse", "1"), example_row("tpp/pilot", "2")], named)
+    examples, perturbations = folder.finished(["tpp/nurse"])
+    assert [example.id for example in examples] == ["1"]
+    assert set(perturbations) == {"tpp/nurse/delta"}
