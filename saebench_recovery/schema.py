@@ -236,7 +236,7 @@ class RunResult(Record):
 
 
 class Texts(Record):
-    """One line of `texts.jsonl`, which is written only on request: what a model was asked and said."""
+    """One line of `texts.jsonl`, written only on request: what was asked and what was said."""
 
     task: str
     id: str

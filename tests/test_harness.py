@@ -86,7 +86,7 @@ def test_texts_are_kept_only_on_request(engine: Engine, tmp_path: Path) -> None:
     result = run(out=tmp_path)
     folder = tmp_path / result.identity
     assert not any("secret" in file.read_text("latin-1") for file in folder.iterdir())
-    with pytest.raises(UserError, match="has no texts of what is done already.*--force"):
+    with pytest.raises(UserError, match=r"has no texts of what is done already.*--force"):
         run(out=tmp_path, keep_text=True)
     again = run(out=tmp_path, keep_text=True, force=True)
     assert again.identity == result.identity

@@ -1,11 +1,65 @@
-"""Single figures read off a row, for tables and rankings."""
+"""Single figures read off rows, for tables and rankings."""
 
 from __future__ import annotations
 
-from saebench_recovery.schema import Row
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from saebench_recovery.schema import Mean, Rate, Row
 
 
-def worst_drift(row: Row) -> tuple[float, str] | None:
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    centre: float
+    low: float
+    high: float
+
+
+def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each task: several where it has several targets, such as `tpp/nurse`."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.task.partition("/")[0], []).append(row)
+    return found
+
+
+def interval(value: Rate | Mean) -> Interval | None:
+    """A rate or mean with its interval; None where there is nothing to average."""
+    centre = value.rate if isinstance(value, Rate) else value.mean
+    if centre is None or value.low is None or value.high is None:
+        return None
+    return Interval(centre, value.low, value.high)
+
+
+def over_targets(values: Iterable[Rate | Mean]) -> Interval | None:
+    """The mean over a task's targets, each with equal weight; targets with nothing are left out.
+
+    Targets have different examples, so their distances to either end of the interval add up in
+    quadrature.
+    """
+    known = [found for found in map(interval, values) if found is not None]
+    if not known:
+        return None
+    centre = sum(v.centre for v in known) / len(known)
+    below, above = (
+        sqrt(sum(gap**2 for gap in gaps)) / len(known)
+        for gaps in ([v.centre - v.low for v in known], [v.high - v.centre for v in known])
+    )
+    return Interval(centre, centre - below, centre + above)
+
+
+def worst_drift(*rows: Row) -> tuple[float, str] | None:
     """The largest relative drift of any example, and the scope in which it was seen."""
-    seen = [(drift.relative_l2.max, scope) for scope, drift in sorted(row.drift.items())]
+    seen = [
+        (drift.relative_l2.max, scope) for row in rows for scope, drift in sorted(row.drift.items())
+    ]
     return max(((value, scope) for value, scope in seen if value is not None), default=None)
+
+
+def mean_number(values: Sequence[float | None]) -> float | None:
+    """The mean of the numbers among the values, None without any."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
