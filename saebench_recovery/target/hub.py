@@ -150,6 +150,8 @@ def _reason(error: BaseException, repository: str) -> str:
     def met(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)
 
+    responses = (getattr(one, "response", None) for one in chain)
+    answers = [f"answered {r.status_code} ({r.reason_phrase})" for r in responses if r is not None]
     if met(errors.GatedRepoError):
         return (
             f"is gated: accept its terms at {constants.ENDPOINT}/{repository}, then log in with "
@@ -165,7 +167,7 @@ def _reason(error: BaseException, repository: str) -> str:
     if met(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         alone = "HF_HUB_OFFLINE forbids a connection"
         if not constants.HF_HUB_OFFLINE:
-            alone = f"{constants.ENDPOINT} cannot be reached"
+            alone = f"{constants.ENDPOINT} {answers[0] if answers else 'cannot be reached'}"
         return (
             f"is no folder, {repository} is not in the local cache, and {alone}; the same command "
             "fills the cache where there is one"
@@ -179,11 +181,15 @@ def _reason(error: BaseException, repository: str) -> str:
             f"does not fit on the disk of {constants.HF_HUB_CACHE}; free some space there, or set "
             "HF_HOME to a folder on another disk"
         )
+    if answers:
+        return (
+            f"could not be downloaded: {constants.ENDPOINT} {answers[0]} for a file of {repository}"
+        )
     # The base class of the hub client's connection errors, whichever HTTP library it uses.
     if any(kind.__name__ == "TransportError" for one in chain for kind in type(one).__mro__):
         return (
             "could not be downloaded: the connection broke off, more than once; repeat the "
             "command, complete files are kept"
         )
-    first_line = str(error).partition("\n")[0]
+    first_line = str(error).strip().partition("\n")[0]
     return f"cannot be loaded: {type(error).__name__}: {first_line}"

@@ -228,7 +228,12 @@ def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
         (401, "RepoNotFound", "is not found: there is no such folder, and .* is not on the hub"),
         (404, "RevisionNotFound", "does not have the revision that was asked for"),
         (0, "", "is not in the local cache, and https://.* cannot be reached; the same"),
-        (500, "", "is not in the local cache"),
+        (500, "", r"is not in the local cache, and https://.* answered 500 \(Internal Server Err"),
+        (
+            403,
+            "",
+            r"is not in the local cache, and https://.* answered 403 \(Forbidden\); the same",
+        ),
     ],
 )
 def test_each_answer_of_the_hub_is_one_line(
