@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{model: [")
         with pytest.raises(UserError, match=rf"{name}' cannot be read: "):
             preset(str(tmp_path / name))
+
+
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    chosen = preset(str(tmp_path / "mine.yaml"))
+    assert chosen.dtype == "bfloat16"
+    assert chosen.saes["blocks.9.hook_resid_post"] == str(tmp_path / "saes" / "layer-9")
+    assert chosen.tasks["ioi"].defenses["clamp"] == {"latents": 64, "multiplier": -2}
