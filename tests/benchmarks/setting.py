@@ -26,6 +26,7 @@ from saebench_recovery.target.target import Target
 from tests.tiny import BOS, TinyTask, TinyTokenizer, tiny_dictionary
 
 STEPS = 3
+ROOM = 16  # positions for a suffix behind the prompt
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def random_workload(
         n_embd=256,
         n_layer=12,
         n_head=8,
-        n_positions=tokens,
+        n_positions=tokens + ROOM,
         bos_token_id=BOS,
         eos_token_id=2,
     )

@@ -15,7 +15,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tests.benchmarks.measure import compare
+from tests.benchmarks.measure import compare, timed
+from tests.benchmarks.plain_gcg import both, found
 from tests.benchmarks.setting import Workload, organism_is_built, organism_workload, random_workload
 
 TOLERANCE = 1e-4  # of the deltas' norm, after steps that each amplify float32 rounding
@@ -47,3 +48,16 @@ def test_search(name: str, benchmark: BenchmarkFixture) -> None:
     assert gap_N.max() < TOLERANCE
     benchmark.extra_info |= found.summary()
     benchmark.pedantic(load.setting.attack.search, args=(found.problem,), rounds=1)
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_gcg(benchmark: BenchmarkFixture) -> None:
+    """One flip at equal candidates per step: the same suffix, and so the same loss."""
+    load = random_workload(flips=1)
+    engine, plain = both(load, rows=1)
+    expected, plain_s = timed(lambda: found(load, plain))
+    suffix = benchmark.pedantic(found, args=(load, engine), rounds=3)
+    assert torch.equal(suffix.ids_EL, expected.ids_EL)
+    torch.testing.assert_close(engine.objective(suffix), engine.objective(expected))
+    engine_s = timed(lambda: found(load, engine))[1]
+    benchmark.extra_info |= {"plain_s": round(plain_s, 2), "ratio": round(plain_s / engine_s, 1)}
