@@ -90,6 +90,7 @@ def _measures(rows: Sequence[Row]) -> dict[str, str]:
         ),
         **_detection(rows),
         "drift, relative, worst": _worst_drift(rows),
+        **_suffix(rows[0]),
         "norm, relative": over(lambda r: r.norm),
         "smallest norm that recovers": number(lambda r: r.curve.median_norm_recovers),
         "... that injects": number(lambda r: r.curve.median_norm_injects),
@@ -177,6 +178,11 @@ def _with_interval(found: Interval | None) -> str:
 
 def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
+
+
+def _suffix(row: Row) -> dict[str, str]:
+    said = row.perturbation
+    return {} if said.length is None else {"suffix": f"{said.length} {said.kind}"}
 
 
 def _worst_drift(rows: Sequence[Row]) -> str:
