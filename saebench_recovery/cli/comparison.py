@@ -37,11 +37,13 @@ def print_comparison(console: Console, result: RunResult) -> None:
         console.print(f"nothing is published about {result.spec['attack']} in these rows")
     for departure in departures(result.spec, experiment):
         console.print(f"[bold]departs:[/bold] {escape(departure)}", highlight=False)
-    deviations = sum(
-        setting.basis == "deviation"
-        for config in ("run", "defense_config", "attack_config", "task_config")
-        for setting in getattr(experiment, config).values()
+    settings = (
+        experiment.run,
+        experiment.defense_config,
+        experiment.settings_of(result.spec["attack"]),
+        experiment.task_config,
     )
+    deviations = sum(s.basis == "deviation" for group in settings for s in group.values())
     console.print(
         f"{deviations + len(experiment.differences)} differences from the published protocol are "
         "by design: see docs/protocol.md",

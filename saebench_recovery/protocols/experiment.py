@@ -70,6 +70,9 @@ class Arm(Record):
 
     title: Text
     numbers: tuple[Number, ...]
+    attack_config: dict[str, Setting] | None = Field(
+        default=None, description="in place of the experiment's own"
+    )
 
 
 class Experiment(Record):
@@ -82,10 +85,17 @@ class Experiment(Record):
     arm: str = Field(description="the attack that is run unless another is asked for")
     run: dict[str, Setting] = Field(description="fields of a RunSpec")
     defense_config: dict[str, Setting]
-    attack_config: dict[str, Setting] = Field(description="of every arm")
+    attack_config: dict[str, Setting] = Field(description="of every arm without its own")
     task_config: dict[str, Setting]
     arms: dict[str, Arm]
     differences: tuple[Difference, ...]
+
+    def settings_of(self, attack: str) -> dict[str, Setting]:
+        """What an attack is set to; nothing for one that is not among the arms."""
+        if attack not in self.arms:
+            return {}
+        own = self.arms[attack].attack_config
+        return self.attack_config if own is None else own
 
     @model_validator(mode="after")
     def _default_arm_exists(self) -> Self:

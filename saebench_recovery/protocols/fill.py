@@ -91,8 +91,8 @@ def _settings(
     """The experiment's settings of a plugin, none where the user chose another plugin."""
     if config == "defense_config" and spec["defense"] != experiment.run["defense"].value:
         return {}
-    if config == "attack_config" and spec["attack"] not in experiment.arms:
-        return {}
+    if config == "attack_config":
+        return experiment.settings_of(spec["attack"])
     settings: Mapping[str, Setting] = getattr(experiment, config)
     return settings
 

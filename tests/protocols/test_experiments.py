@@ -57,7 +57,7 @@ def test_settings_are_valid_for_the_plugins(task: str) -> None:
     registry.create("task", task, values(experiment.task_config))
     known = registry.listing("attack")
     for attack in experiment.arms.keys() & known.keys():
-        registry.create("attack", attack, values(experiment.attack_config))
+        registry.create("attack", attack, values(experiment.settings_of(attack)))
     assert experiment.arm in known
     RunSpec(**run)
 
