@@ -66,7 +66,7 @@ class Jacobian(ResidualAscent):
             return alone
         sites = ", ".join(map(str, model.held))
         what = "the pre-activations"
-        if self.config.method == "sketch":
+        if model.sketched:
             what = f"{len(model.mix_KM)} random combinations of the pre-activations"
         then = f"corrected to drift {self.config.drift:g}" if self._corrected else "not corrected"
         note = f"{what} at {sites} are held to first order, {then}"

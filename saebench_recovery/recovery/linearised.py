@@ -161,6 +161,11 @@ class Linearised:
         return self.fence.rank + sum(len(self._latents[s].features) for s in self.held)
 
     @property
+    def sketched(self) -> bool:
+        """Whether only some random combinations of the readings are held."""
+        return 0 < len(self.mix_KM) < self.mix_KM.shape[1]
+
+    @property
     def bytes_per_row(self) -> int:
         """Of a Jacobian and what is made of it, for one example."""
         K, F = len(self.mix_KM), len(self._sites) * self._shape.numel()

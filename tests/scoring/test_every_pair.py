@@ -1,7 +1,7 @@
 """What must hold of every row, whichever defense meets whichever attack.
 
-Every registered defense meets every registered attack under both threat models; architectures
-are spread so that each sees every defense and every attack.
+Every registered defense meets every registered attack: the clamp under both threat models, the
+others under one, in turn. Architectures are spread so that each sees every attack and defense.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ DEFENSES, ATTACKS = tuple(BUILT_IN["defense"]), tuple(BUILT_IN["attack"])
 THREAT_MODELS: tuple[ThreatModel, ...] = get_args(ThreatModel)
 BUDGET = 0.4  # not among those of the curve, which must then hold it too
 PAIRS = [
-    (defense, attack, threat_model, ARCHITECTURES[(a - d) % 3 + 3 * ((t - d) % 2)])
+    (defense, attack, threat_model, ARCHITECTURES[(a - d + 3 * t) % len(ARCHITECTURES)])
     for (d, defense), (a, attack), (t, threat_model) in product(
         enumerate(DEFENSES), enumerate(ATTACKS), enumerate(THREAT_MODELS)
     )
+    if defense == "clamp" or (d + a + t) % 2 == 0
 ]
 every_pair = pytest.mark.parametrize(("defense", "attack", "threat_model", "architecture"), PAIRS)
 
