@@ -11,19 +11,23 @@ from saebench_recovery.registry import create, register_attack
 
 # In the order of cost. Every setting is spelled out: what auto-v1 is must not change with the
 # defaults of its members.
+ASCENT: dict[str, Any] = {
+    "positions": "task",
+    "steps": 50,
+    "lr": 0.2,
+    "objective": "behaviour",
+    "margin": 1.0,
+    "shared": False,
+}
+EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "weight": 1.0}
+SOFT = {"length": 8, "steps": 50, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
+TOKENS = {"length": 8, "steps": 24, "candidates": 16, "topk": 64, "coordinates": 4, "buffer": 4}
 MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("random-direction", {"positions": "task"}),
-    (
-        "orthogonal",
-        {
-            "positions": "task",
-            "steps": 50,
-            "lr": 0.2,
-            "objective": "behaviour",
-            "margin": 1.0,
-            "shared": False,
-        },
-    ),
+    ("orthogonal", ASCENT),
+    ("jacobian", ASCENT | EXACT),
+    ("soft-suffix", SOFT),
+    ("gcg", TOKENS | {"margin": 0.5, "drift_penalty": 1.0}),
 )
 
 
