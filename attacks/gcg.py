@@ -73,15 +73,13 @@ class GreedyCoordinateGradient(Attack):
         goal_N = config.margin * problem.goal_N
         pieces = _pieces(problem)
         left = kept.begun.nonzero()[:, 0]
-        steps = config.steps
-        for step in range(steps):
-            if step >= steps or left.numel() == 0:
-                break
+        step, steps = 0, config.steps
+        while step < steps and left.numel():
             part, here = problem.rows(left), [gaps[n] for n in left.tolist()]
             base_NL, place_N = kept.next(left)
             objective_N, best_NLK, heard = part.promising(base_NL, config.topk)
             kept.learn(left, place_N, objective_N)
-            coordinates = _coordinates(config, step)
+            coordinates = _coordinates(config, step / steps)
             each = [drawn[n] for n in left.tolist()]
             best_NLK = _or_any(best_NLK, allowed, each)
             proposed = _proposals(base_NL, best_NLK, each, config, coordinates)
@@ -100,6 +98,7 @@ class GreedyCoordinateGradient(Attack):
             part.reached(value_N)
             if step == 0:
                 steps = problem.affordable(steps)
+            step += 1
             left = left[kept.best(left)[1] < goal_N[left]]
         every = torch.arange(problem.size, device=goal_N.device)
         ids_NL, _ = kept.best(every)
@@ -126,9 +125,9 @@ class Buffer:
     def next(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """The best suffixes that were not gone from yet, or else the very best; their places."""
         value, used = self.value[row], self.used[row]
-        fresh = ~used.all(1, keepdim=True) & used
-        # A suffix of unknown value is the first one.
-        place = value.clamp(min=-1e30).masked_fill(fresh, -torch.inf).argmax(1)
+        passed_over = used & ~used.all(1, keepdim=True)
+        # The first suffix has no value yet.
+        place = value.clamp(min=-1e30).masked_fill(passed_over, -torch.inf).argmax(1)
         self.used[row, place] = True
         return self.ids[row, place], place
 
@@ -148,9 +147,9 @@ class Buffer:
         return self.ids[row, place], value
 
 
-def _coordinates(config: GreedyCoordinateGradient.Config, step: int) -> int:
-    """Tokens replaced at once: falls to one in the first half of the steps."""
-    share = max(0.0, 1 - 2 * step / config.steps)
+def _coordinates(config: GreedyCoordinateGradient.Config, done: float) -> int:
+    """Tokens replaced at once: falls to one in the first half of the search."""
+    share = max(0.0, 1 - 2 * done)
     return max(1, min(config.length, round(config.coordinates * share)))
 
 

@@ -159,7 +159,7 @@ def test_gcg_finds_more_than_a_random_suffix_and_stays_in_its_vocabulary() -> No
 
 
 def test_gcg_does_not_depend_on_the_batch() -> None:
-    whole, parts = run(gcg(), limit=12), run(gcg(), limit=12, batch_size=2)
+    whole, parts = run(gcg(), limit=8), run(gcg(), limit=8, batch_size=3)
     assert torch.equal(whole.perturbations["suffix/ids"], parts.perturbations["suffix/ids"])
 
 
@@ -174,8 +174,8 @@ def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
 
 
 def test_an_allowance_ends_the_search() -> None:
-    whole = run(gcg(margin=50.0)).examples[0].flops
-    short = run(gcg(margin=50.0), flops=whole / 2).examples[0].flops
+    whole = run(gcg(margin=50.0), limit=8).examples[0].flops
+    short = run(gcg(margin=50.0), limit=8, flops=whole / 2).examples[0].flops
     assert 0 < short < 0.7 * whole
 
 
@@ -197,8 +197,8 @@ def test_obfuscation_lowers_drift(kind: str) -> None:
     def attack(weight: float) -> Attack:
         if kind == "tokens":
             return gcg(drift_penalty=weight)
-        return Soft(Soft.Config(length=LENGTH, steps=15, obfuscation=weight))
+        return Soft(Soft.Config(length=LENGTH, steps=10, obfuscation=weight))
 
-    without, held = (run(attack(weight), limit=None, budget=2.0) for weight in (0.0, 3.0))
+    without, held = (run(attack(weight), limit=32, budget=2.0) for weight in (0.0, 3.0))
     drifts = [[line.drift["readout"]["l2"] for line in r.examples] for r in (without, held)]
     assert wilcoxon(drifts[0], drifts[1], alternative="greater").pvalue < 0.01
