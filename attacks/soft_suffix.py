@@ -23,7 +23,7 @@ class SoftSuffixAscent(Attack):
 
     class Config(PluginConfig):
         length: int = Field(default=8, ge=1, description="tokens of the suffix")
-        steps: int = Field(default=50, ge=1, le=10_000)
+        steps: int = Field(default=20, ge=1, le=10_000)
         lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
