@@ -18,6 +18,7 @@ from saebench_recovery import registry
 from saebench_recovery.interfaces import Attack, Defense
 from saebench_recovery.registry import BUILT_IN
 from saebench_recovery.schema import Mean, Rate, Row
+from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.scoring.flags import MEANINGS
 from saebench_recovery.specs import CURVE_BUDGETS, RunSpec, ThreatModel
@@ -104,7 +105,10 @@ def test_counts_agree(
 def test_intervals_contain_their_estimates(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
-    row = scored(defense, attack, threat_model, architecture).row
+    found = scored(defense, attack, threat_model, architecture)
+    row, clusters = found.row, [line.cluster for line in found.examples]
+    # Examples of one source item are not counted as independent.
+    assert row.recovery == statistics.rate([e.recovered for e in found.examples], clusters)
     for rate in rates(row):
         assert rate.rate is not None
         assert rate.low is not None
