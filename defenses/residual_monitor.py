@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -15,17 +15,20 @@ from saebench_recovery.recovery.attribution import content_residuals
 from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import SMALLEST_NORM
 from saebench_recovery.target.target import Target
+
+SHRINKAGE = 0.1  # of the errors' covariance towards a sphere: it keeps unseen directions finite
 
 
 @register_defense("residual-monitor")
 class ResidualMonitor(ClampingDefense):
-    """Rings where the SAE's error is a larger share of the residual than it should be.
+    """Rings where the SAE's error is unlike the errors of undisturbed text.
 
-    The score of a prompt is the largest of its content tokens'. Its threshold is the quantile of
-    the selection prompts' scores that split conformal prediction asks for: a new prompt of their
-    kind exceeds it with probability at most `false_alarms`, whatever their distribution.
+    A token's score is the Mahalanobis distance of its error, a prompt's the largest of its content
+    tokens'. One half of the selection prompts gives the errors' mean and covariance; the other one
+    the threshold, as the quantile of their scores that split conformal prediction asks for: a new
+    prompt of their kind exceeds it with probability at most `false_alarms`, whatever the
+    distribution.
     """
 
     class Config(ClampingDefense.Config):
@@ -34,6 +37,8 @@ class ResidualMonitor(ClampingDefense):
         )
 
     config: Config
+    _mean_D: Tensor
+    _whitening_DD: Tensor
     _threshold: Mapping[bool, float]  # of what enters the defense (True), and of what leaves it
 
     @property
@@ -44,19 +49,21 @@ class ResidualMonitor(ClampingDefense):
         super().fit(target, task)
         (site,) = self.latents
         prompts = [_watched(example) for example in task.examples(target, "selection")]
-        rank = math.ceil((len(prompts) + 1) * (1 - self.config.false_alarms))
-        if rank > len(prompts):
-            needed = math.ceil(1 / self.config.false_alarms) - 1
+        known, held_out = prompts[::2], prompts[1::2]
+        rank = math.ceil((len(held_out) + 1) * (1 - self.config.false_alarms))
+        if rank > len(held_out):
+            needed = 2 * (math.ceil(1 / self.config.false_alarms) - 1)
             raise UserError(
                 f"residual-monitor needs {needed} selection prompts to promise "
                 f"{self.config.false_alarms:g} false alarms, and task {task.name!r} has "
                 f"{len(prompts)}; raise -D false_alarms"
             )
-        worst_2E = torch.zeros(2, len(prompts), device=target.device)
-        for prompt_N, resid_ND in content_residuals(target, site, prompts):
+        self._learn(target, site, known)
+        worst_2E = torch.zeros(2, len(held_out), device=target.device)
+        for prompt_N, resid_ND in content_residuals(target, site, held_out):
             passing = (self.intervene(site, resid_ND[None])[0], resid_ND)
             for worst_E, seen_ND in zip(worst_2E, passing, strict=True):
-                worst_E.scatter_reduce_(0, prompt_N, self._error(site, seen_ND), "amax")
+                worst_E.scatter_reduce_(0, prompt_N, self._distance(site, seen_ND), "amax")
         leaving, entering = worst_2E.sort(1).values[:, rank - 1].tolist()
         self._threshold = {True: entering, False: leaving}
 
@@ -64,14 +71,28 @@ class ResidualMonitor(ClampingDefense):
         return self.clamped(site, resid_BTD)
 
     def alarm(self, site: Site, resid_BTD: Tensor, *, entering: bool) -> Tensor:
-        return self._error(site, resid_BTD) - self._threshold[entering]
+        return self._distance(site, resid_BTD) - self._threshold[entering]
+
+    def _learn(self, target: Target, site: Site, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Mean and inverse root of the covariance of the SAE's errors on some prompts."""
+        found = [self._error(site, seen) for _, seen in content_residuals(target, site, prompts)]
+        error_ND = torch.cat(found).double()
+        covariance_DD = torch.cov(error_ND.T)
+        floor = SHRINKAGE * covariance_DD.diagonal().mean().clamp(min=1e-12)
+        covariance_DD.diagonal().add_(floor)
+        root_DD = torch.linalg.cholesky(covariance_DD)
+        self._mean_D = error_ND.mean(0).float()
+        self._whitening_DD = torch.linalg.inv(root_DD).T.float()
 
     def _error(self, site: Site, resid: Tensor) -> Tensor:
-        """Norm of the SAE's error relative to the residual's, [...]."""
         dictionary, x = self.latents[site].dictionary, resid.float()
-        error: Tensor = (x - dictionary.decode(dictionary.encode(x), x)).norm(dim=-1)
-        size: Tensor = x.norm(dim=-1).clamp(min=SMALLEST_NORM)
-        return error / size
+        return x - dictionary.decode(dictionary.encode(x), x)
+
+    def _distance(self, site: Site, resid: Tensor) -> Tensor:
+        """Mahalanobis distance [...] of the SAE's error from undisturbed ones."""
+        centred = self._error(site, resid) - self._mean_D
+        distance: Tensor = (centred @ self._whitening_DD).norm(dim=-1)
+        return distance
 
 
 def _watched(example: Example) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
         ),
         "residual-monitor": (
             "saebench_recovery.defenses.residual_monitor:ResidualMonitor",
-            "clamps, and rings where the SAE's error is unusually large",
+            "clamps, and rings where the SAE's error is unusual",
         ),
     },
     "attack": {

@@ -19,7 +19,6 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.recovery.projection import Tangent, gradients
 from saebench_recovery.registry import BUILT_IN
-from saebench_recovery.scoring.statistics import rate
 from saebench_recovery.sites import Site
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.target import Target
@@ -207,8 +206,8 @@ class TestSeveralSites:
 
 class TestResidualMonitor:
     @pytest.mark.parametrize("entering", [True, False])
-    def test_rings_on_new_prompts_at_most_as_often_as_stated(self, entering: bool) -> None:
-        """The bound holds on average over calibrations; one of 400 prompts is close to it."""
+    def test_rings_on_new_prompts_as_often_as_stated(self, entering: bool) -> None:
+        """The bound holds on average over calibrations; this is one."""
 
         class Large(TinyTask):
             size = 400
@@ -223,10 +222,9 @@ class TestResidualMonitor:
             ).hidden_states[SITE.layer + 1][:, 1:]
             seen = hidden if entering else monitor.intervene(SITE, hidden)
             rung.append(bool((monitor.alarm(SITE, seen, entering=entering) > 0).any()))
-        found = rate(rung, [str(i) for i in range(len(rung))])
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low <= 0.2 <= found.high
+        # Three standard errors: 200 prompts set the threshold, 400 are judged by it.
+        error = (0.2 * 0.8 * (1 / 200 + 1 / 400)) ** 0.5
+        assert sum(rung) / len(rung) == pytest.approx(0.2, abs=3 * error)
 
     def test_rings_on_what_the_dictionary_cannot_express(self) -> None:
         target = tiny_target("llama")
@@ -245,9 +243,9 @@ class TestResidualMonitor:
             size = 12
 
         monitor = made("residual-monitor")
-        with pytest.raises(UserError, match="needs 19 selection prompts"):
+        with pytest.raises(UserError, match="needs 38 selection prompts"):
             monitor.fit(shared_target("llama"), Few())
-        made("residual-monitor", false_alarms=0.1).fit(shared_target("llama"), Few())
+        made("residual-monitor", false_alarms=0.2).fit(shared_target("llama"), Few())
 
     def test_other_defenses_have_no_detector(self) -> None:
         assert fitted("clamp").false_alarms is None
