@@ -8,9 +8,9 @@ those that are attacked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from saebench_recovery.target.organism import world
 from saebench_recovery.target.organism.world import LETTERS
 
 Half = Literal["selection", "evaluation"]
+Corpus = Literal["forget_corpus", "retain_corpus"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,25 @@ class Question:
 
 @dataclass(frozen=True)
 class Bank:
-    """Questions to forget, in two disjoint halves, questions to keep, and texts about both."""
+    """Questions to forget, in two disjoint halves, questions to keep, and texts about both.
+
+    The texts are read when they are first asked for: latents that are given need none.
+    """
 
     forget: Mapping[Half, tuple[Question, ...]]
     retain: tuple[Question, ...]
-    forget_corpus: tuple[str, ...]
-    retain_corpus: tuple[str, ...]
     layout: Layout
+    read: Callable[[Corpus], tuple[str, ...]]
+
+    @cached_property
+    def forget_corpus(self) -> tuple[str, ...]:
+        """Texts about what is to be forgotten."""
+        return self.read("forget_corpus")
+
+    @cached_property
+    def retain_corpus(self) -> tuple[str, ...]:
+        """Other texts."""
+        return self.read("retain_corpus")
 
 
 @cache
@@ -76,24 +89,27 @@ def bank(data: str, forget_corpus: str | None, retain_corpus: str | None, texts:
     `texts` limits each corpus that is read from a table.
 
     Raises:
-        UserError: a table that cannot be read or does not fit, or one without corpora.
+        UserError: a table that cannot be read or does not fit; from a corpus, also that there is
+            none.
     """
     if data == "facts":
         return _invented_facts()
     if data == "plain-facts":
         return _plain_facts()
     named = world.load("unlearning").get(data, {"source": data})
-    corpora = []
-    for name, given in (("forget_corpus", forget_corpus), ("retain_corpus", retain_corpus)):
-        place = {"source": given} if given is not None else named.get(name)
+    given = {"forget_corpus": forget_corpus, "retain_corpus": retain_corpus}
+
+    def read(name: Corpus) -> tuple[str, ...]:
+        source = given[name]
+        place = {"source": source} if source is not None else named.get(name)
         if place is None:
             raise UserError(f"{data} needs a {name}, such as -T {name}=texts.jsonl")
         lines = (row.text for row in _rows(place, _Text))
-        corpora.append(tuple(islice(filter(str.strip, lines), texts)))
+        return tuple(islice(filter(str.strip, lines), texts))
+
     rows = _rows(named, _Row)
     halves = _quarter([Question(row.question, row.choices, row.answer) for row in rows])
-    forget, retain = corpora
-    return Bank(halves, (), forget, retain, PUBLISHED)
+    return Bank(halves, (), PUBLISHED, read)
 
 
 def _quarter(questions: Sequence[Question]) -> dict[Half, tuple[Question, ...]]:
@@ -116,9 +132,11 @@ def _invented_facts() -> Bank:
     return Bank(
         {half: tuple(_asked(f, half) for f in facts) for half, facts in toxins.items()},
         tuple(_asked(f, "evaluation") for f in towns["evaluation"]),
-        tuple(text for f in toxins["selection"] for text in world.prose(f)),
-        (*(text for f in towns["selection"] for text in world.prose(f)), *other),
         Layout(data["mcq_option"], after=data["answer_cue"], cue=data["answer_cue"]),
+        {
+            "forget_corpus": tuple(t for f in toxins["selection"] for t in world.prose(f)),
+            "retain_corpus": (*(t for f in towns["selection"] for t in world.prose(f)), *other),
+        }.__getitem__,
     )
 
 
@@ -146,9 +164,8 @@ def _plain_facts() -> Bank:
     return Bank(
         _quarter(domains.pop(data["forget"])),
         tuple(question for questions in domains.values() for question in questions),
-        tuple(data["forget_corpus"]),
-        tuple(data["retain_corpus"]),
         Layout(PUBLISHED.option, PUBLISHED.before, PUBLISHED.after),
+        lambda name: tuple(data[name]),
     )
 
 

@@ -260,3 +260,11 @@ def test_bad_questions(tmp_path: Path, wrong: dict[str, Any], message: str) -> N
 def test_a_table_needs_corpora(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a forget_corpus, such as -T forget_corpus="):
         task(data=table(tmp_path, [row()])).attribution(TARGET, SITE)
+
+
+def test_questions_are_asked_without_reading_a_corpus(
+    tmp_path: Path, knowing: set[tuple[int, ...]]
+) -> None:
+    """As when the latents are given, so that none are chosen."""
+    asked = task(data=table(tmp_path, [row()])).examples(TARGET, "evaluation")
+    assert len(asked) == 24
