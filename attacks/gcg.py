@@ -35,7 +35,7 @@ class GreedyCoordinateGradient(Attack):
 
     class Config(PluginConfig):
         length: int = Field(default=8, ge=1, description="tokens of the suffix")
-        steps: int = Field(default=24, ge=1, le=10_000)
+        steps: int = Field(default=16, ge=1, le=10_000)
         candidates: int = Field(default=16, ge=1, description="suffixes tried per step, about")
         topk: int = Field(default=64, ge=1, description="tokens drawn from for each position")
         coordinates: int = Field(
