@@ -1,4 +1,4 @@
-"""Rows of a local CSV or JSONL file, or of a Hugging Face data set, checked one by one.
+"""Rows of a local CSV, JSONL or Parquet file, or of a Hugging Face data set, checked one by one.
 
 Every task reads foreign data through here, so bad input always ends in one line that names the
 source, the row (counted from 1, a CSV's header left out) and the column.
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from saebench_recovery.errors import UserError
 
-FILES = (".csv", ".jsonl")
+FILES = (".csv", ".jsonl", ".parquet")
 
 
 class TableRow(BaseModel):
@@ -48,8 +48,8 @@ def read_table(
     """Yield the rows of a table, each validated as a `row`.
 
     Args:
-        source: a `.csv` or `.jsonl` file (UTF-8), or else what `datasets.load_dataset` takes: a
-            hub name or a local folder; `split` and `subset` apply to the latter.
+        source: a `.csv`, `.jsonl` (UTF-8) or `.parquet` file, or else what `datasets.load_dataset`
+            takes: a hub name or a local folder; `split` and `subset` apply to the latter.
         row: the pydantic model of a row.
         columns: the table's column for a field of `row`, where it has another name.
 
@@ -86,6 +86,9 @@ def _records(source: str, split: str, subset: str | None) -> Iterator[Mapping[st
     if Path(source).suffix.lower() not in FILES:
         yield from _dataset(source, split, subset)
         return
+    if Path(source).suffix.lower() == ".parquet":
+        yield from _parquet(source)
+        return
     read = _csv if Path(source).suffix.lower() == ".csv" else _jsonl
     try:
         # Bad bytes pass as surrogates, so that the row can be named.
@@ -121,6 +124,18 @@ def _jsonl(source: str, file: Iterator[str]) -> Iterator[Mapping[str, Any]]:
         if not isinstance(cells, dict):
             raise UserError(f"{source}, row {number}: not a JSON object")
         yield cells
+
+
+def _parquet(source: str) -> Iterator[Mapping[str, Any]]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        for rows in ParquetFile(source).iter_batches():
+            yield from rows.to_pylist()
+    except (OSError, ArrowInvalid) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{source} cannot be read as Parquet: {reason}") from None
 
 
 def _check_utf8(text: str, where: str) -> None:

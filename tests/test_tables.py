@@ -1,4 +1,4 @@
-"""One reader for CSV, JSONL and `datasets`: same rows, and one clear line for bad input."""
+"""One reader for CSV, JSONL, Parquet and `datasets`: same rows, one clear line for bad input."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.tables import Filled, TableRow, read_table
@@ -41,10 +42,13 @@ def table(tmp_path: Path, kind: str) -> str:
         return written(tmp_path, "a.csv", '\ufefftext,label\r\n"A, b",3\r\n"two\nlines, ü",4\r\n')
     if kind == "jsonl":
         return written(tmp_path, "a.jsonl", jsonl(ROWS))
+    if kind == "parquet":
+        Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+        return str(tmp_path / "a.parquet")
     return str(Path(written(tmp_path, "folder/test.jsonl", jsonl(ROWS))).parent)
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "datasets"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "datasets"])
 def test_the_same_rows_from_every_kind_of_table(tmp_path: Path, kind: str) -> None:
     rows = list(read_table(table(tmp_path, kind), Labelled, split="test"))
     assert [row.model_dump() for row in rows] == [
@@ -52,14 +56,14 @@ def test_the_same_rows_from_every_kind_of_table(tmp_path: Path, kind: str) -> No
     ]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "datasets"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "datasets"])
 def test_other_column_names(tmp_path: Path, kind: str) -> None:
     swapped = {"text": "label", "label": "text"}
     rows = list(read_table(table(tmp_path, kind), Labelled, columns=swapped, split="test"))
     assert [row.text for row in rows] == ["3", "4"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "datasets"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "datasets"])
 def test_a_missing_column_names_the_needed_and_the_found(tmp_path: Path, kind: str) -> None:
     source = table(tmp_path, kind)
     with pytest.raises(UserError) as caught:

@@ -13,6 +13,7 @@ from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
 from saebench_recovery.cli.run import run
+from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
 from saebench_recovery.errors import UserError
@@ -32,6 +33,7 @@ app.command()(show)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)
+app.add_typer(sae, name="sae")
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def forward(
     if start is not None:
         edits = {site: edit for site, edit in edits.items() if not start.contains(site)}
     if pool is not None:
-        resid_RQD = _until(target, batch, edits, start, pool)
+        resid_RQD = until_site(target, batch, edits, start, pool)
         pooled_ED = _content_mean(target, batch, resid_RQD, start)[:: batch.rows_per_example]
         return Output(batch.examples, pooled_ED[:, :0], pooled_ED=pooled_ED)
     hidden_RQD = final_states(target, batch, edits, start)
@@ -160,7 +160,7 @@ class _SiteReached(Exception):  # noqa: N818
     """Leaves a forward pass once the pooled site has been seen."""
 
 
-def _until(
+def until_site(
     target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None, site: Site
 ) -> Tensor:
     """The residual [R, Q, D] as edited at `site`; later layers are not run."""

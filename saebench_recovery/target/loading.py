@@ -14,7 +14,7 @@ from saebench_recovery.target import knowledge
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.hub import load_model, load_sae, name_on_hub
 from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.presets import Dtype, preset
+from saebench_recovery.target.presets import Dtype, Preset, preset
 from saebench_recovery.target.target import Target
 
 
@@ -33,7 +33,11 @@ def load_target(
     Raises:
         UserError: unknown name or device, files missing, or SAEs that do not fit the model.
     """
-    chosen = preset(name, dtype)
+    return assemble(name, preset(name, dtype), device, force_sae=force_sae)
+
+
+def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool = False) -> Target:
+    """The target that a preset describes; see `load_target`."""
     where = _device(device)
     tokenizer, model = load_model(chosen)
     places = {Site.parse(site): sae for site, sae in chosen.saes.items()}

@@ -95,8 +95,16 @@ def _named(name: str) -> Preset:
             f"({', '.join(FILES)})"
         )
     placed = dict(_placed(sae) for sae in saes)
-    base = known.get(model) or Preset(description=model, model=model, saes={}, tasks={})
-    return base.model_copy(update={"saes": placed, "tasks": _everywhere(placed)})
+    return bare(model).model_copy(update={"saes": placed, "tasks": _everywhere(placed)})
+
+
+def bare(model: str) -> Preset:
+    """A model without SAEs: that of a preset by the preset's name or file, or any other."""
+    known = presets().get(model)
+    if known is None and Path(model).suffix in FILES:
+        known = _preset_in(Path(model).expanduser())
+    base = known or Preset(description=model, model=model, saes={}, tasks={})
+    return base.model_copy(update={"saes": {}, "tasks": {}})
 
 
 def _everywhere(saes: Iterable[str]) -> dict[str, TaskPreset]:

@@ -35,6 +35,9 @@ def saebench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         ["--help"],
         ["run", "--help"],
+        ["sae", "train", "--help"],
+        ["sae", "train", "--hook", "nowhere", "--out", "a"],
+        ["sae", "train", "--hook", "blocks.1.hook_resid_post", "--out", "a", "--tokens", "1"],
         ["list", "defenses"],
         ["list", "targets"],
         ["run", "--defense", "clmp"],

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,10 +16,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from saebench_recovery.sites import Site
 from saebench_recovery.splits import Split, split_of
+from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.organism import evaluate, saes, world
 from saebench_recovery.target.organism.corpus import Corpus, batches, encode
 from saebench_recovery.target.organism.train import STAGES, loss_of
+from saebench_recovery.target.sae_files import load_dictionary
 
 HELD_OUT: tuple[Split, Split] = ("selection", "evaluation")
 LAYERS = range(4)
@@ -209,10 +211,14 @@ def test_biographies(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast)
     assert max(evaluate.probe_accuracy(model, tokenizer, 300)) >= 0.95
 
 
+def dictionary(assets: Path, layer: int) -> Dictionary:
+    hook = saes.hook_name(layer)
+    return load_dictionary(assets / "sae" / hook, Site.parse(hook))
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_saes(assets: Path, held_out: list[torch.Tensor], layer: int) -> None:
-    weights = load_file(assets / "sae" / saes.hook_name(layer) / "sae_weights.safetensors")
-    quality = saes.quality(weights, held_out[layer])
+    quality = saes.quality(dictionary(assets, layer), held_out[layer])
     assert quality["explained_variance"] >= 0.9
     assert quality["l0"] <= 0.05 * saes.WIDTH
 
@@ -228,7 +234,7 @@ def test_saelens_reads_the_same_saes(assets: Path, held_out: list[torch.Tensor])
     with torch.no_grad():
         latents = sae.encode(data)
         residue = data - sae.decode(latents)
-    ours = saes.quality(load_file(folder / "sae_weights.safetensors"), data)
+    ours = saes.quality(dictionary(assets, 1), data)
     assert (latents > 0).sum(-1).float().mean().item() == pytest.approx(ours["l0"], abs=0.01)
     variance = (data - data.mean(0)).square().sum()
     explained = 1 - (residue.square().sum() / variance).item()

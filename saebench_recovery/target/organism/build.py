@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,10 +26,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from saebench_recovery.sites import Site
 from saebench_recovery.target.organism import evaluate, saes, world
 from saebench_recovery.target.organism.corpus import Corpus
 from saebench_recovery.target.organism.tokenizer import build_tokenizer
 from saebench_recovery.target.organism.train import CONTEXT, STAGES, new_model, train_stage
+from saebench_recovery.target.sae_files import load_dictionary
 
 LAYERS = 4
 TABLE_START, TABLE_END = "<!-- measured: start -->", "<!-- measured: end -->"
@@ -91,7 +92,7 @@ class Build:
                 if not data:
                     data.extend(self.residuals(model, tokenizer))
                 saes.train_sae(data[layer], layer, folder, self.seed + layer)
-                return {"steps": saes.STEPS}
+                return {"tokens": saes.TOKENS}
 
             folder = self.once(f"sae-{layer}", train_sae)
             target = self.out / "sae" / saes.hook_name(layer)
@@ -164,8 +165,9 @@ class Build:
             "saes": {
                 saes.hook_name(layer): rounded(
                     saes.quality(
-                        load_file(
-                            self.out / "sae" / saes.hook_name(layer) / "sae_weights.safetensors"
+                        load_dictionary(
+                            self.out / "sae" / saes.hook_name(layer),
+                            Site.parse(saes.hook_name(layer)),
                         ),
                         held_out[layer],
                     )

@@ -1,8 +1,7 @@
 """SAEs on the organism's residual stream, trained with SAELens, one after each block."""
 
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,11 +9,15 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from saebench_recovery.splits import Split
+from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.organism.corpus import Corpus, encode
 from saebench_recovery.target.organism.evaluate import block_outputs, pad
+from saebench_recovery.target.training.quality import reconstruction
+from saebench_recovery.target.training.recipe import Recipe
+from saebench_recovery.target.training.train import Origin, train
 
 WIDTH, K = 512, 16
-STEPS, BATCH = 1000, 1024
+TOKENS = 1_024_000
 DOCUMENTS = 9000
 # All parts but the letter drills: those exist only to teach multiple choice.
 MIXTURE = {
@@ -56,55 +59,23 @@ def residuals(
 
 def train_sae(data: torch.Tensor, layer: int, folder: Path, seed: int) -> None:
     """Train a BatchTopK SAE on `data` [tokens, width]; save it as JumpReLU in half precision."""
-    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.training.sae_trainer import SAETrainer
 
-    torch.manual_seed(seed)
-    sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(
-            d_in=data.shape[1],
-            d_sae=WIDTH,
-            k=K,
-            normalize_activations="expected_average_only_in",
-            metadata=SAEMetadata(
-                model_name="organism",
-                hook_name=hook_name(layer),
-                prepend_bos=True,
-                context_size=128,
-                exclude_special_tokens=True,
-            ),
-        )
+    def epochs(skip: int) -> Iterator[torch.Tensor]:
+        for epoch in itertools.count(skip):
+            drawn = torch.Generator().manual_seed(seed * 2**24 + epoch)
+            yield data[torch.randperm(len(data), generator=drawn)]
+
+    recipe = Recipe(
+        target="organism",
+        hook=hook_name(layer),
+        text="corpus",
+        width=WIDTH,
+        l0=K,
+        tokens=TOKENS,
+        seed=seed,
     )
-    # SAELens scales its inputs to a mean norm of sqrt(width); start the bias at the scaled mean.
-    scale = data.shape[1] ** 0.5 / data.norm(dim=-1).mean()
-    sae.b_dec.data = data.mean(0) * scale
-
-    def shuffled() -> Iterator[torch.Tensor]:
-        while True:
-            order = torch.randperm(len(data))
-            for start in range(0, len(data), BATCH):
-                yield data[order[start : start + BATCH]]
-
-    config = SAETrainerConfig(
-        total_training_samples=STEPS * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=1e-3,
-        lr_end=1e-4,
-        lr_warm_up_steps=50,
-        lr_decay_steps=STEPS // 3,
-        dead_feature_window=200,
-        feature_sampling_window=10**9,
-        n_batches_for_norm_estimate=50,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    trained = SAETrainer(cfg=config, sae=sae, data_provider=shuffled()).fit()
-    trained.save_inference_model(folder)
+    train(recipe, Origin(recipe.target, prepend_bos=True, context_size=128), epochs, folder)
     halve(folder / "sae_weights.safetensors")
-    # The build's device and paths are no property of the SAE.
-    cfg = json.loads((folder / "cfg.json").read_text())
-    (folder / "cfg.json").write_text(json.dumps(cfg | {"device": "cpu"}, indent=2) + "\n")
 
 
 def halve(file: Path) -> None:
@@ -113,17 +84,13 @@ def halve(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def quality(weights: Mapping[str, torch.Tensor], data: torch.Tensor) -> dict[str, float]:
-    """Explained variance, mean L0 and dead fraction of a JumpReLU SAE on `data` [tokens, width]."""
-    w = {name: tensor.float() for name, tensor in weights.items()}
-    pre = (data - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
-    latents = pre.relu() * (pre > w["threshold"])
-    residue = data - (latents @ w["W_dec"] + w["b_dec"])
-    variance = (data - data.mean(0)).square().sum()
-    active = latents > 0
+def quality(dictionary: Dictionary, data: torch.Tensor) -> dict[str, float]:
+    """Explained variance, mean L0 and dead fraction of an SAE on `data` [tokens, width]."""
+    read = reconstruction(dictionary, [data])
+    assert read.explained_variance is not None
     return {
-        "explained_variance": 1 - (residue.square().sum() / variance).item(),
-        "l0": active.sum(-1).float().mean().item(),
-        "dead": 1 - active.any(0).float().mean().item(),
+        "explained_variance": read.explained_variance,
+        "l0": read.l0,
+        "dead": read.dead,
         "mean_norm": data.norm(dim=-1).mean().item(),
     }

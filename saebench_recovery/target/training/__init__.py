@@ -1,0 +1,1 @@
+"""Training SAEs on a target's residual stream, and measuring any SAE on it."""

@@ -1,0 +1,86 @@
+"""`saebench sae` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from saebench_recovery.cli import app
+from saebench_recovery.errors import UserError
+from tests.cli.test_cli import saebench
+
+HOOK = "blocks.2.hook_resid_post"
+TEXT = "\n\n".join(f"{name} lives in the town and sells apples ." for name in ("Anna", "Bob") * 20)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return str(tmp_path / "text.txt")
+
+
+def test_an_sae_is_trained_and_measured(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "mine")
+    small = ["--width", "32", "--l0", "4", "--tokens", "5120", "--device", "cpu"]
+    train = ["sae", "train", "--hook", HOOK, "--text", source, "--out", out, *small]
+    assert saebench(monkeypatch, *train) == 0
+    said = capsys.readouterr().out
+    assert "explained variance" in said
+    assert said.splitlines()[-1] == out
+    measure = ["sae", "eval", "--sae", out, "--text", source, "--json"]
+    assert saebench(monkeypatch, *measure) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["hook"], found["width"]) == (HOOK, 32)
+    assert found["reconstruction"]["tokens"] >= found["cross_entropy"]["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hook", "blocks.x"], "unknown hook point 'blocks.x'; allowed: blocks.<layer>."),
+        (["--hook", "blocks.9.hook_resid_post"], "its blocks are 0 to 3"),
+        (["--hook", HOOK, "--width", "no"], "width is 'no'"),
+        (["--hook", HOOK, "--architecture", "relu"], "architecture is 'relu'"),
+        (["--hook", HOOK, "--l0", "9", "--width", "8"], "l0 is 9 of 8 latents"),
+        (["--hook", HOOK, "--width", "8192", "--tokens", "5120"], "5120 tokens are too few"),
+        (["--hook", HOOK, "--tokens", "10"], "greater than or equal to 5120"),
+        (["--hook", HOOK, "--text", "gone.txt"], "gone.txt cannot be read"),
+        (["--hook", HOOK], "is too short to train on"),
+        (
+            ["--hook", HOOK, "--width", "10000000", "--tokens", "10000000"],
+            "GB are free on cpu; give a --width of at most",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = ["--out", str(tmp_path / "mine"), "--device", "cpu"]
+    text = [] if "--text" in arguments else ["--text", source]
+    assert saebench(monkeypatch, "sae", "train", *where, *text, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "mine" / "cfg.json").exists()
+
+
+def test_help_names_both() -> None:
+    said = CliRunner().invoke(app, ["sae", "--help"]).output
+    assert "train" in said
+    assert "eval" in said
+
+
+def test_a_target_without_sae_or_of_unknown_name_is_not_measured() -> None:
+    with pytest.raises(UserError, match="organism"):
+        app(["sae", "eval", "--text", "a.txt", "--target", "organsm"], standalone_mode=False)
