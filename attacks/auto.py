@@ -20,8 +20,8 @@ ASCENT: dict[str, Any] = {
     "shared": False,
 }
 EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "weight": 1.0}
-SOFT = {"length": 8, "steps": 50, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
-TOKENS = {"length": 8, "steps": 24, "candidates": 16, "topk": 64, "coordinates": 4, "buffer": 4}
+SOFT = {"length": 8, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
+TOKENS = {"length": 8, "steps": 16, "candidates": 16, "topk": 64, "coordinates": 4, "buffer": 4}
 MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("random-direction", {"positions": "task"}),
     ("orthogonal", ASCENT),

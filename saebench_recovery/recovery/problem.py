@@ -23,7 +23,7 @@ from saebench_recovery.recovery.projection import (
 )
 from saebench_recovery.sites import Site
 from saebench_recovery.target.batch import Batch, batch
-from saebench_recovery.target.forward import Start, forward, prefill
+from saebench_recovery.target.forward import Start, forward, narrowed, prefill
 from saebench_recovery.target.hooks import start_block
 
 T = TypeVar("T")
@@ -302,16 +302,13 @@ def build(
     target = active.target
     positions_EP = positions_EP.to(target.device)
     share = len(examples[0])
+    kept, place_V = _distinct(examples)
     perturbed = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
     # The readout is in the window even where only the answer after it is perturbed.
     first = [min(p, len(group[0].prompt) - 1) for p, group in zip(perturbed, examples, strict=True)]
-    variants = tuple(variant for group in examples for variant in group)
-    window = batch(variants, [f for f in first for _ in range(share)], target.device)
+    different = [group[v] for group in examples for v in kept]
+    once = batch(different, [f for f in first for _ in kept], target.device)
     prefix = batch([group[0] for group in examples], first, target.device).prefix
-    # Variants differ in their candidates: their windows do only if those are teacher-forced.
-    once = window
-    if window.forced_RQ is None:
-        once = window.rows(torch.arange(0, len(variants), share, device=target.device))
     trace = Trace()
     watched = active.edits(once, trace=trace, watch=tuple(sites))
     start = meter.run(
@@ -324,10 +321,18 @@ def build(
     first_row = torch.arange(len(examples), device=target.device) * (
         once.ids_RQ.shape[0] // len(examples)
     )
-    if once is not window:
-        start = replace(start, resid_RQD=start.resid_RQD.repeat_interleave(share, 0))
     column_EP = positions_EP - once.position_RQ[first_row, :1]
     column_EP = torch.where(positions_EP < 0, -1, column_EP)
+    if task.pool is None:
+        most = int(column_EP.amax())
+        once, start = narrowed(target, once, active.edits(once), start, most)
+    which_EV = torch.arange(len(examples))[:, None] * len(kept) + torch.tensor(place_V)
+    which_N = which_EV.flatten().to(target.device)
+    row_RC = which_N[:, None] * once.rows_per_example + torch.arange(
+        once.rows_per_example, device=target.device
+    )
+    window = once.rows(which_N)
+    start = replace(start, resid_RQD=start.resid_RQD[row_RC.flatten()])
     constraints: dict[Site, Constraint] = {}
     square_E = torch.zeros(len(examples), device=target.device)
     for site in sites:
@@ -358,6 +363,17 @@ def build(
         Trail(len(row_N), row_N.device),
         allowance=allowance,
     )
+
+
+def _distinct(examples: Sequence[Sequence[Example]]) -> tuple[list[int], list[int]]:
+    """The variants that differ, if they are the same ones for every prompt, and each one's place.
+
+    Variants of one budget after another are alike: they enter the tail with the same residual.
+    """
+    first = {tuple(group.index(variant) for variant in group) for group in examples}
+    (same,) = first if len(first) == 1 else (tuple(range(len(examples[0]))),)
+    kept = sorted(set(same))
+    return kept, [kept.index(v) for v in same]
 
 
 def _constraint(

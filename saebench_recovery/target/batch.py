@@ -32,7 +32,8 @@ class Batch:
     """Windows of E examples in R = E * C' rows.
 
     Single-token candidates are all read from one row (C' = 1); longer ones take a row each,
-    with the candidate appended to the prompt (teacher forcing).
+    with the candidate appended to the prompt (teacher forcing). `length_R` counts its tokens, and
+    `settled_R` sums the log-probabilities of those that no pass over the window can change.
     """
 
     examples: tuple[Example, ...]
@@ -43,6 +44,8 @@ class Batch:
     candidate_EC: Tensor  # candidate ids, -1 where there is none; first tokens if longer
     forced_RQ: Tensor | None  # token id that column should predict, -1 elsewhere
     prefix: Prefix
+    length_R: Tensor
+    settled_R: Tensor
 
     @property
     def rows_per_example(self) -> int:
@@ -74,6 +77,8 @@ class Batch:
             self.candidate_EC[index_E],
             None if self.forced_RQ is None else self.forced_RQ[index_R],
             self.prefix,
+            self.length_R[index_R],
+            self.settled_R[index_R],
         )
 
     def saying(self, ids_EK: Tensor) -> Batch:
@@ -83,13 +88,19 @@ class Batch:
 
     def after(self, count: int) -> Batch:
         """The windows without their first columns, which stand in a longer prefix instead."""
+        return replace(self._cut(slice(count, None)), readout_E=self.readout_E - count)
+
+    def before(self, count: int, settled_R: Tensor) -> Batch:
+        """The windows' first columns; what the others predict is settled."""
+        return replace(self._cut(slice(count)), settled_R=self.settled_R + settled_R)
+
+    def _cut(self, columns: slice) -> Batch:
         return replace(
             self,
-            ids_RQ=self.ids_RQ[:, count:],
-            mask_RQ=self.mask_RQ[:, count:],
-            position_RQ=self.position_RQ[:, count:],
-            readout_E=self.readout_E - count,
-            forced_RQ=None if self.forced_RQ is None else self.forced_RQ[:, count:],
+            ids_RQ=self.ids_RQ[:, columns],
+            mask_RQ=self.mask_RQ[:, columns],
+            position_RQ=self.position_RQ[:, columns],
+            forced_RQ=None if self.forced_RQ is None else self.forced_RQ[:, columns],
         )
 
 
@@ -122,6 +133,7 @@ def batch(
     position_RQ = torch.tensor(offsets)[:, None] + torch.arange(ids_RQ.shape[1])
     candidates = [torch.tensor([c[0] for c in e.candidates]) for e in examples]
     length = torch.tensor([len(e.prompt) for e in examples])
+    forced_RQ = pad_sequence(targets, True, -1)
     made = Batch(
         tuple(examples),
         ids_RQ,
@@ -129,8 +141,10 @@ def batch(
         position_RQ,
         length - torch.tensor(start) - 1,
         pad_sequence(candidates, True, -1),
-        pad_sequence(targets, True, -1) if forced else None,
+        forced_RQ if forced else None,
         _prefix(examples, start),
+        (forced_RQ >= 0).sum(1),
+        torch.zeros(len(windows)),
     )
     return _to(made, device)
 
@@ -140,7 +154,7 @@ def tokens_only(ids_RQ: Tensor, mask_RQ: Tensor, position_RQ: Tensor) -> Batch:
     none = torch.empty(ids_RQ.shape[0], 0, dtype=torch.long, device=ids_RQ.device)
     last_R = torch.full_like(ids_RQ[:, 0], ids_RQ.shape[1] - 1)
     empty = Prefix(none, none, none)
-    return Batch((), ids_RQ, mask_RQ, position_RQ, last_R, none, None, empty)
+    return Batch((), ids_RQ, mask_RQ, position_RQ, last_R, none, None, empty, none, none)
 
 
 def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,6 +139,23 @@ def prefill(
     return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP, share)
 
 
+@torch.no_grad()
+def narrowed(
+    target: Target, window: Batch, edits: Mapping[Site, Edit], start: Start, column: int
+) -> tuple[Batch, Start]:
+    """The columns of a window up to the last that is perturbed, where no block follows the site.
+
+    Positions do not mix any more, so what later columns predict is computed here, once.
+    """
+    last, width = max(column, int(window.readout_E.max())) + 1, window.ids_RQ.shape[1]
+    mixing = start_block(start.site) < target.depth()
+    if mixing or last >= width or window.forced_RQ is None:
+        return window, start
+    later_RQ = window.forced_RQ.index_fill(1, torch.arange(last, device=target.device), -1)
+    settled_R = _forced(target, later_RQ, final_states(target, window, edits, start))
+    return window.before(last, settled_R), replace(start, resid_RQD=start.resid_RQD[:, :last])
+
+
 def final_states(
     target: Target, batch: Batch, edits: Mapping[Site, Edit], start: Start | None = None
 ) -> Tensor:
@@ -229,12 +246,14 @@ def _scores(target: Target, batch: Batch, hidden_RQD: Tensor) -> Tensor:
         present_EC = batch.candidate_EC >= 0
         logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
         return logits_EC.masked_fill(~present_EC, -torch.inf)
-    row, column = (batch.forced_RQ >= 0).nonzero(as_tuple=True)
-    wanted = batch.forced_RQ[row, column]
-    logprob = target.logits(hidden_RQD[row, column]).log_softmax(-1)
-    each = logprob.gather(1, wanted[:, None])[:, 0]
-    R = hidden_RQD.shape[0]
-    total = each.new_zeros(R).index_add(0, row, each)
-    count = each.new_zeros(R).index_add(0, row, torch.ones_like(each))
-    scores_EC = (total / count).view(E, -1)
+    total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
+    scores_EC = (total_R / batch.length_R).view(E, -1)
     return scores_EC.masked_fill(batch.candidate_EC < 0, -torch.inf)
+
+
+def _forced(target: Target, forced_RQ: Tensor, hidden_RQD: Tensor) -> Tensor:
+    """Sum [R] of the log-probabilities of the tokens that each row should predict."""
+    row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
+    logprob = target.logits(hidden_RQD[row, column]).log_softmax(-1)
+    each = logprob.gather(1, forced_RQ[row, column][:, None])[:, 0]
+    return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)
