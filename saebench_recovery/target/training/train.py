@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Blocks = Callable[[int], Iterator[Tensor]]
 """Endless blocks of residuals [N, D] in random order, without the first so many."""
 
-LEARNING_RATE = 1e-3  # falls to zero over the last third
+LEARNING_RATE = 3e-3  # falls to zero over the last third; runs are short
 WARM_UP = 50  # steps
 THRESHOLD_RATE = 0.05  # of BatchTopK's running threshold, which short runs need to settle soon
 DEAD_AFTER = 200  # steps without being on
