@@ -23,8 +23,9 @@ from saebench_recovery.interfaces import (
     TokenSuffix,
 )
 from saebench_recovery.recovery.active import ActiveDefense, Trace
+from saebench_recovery.recovery.build import build
 from saebench_recovery.recovery.pieces import Pieces
-from saebench_recovery.recovery.problem import Problem, build
+from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.seeds import generators
 from saebench_recovery.recovery.shadow import Shadow, shadow
 from saebench_recovery.recovery.wording import (

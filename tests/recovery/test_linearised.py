@@ -16,9 +16,10 @@ from saebench_recovery import registry
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Attack, Defense, ResidualDelta
 from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.build import build
 from saebench_recovery.recovery.linearised import Linearised, Rows
 from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.problem import Problem, build
+from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import RunSpec, ThreatModel

@@ -15,8 +15,9 @@ from torch import Tensor
 from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.recovery.active import ActiveDefense
+from saebench_recovery.recovery.build import build
 from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.problem import Problem, build
+from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.sites import KINDS, Site
 from saebench_recovery.specs import ThreatModel
 from saebench_recovery.target import attention
