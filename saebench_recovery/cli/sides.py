@@ -58,9 +58,9 @@ def _difference(pair: Pair, number: Mapping[str, str]) -> dict[str, str]:
         "": f"{number[pair.name]} - {first}",
         "of": pair.measure,
         "difference": f"{pair.difference:+.2f}{interval}",
-        f"only {first}": str(pair.only_first),
-        "only this": str(pair.only_this),
-        "McNemar p": f"{pair.p_value:.2g}",
+        f"{first} >": str(pair.first_larger),
+        f"{first} <": str(pair.this_larger),
+        "p": f"{pair.p_value:.2g}",
     }
 
 

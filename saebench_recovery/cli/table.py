@@ -94,6 +94,7 @@ def _measures(rows: Sequence[Row]) -> dict[str, str]:
         "norm, relative": over(lambda r: r.norm),
         "smallest norm that recovers": number(lambda r: r.curve.median_norm_recovers),
         "... that injects": number(lambda r: r.curve.median_norm_injects),
+        "recovery advantage": number(lambda r: r.curve.recovery_advantage),
         "retained accuracy, clean -> defended": " -> ".join(
             [
                 number(lambda r: r.side_effects.retain_accuracy_clean),

@@ -1,7 +1,8 @@
 """Runs side by side on the flips that all of them attacked, and where they were not on equal terms.
 
 Each run is set beside the first one. Differences are paired, flip by flip: the interval resamples
-source items, and the p-value is McNemar's exact one, which takes flips for independent.
+source items, and the p-value is that of McNemar's exact test (for drift, of the sign test, which is
+the same on pairs that differ); it takes flips for independent.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ class Pair(Record):
 
     measure: str
     name: str
-    difference: Finite = Field(description="of the rates, this run's less the first one's")
+    difference: Finite = Field(description="of the means, this run's less the first one's")
     low: Finite | None
     high: Finite | None
-    only_first: Count = Field(description="flips on which only the first run succeeded")
-    only_this: Count
-    p_value: Share = Field(description="exact McNemar test, two-sided")
+    first_larger: Count = Field(description="flips on which the first run's is larger")
+    this_larger: Count = Field(description="of a rate: flips that this run alone recovered")
+    p_value: Share = Field(
+        description="exact sign test, two-sided; on a rate that is McNemar's exact test"
+    )
 
 
 class Comparison(Record):
@@ -129,9 +132,15 @@ def _compared(runs: Sequence[_Scored], match_flops: bool) -> Comparison:
     clusters = [e.cluster for e in flips[0]]
     recovered = [[_recovered(e, limit) for e in own] for own in flips]
     constrained = [[_recovered(e, limit) and e.constrained for e in own] for own in flips]
+    drift = [[_worst_drift(e) for e in own] for own in flips]
+    measures: dict[str, list[list[Any]]] = {
+        "recovery": recovered,
+        "constrained": constrained,
+        "drift": drift,
+    }
     pairs = [
         _pair(measure, names[i], shown[0], shown[i], clusters)
-        for measure, shown in (("recovery", recovered), ("constrained", constrained))
+        for measure, shown in measures.items()
         for i in range(1, len(runs))
     ]
     sides = [
@@ -141,7 +150,7 @@ def _compared(runs: Sequence[_Scored], match_flops: bool) -> Comparison:
             valid=len(run.flips),
             recovery=statistics.rate(recovered[i], clusters),
             constrained=statistics.rate(constrained[i], clusters),
-            drift=statistics.mean([_worst_drift(e) for e in flips[i]], clusters),
+            drift=statistics.mean(drift[i], clusters),
             norm=statistics.mean([e.relative_norm for e in flips[i]], clusters),
             flops=statistics.mean([_cost(e, limit) for e in flips[i]], clusters),
             flags=run.row.flags,
@@ -153,7 +162,7 @@ def _compared(runs: Sequence[_Scored], match_flops: bool) -> Comparison:
         flips=len(common),
         flops=limit,
         sides=tuple(sides),
-        pairs=tuple(pairs),
+        pairs=tuple(pair for pair in pairs if pair is not None),
         unequal=tuple(_unequal(runs, sides, len(common))),
     )
 
@@ -177,22 +186,30 @@ def _worst_drift(example: ExampleRow) -> float | None:
 
 
 def _pair(
-    measure: str, name: str, first: Sequence[bool], this: Sequence[bool], clusters: Sequence[str]
-) -> Pair:
-    gap = statistics.mean([float(b) - a for a, b in zip(first, this, strict=True)], clusters)
-    only_first = sum(a and not b for a, b in zip(first, this, strict=True))
-    only_this = sum(b and not a for a, b in zip(first, this, strict=True))
-    differ = only_first + only_this
-    assert gap.mean is not None  # there is a common flip
+    measure: str,
+    name: str,
+    first: Sequence[float | None],
+    this: Sequence[float | None],
+    clusters: Sequence[str],
+) -> Pair | None:
+    """Two runs on the flips on which the measure is defined in both; None if it never is."""
+    gaps = [
+        None if a is None or b is None else float(b) - float(a)
+        for a, b in zip(first, this, strict=True)
+    ]
+    gap = statistics.mean(gaps, clusters)
+    if gap.mean is None:
+        return None
+    falls, rises = sum((g or 0) < 0 for g in gaps), sum((g or 0) > 0 for g in gaps)
     return Pair(
         measure=measure,
         name=name,
         difference=gap.mean,
         low=gap.low,
         high=gap.high,
-        only_first=only_first,
-        only_this=only_this,
-        p_value=float(binomtest(only_this, differ).pvalue) if differ else 1.0,
+        first_larger=falls,
+        this_larger=rises,
+        p_value=float(binomtest(rises, rises + falls).pvalue) if rises + falls else 1.0,
     )
 
 

@@ -73,11 +73,23 @@ def test_differences_are_paired(stored: Stored) -> None:
     first = stored([(id, i % 2 == 0) for i, id in enumerate(ids)])
     second = stored([(id, i % 2 == 0 or i < 20) for i, id in enumerate(ids)], "unconstrained")
     recovery = next(p for p in only([first, second]).pairs if p.measure == "recovery")
-    assert (recovery.only_first, recovery.only_this) == (0, 10)
+    assert (recovery.first_larger, recovery.this_larger) == (0, 10)
     assert recovery.difference == pytest.approx(0.25)
     assert recovery.p_value == pytest.approx(2 * 0.5**10)  # ten coins that all fell one way
     assert recovery.low is not None
     assert recovery.low > 0
+
+
+def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
+    def drifts(*values: float | None) -> list[ExampleRow]:
+        scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
+        return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
+
+    first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
+    second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
+    drift = next(p for p in only([first, second]).pairs if p.measure == "drift")
+    assert drift.difference == pytest.approx((-0.4 - 0.4 + 0.1 + 0) / 4)
+    assert (drift.first_larger, drift.this_larger) == (2, 1)
 
 
 def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
