@@ -13,8 +13,9 @@ NONE = "-"
 LEGEND = """\
 A cell holds the share of valid flips that the attack recovered with the defended latents in place
 (drift inside the limits), and in brackets, where it differs, the share that it recovered at all.
-`*`: the row carries a flag, which stands in the JSON file. Defenses come in the order of their
-worst case. A task with several targets shows the unweighted mean over them."""
+`*`: the row carries a flag, which stands in the JSON file. `seen`: the share of perturbed prompts
+on which the defense's detector rang. Defenses come in the order of their worst case. A task with
+several targets shows the unweighted mean over them."""
 
 
 def page(boards: Iterable[Leaderboard]) -> str:
@@ -72,7 +73,9 @@ def _cell(entries: Sequence[Entry]) -> str:
     constrained = _mean([e.row.constrained.rate for e in entries], ".2f")
     recovered = _mean([e.row.recovery.rate for e in entries], ".2f")
     flag = "*" if any(e.row.flags for e in entries) else ""
-    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}"
+    rung = [e.row.detection.attacked.rate for e in entries if e.row.detection is not None]
+    seen = f", seen {_mean(rung, '.2f')}" if rung and recovered != NONE else ""
+    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{seen}"
 
 
 def _rate(entries: Sequence[Entry]) -> float:

@@ -21,7 +21,7 @@ def publish(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
     """
     check_writable(out)
     files = {
-        f"{_name(board.target)}-{_name(board.task)}.json": board.model_dump_json(indent=1) + "\n"
+        f"{_name(board.target)}-{_name(board.task)}.json": board.model_dump_json() + "\n"
         for board in boards
     }
     for target in dict.fromkeys(board.target for board in boards):

@@ -14,7 +14,7 @@ from saebench_recovery.results.leaderboard import Leaderboard, build
 from saebench_recovery.results.page import page
 from saebench_recovery.results.publish import publish
 from saebench_recovery.results.store import RunFolder
-from saebench_recovery.schema import Constraint, Provenance, RunResult
+from saebench_recovery.schema import Constraint, Detection, Provenance, RunResult
 from saebench_recovery.specs import RunSpec
 from tests.fakes import SITE, example_row, made, rate, row
 
@@ -216,6 +216,11 @@ def test_the_page_shows_the_mean_over_a_tasks_targets(stored: Stored) -> None:
     text = page(build(runs))
     assert "### alpha\n" in text
     assert cells(text, "clamp")[-1] == "0.40"
+
+
+def test_the_page_shows_what_a_detector_saw(stored: Stored) -> None:
+    seen = made(Detection, attacked=rate(97))
+    assert cells(page(build([stored(detection=seen)])), "clamp")[-1] == "0.80, seen 0.97"
 
 
 def test_the_page_tells_namesakes_apart_by_what_differs(stored: Stored) -> None:
