@@ -1,7 +1,7 @@
 """Print what gcg costs: `python -m tests.benchmarks.report_gcg`.
 
-Its time beside the plain way's, and the FLOPs a flip at which its mean objective on refusal prompts
-of the organism reaches what one-coordinate greedy coordinate gradient has at its end.
+Its time beside the plain way's, and the mean objective on refusal prompts of the organism that it
+reaches with so many FLOPs a flip, beside greedy coordinate gradient with one coordinate a step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from tests.benchmarks.setting import random_workload
 
 FLIPS, SEEDS = 6, 2
 FOREVER = 1e6  # a margin that ends no search early
-PLAIN = {"coordinates": 1, "buffer": 1}
+ONE: dict[str, float] = {"coordinates": 1, "buffer": 1}
+# The published search tries 512 candidates a step on a vocabulary of 32,000 tokens.
+WAYS: dict[str, dict[str, float]] = {
+    "one coordinate, 64 candidates": {**ONE, "candidates": 64},
+    "one coordinate": ONE,
+    "as by default": {},
+}
 STEPS = (6, 8, 12, 16, 24)  # of searches: the schedule knows the end
 
 
@@ -36,12 +42,13 @@ def main() -> None:
     found(load, engine)  # counts its FLOPs
     seconds = [timed(lambda p=problem: found(load, p))[1] for problem in (engine, plain)]  # type: ignore[misc]
     print(f"gcg {seconds[0]:.2f} s, plain {seconds[1]:.2f} s, ratio {seconds[1] / seconds[0]:.1f}")
-    print("\n| steps | one coordinate: FLOPs a flip, mean objective | several: FLOPs, objective |")
-    print("|---|---|---|")
+    print("\nFLOPs a flip, mean objective:\n")
+    print(f"| steps | {' | '.join(WAYS)} |")
+    print(f"|---{'|---' * len(WAYS)}|")
     refused = refusal_setting()
     flips = refused[1][:FLIPS]
     for steps in STEPS:
-        line = [searched(refused[0], flips, steps=steps, **how) for how in (PLAIN, {})]
+        line = [searched(refused[0], flips, steps=steps, **how) for how in WAYS.values()]
         cells = " | ".join(f"{flops:.3g}, {objective:.3f}" for flops, objective in line)
         print(f"| {steps} | {cells} |", flush=True)
 
