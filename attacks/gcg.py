@@ -14,11 +14,12 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from saebench_recovery.errors import UserError
-from saebench_recovery.interfaces import Attack, PluginConfig, TokenSuffix
+from saebench_recovery.interfaces import TokenSuffix
 from saebench_recovery.recovery.pieces import Pieces
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.seeds import generators
 from saebench_recovery.recovery.suffix import TRIES, SuffixProblem
+from saebench_recovery.recovery.suffix_attack import SuffixAttack
 from saebench_recovery.recovery.wording import Gap, first_stable, neighbourly
 from saebench_recovery.registry import register_attack
 
@@ -28,13 +29,12 @@ PIECE = 2**21  # residual numbers of candidates that run at once
 
 
 @register_attack("gcg")
-class GreedyCoordinateGradient(Attack):
+class GreedyCoordinateGradient(SuffixAttack):
     """Replaces tokens of the suffix by those that the gradient proposes and a pass confirms."""
 
     suffix = "tokens"
 
-    class Config(PluginConfig):
-        length: int = Field(default=8, ge=1, description="tokens of the suffix")
+    class Config(SuffixAttack.Config):
         steps: int = Field(default=16, ge=1, le=10_000)
         candidates: int = Field(default=16, ge=1, description="suffixes tried per step, about")
         topk: int = Field(default=64, ge=1, description="tokens drawn from for each position")
@@ -57,10 +57,6 @@ class GreedyCoordinateGradient(Attack):
             return max(1, self.candidates // self.length)
 
     config: Config
-
-    @property
-    def length(self) -> int:
-        return self.config.length
 
     def search(self, problem: Problem) -> TokenSuffix:
         assert isinstance(problem, SuffixProblem)

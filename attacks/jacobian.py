@@ -114,7 +114,8 @@ class Jacobian(ResidualAscent):
             better_N = (objective_N > best_N[place_N]) & (best_N[place_N] < goal_N[place_N])
             best_N[place_N] = torch.where(better_N, objective_N, best_N[place_N])
             best_NF[place_N] = torch.where(better_N[:, None], delta_NF, best_NF[place_N])
-            spent.append(float(whole.trail.spent_N[whole.row_N].amax()))
+            if whole.allowance is not None:  # a device sync
+                spent.append(float(whole.trail.spent_N[whole.row_N].amax()))
             steps = self._steps(whole.allowance, spent)
             if step >= steps:
                 break

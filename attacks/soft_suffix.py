@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saebench_recovery.interfaces import Attack, Perturbation, PluginConfig
+from saebench_recovery.interfaces import Perturbation
 from saebench_recovery.recovery.ascent import ResidualAscent, ascend
 from saebench_recovery.recovery.problem import Problem
 from saebench_recovery.recovery.suffix import SuffixProblem
+from saebench_recovery.recovery.suffix_attack import SuffixAttack
 from saebench_recovery.registry import register_attack
 
 
 @register_attack("soft-suffix")
-class SoftSuffixAscent(Attack):
+class SoftSuffixAscent(SuffixAttack):
     """Gradient ascent on the embeddings of an ordinary token, repeated."""
 
     suffix = "embeddings"
 
-    class Config(PluginConfig):
-        length: int = Field(default=8, ge=1, description="tokens of the suffix")
+    class Config(SuffixAttack.Config):
         steps: int = Field(default=20, ge=1, le=10_000)
         lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
         margin: float = Field(
@@ -35,10 +35,6 @@ class SoftSuffixAscent(Attack):
         )
 
     config: Config
-
-    @property
-    def length(self) -> int:
-        return self.config.length
 
     def search(self, problem: Problem) -> Perturbation:
         assert isinstance(problem, SuffixProblem)

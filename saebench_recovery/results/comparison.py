@@ -168,11 +168,9 @@ def _compared(runs: Sequence[_Scored], match_flops: bool) -> Comparison:
 
 
 def _recovered(example: ExampleRow, limit: float | None) -> bool:
-    """As `Scored.after`: what the search had found when it had spent the limit."""
-    if limit is None or not example.recovered:
-        return example.recovered
     reached = math.inf if example.flops_recovers is None else example.flops_recovers
-    return min(reached, example.flops) <= limit
+    until = math.inf if limit is None else limit
+    return statistics.found_after(until, example.recovered, reached, example.flops)
 
 
 def _cost(example: ExampleRow, limit: float | None) -> float:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
 
 from saebench_recovery.results.leaderboard import Entry, Leaderboard, grouped
-from saebench_recovery.schema import Row
+from saebench_recovery.results.summary import mean_number, task_of
 from saebench_recovery.settings import canonical_json
 
 NONE = "-"
@@ -26,19 +25,14 @@ def page(boards: Iterable[Leaderboard]) -> str:
         row = comparable[0].row
         budget = f"budget {row.budget:g} ({row.budget_unit})"
         lines += ["", f"## {row.threat_model}, {budget}, seed {row.seed}"]
-        for of_task in grouped(comparable, lambda e: _stem(e.row)):
-            lines += ["", f"### {_stem(of_task[0].row)}", "", *_table(of_task)]
+        for of_task in grouped(comparable, lambda e: task_of(e.row)):
+            lines += ["", f"### {task_of(of_task[0].row)}", "", *_table(of_task)]
     return "\n".join(lines) + "\n"
 
 
 def _terms(entry: Entry) -> list[object]:
     row = entry.row
     return [row.threat_model, row.budget, row.budget_unit, row.seed]
-
-
-def _stem(row: Row) -> str:
-    """The task without the target of one of its variants."""
-    return row.task.partition("/")[0]
 
 
 def _table(entries: Sequence[Entry]) -> list[str]:
@@ -79,12 +73,12 @@ def _cell(entries: Sequence[Entry]) -> str:
 
 
 def _rate(entries: Sequence[Entry]) -> float:
-    return fmean([e.row.constrained.rate or 0 for e in entries] or [0.0])
+    return mean_number([e.row.constrained.rate or 0 for e in entries]) or 0.0
 
 
 def _mean(values: Sequence[float | None], how: str) -> str:
-    known = [value for value in values if value is not None]
-    return format(fmean(known), how) if known else NONE
+    found = mean_number(values)
+    return NONE if found is None else format(found, how)
 
 
 def _labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:

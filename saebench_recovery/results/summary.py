@@ -18,11 +18,16 @@ class Interval:
     high: float
 
 
+def task_of(row: Row) -> str:
+    """The row's task, without the target of one that has several, such as `tpp/nurse`."""
+    return row.task.partition("/")[0]
+
+
 def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each task: several where it has several targets, such as `tpp/nurse`."""
+    """The rows of each task, one for each of its targets."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.task.partition("/")[0], []).append(row)
+        found.setdefault(task_of(row), []).append(row)
     return found
 
 

@@ -122,13 +122,6 @@ class Scored:
     blind: bool  # no gradient through the defense at the zero perturbation
     flags: frozenset[str]
 
-    def after(self, flops: float) -> bool:
-        """Whether it recovered, and a search that had spent so much had found as much.
-
-        A recovery that the objective never showed (it is judged by a text, say) came at the end.
-        """
-        return self.recovered and min(self.flops_first, self.flops) <= flops
-
 
 def score_chunk(
     setting: Setting, flips: Sequence[Flip], attacking: Meter, scoring: Meter

@@ -96,7 +96,7 @@ def assemble(
                 for b, budget in enumerate(setting.relative)
             ),
             compute=tuple(
-                ComputePoint(flops=flops, recovery=rate(lambda s, f=flops: s.after(f)))  # type: ignore[misc]
+                ComputePoint(flops=flops, recovery=rate(lambda s, f=flops: _after(f, s)))  # type: ignore[misc]
                 for flops in _spendings(scored)
             ),
             drift=tuple(
@@ -133,6 +133,10 @@ def assemble(
         compute=Compute(attack=attacking, scoring=scoring),
     )
     return row.model_copy(update={"flags": flags(row, scored, setting.attack.constrained)})
+
+
+def _after(flops: float, s: Scored) -> bool:
+    return statistics.found_after(flops, s.recovered, s.flops_first, s.flops)
 
 
 def _spendings(scored: Sequence[Scored]) -> list[float]:

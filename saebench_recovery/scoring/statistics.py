@@ -115,6 +115,15 @@ def median_smallest(norms: Sequence[float | None]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
+def found_after(flops: float, recovered: bool, reached: float, spent: float) -> bool:
+    """Whether a flip recovered, and a search that had spent so much had found as much.
+
+    `reached` is what it had spent when its objective was first reached, infinite if it never was:
+    a recovery that the objective does not show (it is judged by a text, say) came at the end.
+    """
+    return recovered and min(reached, spent) <= flops
+
+
 def advantage(recovers: float | None, injects: float | None) -> float | None:
     """How much further the way to a wrong answer is than the way back; None if either is unknown.
 

@@ -18,6 +18,8 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from saebench_recovery.errors import UserError
+
 NAME = "saebench_prefix"
 
 
@@ -114,7 +116,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Softmax attention over prefix and own tokens; query [R, H, Q, d] -> [R, Q, H, d]."""
     if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks are not supported")
+        raise UserError("attention sinks are not supported; use a model without them")
     R, H, Q, d = query.shape
     groups = H // key.shape[1]
     query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)

@@ -457,5 +457,5 @@ def test_no_residual_between_parallel_attention_and_mlp() -> None:
 
 def test_attention_sinks_are_refused() -> None:
     states = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(NotImplementedError, match="sinks"):
+    with pytest.raises(UserError, match="sinks"):
         attention.attention(torch.nn.Module(), states, states, states, None, s_aux=states)
