@@ -14,7 +14,7 @@ from saebench_recovery.target import knowledge
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.hub import load_model, load_sae, name_on_hub
 from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.presets import Dtype, Preset, preset
+from saebench_recovery.target.presets import Dtype, Preset, preset, title
 from saebench_recovery.target.target import Target
 
 
@@ -44,7 +44,7 @@ def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool
     host = Host(name_on_hub(chosen.model), str(model.config.model_type))
     load = partial(load_sae, device=where, host=host, force=force_sae)
     return Target(
-        name,
+        title(name),
         model.to(where),
         tokenizer,
         _Dictionaries(places, load),

@@ -78,6 +78,12 @@ def preset(name: str, dtype: Dtype | Literal["auto"] = "auto") -> Preset:
     return chosen if dtype == "auto" else chosen.model_copy(update={"dtype": dtype})
 
 
+def title(name: str) -> str:
+    """What rows and leaderboards call the target: a file's name without folder and ending."""
+    file = Path(name).expanduser()
+    return file.stem if file.suffix in FILES and file.is_file() else name
+
+
 def _named(name: str) -> Preset:
     known = presets()
     if name in known:
@@ -121,6 +127,10 @@ def _preset_in(file: Path) -> Preset:
     saes = said.get("saes")
     if not (isinstance(saes, dict) and saes):
         raise UserError(f"{what}: saes is {saes!r}; it maps one hook point or more to SAEs")
+    known = presets().get(str(said.get("model")))
+    if known is not None:  # it brings its revision, precision, BOS rule and knowledge
+        inherited = known.model_dump(exclude={"description", "saes", "tasks"})
+        said = inherited | said | {"model": known.model}
     said.setdefault("description", file.name)
     said.setdefault("tasks", _everywhere(saes))
     chosen = validate(Preset, said, what)

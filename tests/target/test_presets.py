@@ -16,7 +16,7 @@ from saebench_recovery.plan import Plan, check_names
 from saebench_recovery.registry import BUILT_IN
 from saebench_recovery.specs import RunSpec
 from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.presets import preset
+from saebench_recovery.target.presets import preset, presets
 from tests.layouts import write_model, write_sae
 
 HOOK = "blocks.2.hook_resid_post"
@@ -35,6 +35,7 @@ def test_target_from_a_file(tmp_path: Path, name: str) -> None:
     write_model(tmp_path / "model")
     write_sae(tmp_path / "saes" / "here", HOOK)
     target = load_target(written(tmp_path, SAID, name), "cpu")
+    assert target.name == name.rpartition(".")[0]  # no folder of this machine in a row
     assert [str(site) for site in target.dictionaries] == [HOOK]
     assert target.dictionary(target.site_for("ioi", None)).d_model == 32
     assert target.bos is None
@@ -47,6 +48,16 @@ def test_only_what_lies_beside_the_file_is_relative_to_it(tmp_path: Path) -> Non
     assert (chosen.model, chosen.saes[HOOK]) == (str(tmp_path / "model"), "release/id")
     missing = preset(written(tmp_path, {"model": "./gone", "saes": {HOOK: "release/id"}}))
     assert missing.model == str(tmp_path / "gone")
+
+
+def test_the_model_of_a_preset_brings_what_belongs_to_it(tmp_path: Path) -> None:
+    named = {"model": "gpt2-small", "saes": {HOOK: "a/b"}}
+    chosen, known = preset(written(tmp_path, named)), presets()["gpt2-small"]
+    assert (chosen.model, chosen.revision) == (known.model, known.revision)
+    assert (chosen.bos, known.bos) == (False, False)
+    assert chosen.saes.keys() == {HOOK}
+    assert chosen.tasks["ioi"].site == HOOK
+    assert preset(written(tmp_path, {**named, "bos": True})).bos
 
 
 def test_identity_follows_what_the_file_says(tmp_path: Path) -> None:
