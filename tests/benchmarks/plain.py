@@ -17,6 +17,7 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.interfaces import Example
+from saebench_recovery.target.hooks import blocks
 from tests.benchmarks.setting import Workload
 
 
@@ -28,8 +29,9 @@ class PlainSearch:
         assert isinstance(active.defense, Clamp)
         assert isinstance(attack, Orthogonal)
         self.config = attack.config
-        self.model = cast(Any, copy.deepcopy(active.target.model))
-        self.model.set_attn_implementation("sdpa")
+        shared = {id(weight): weight for weight in active.target.model.parameters()}
+        self.model = cast(Any, copy.deepcopy(active.target.model, shared))
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         ((self.site, self.latents),) = active.defense.latents.items()
         self.sae = active.target.dictionary(self.site)
         columns = self.latents.columns_DS.double()
@@ -37,7 +39,7 @@ class PlainSearch:
 
     def search(self, example: Example, budget: float) -> Tensor:
         """The best delta [D] within a budget relative to the defended residual's norm."""
-        delta_D = best_D = torch.zeros(self.basis_DS.shape[0])
+        delta_D = best_D = torch.zeros_like(self.basis_DS[:, 0], dtype=torch.float32)
         momentum_D = torch.zeros_like(delta_D)
         best, longest = -math.inf, 0.0
         for step in range(self.config.steps + 1):
@@ -65,19 +67,20 @@ class PlainSearch:
             seen.append(self.defended(resid_1TD, delta_D))
             return seen[0]
 
-        handle = self.model.transformer.h[self.site.layer].register_forward_hook(hook)
-        ids = torch.tensor([example.prompt])
+        handle = blocks(self.model)[self.site.layer].register_forward_hook(hook)
+        ids = torch.tensor([example.prompt], device=delta_D.device)
         logits_V = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
         handle.remove()
         score_C = logits_V[[answer[0] for answer in example.candidates]]
-        return score_C[0] - score_C[1:].max(), seen[0][0, -1].detach()
+        return score_C[0] - score_C[1:].max(), seen[0][0, -1].detach().float()
 
     def defended(self, resid_1TD: Tensor, delta_D: Tensor) -> Tensor:
         """The residual with the delta at the last token and the active latents inverted."""
-        moved = torch.cat([resid_1TD[:, :-1], resid_1TD[:, -1:] + delta_D], 1)
+        here_11D = (resid_1TD[:, -1:] + delta_D).to(resid_1TD.dtype)
+        moved = torch.cat([resid_1TD[:, :-1], here_11D], 1)
         z_1TM = self.sae.encode(moved)
         error = moved - self.sae.decode(z_1TM, moved)
         clamped = z_1TM.clone()
         clamped[..., self.latents.features] *= -2
-        changed = self.sae.decode(clamped, moved) + error
+        changed = (self.sae.decode(clamped, moved) + error).to(resid_1TD.dtype)
         return torch.cat([moved[:, :1], changed[:, 1:]], 1)  # BOS is spared

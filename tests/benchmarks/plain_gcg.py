@@ -23,6 +23,7 @@ from saebench_recovery.recovery.pieces import Pieces
 from saebench_recovery.recovery.suffix import SuffixProblem
 from saebench_recovery.scoring.chunk import Setting, pose
 from saebench_recovery.target.attention import FrozenPrefix
+from saebench_recovery.target.hooks import blocks
 from tests.benchmarks.plain import PlainSearch
 from tests.benchmarks.setting import Workload
 
@@ -87,7 +88,7 @@ class PlainSuffixProblem(SuffixProblem):
         def hook(_: Any, __: Any, resid_BTD: Tensor) -> Tensor:
             return plainly.defended(resid_BTD, bare_D)
 
-        handle = plainly.model.transformer.h[plainly.site.layer].register_forward_hook(hook)
+        handle = blocks(plainly.model)[plainly.site.layer].register_forward_hook(hook)
         yield
         handle.remove()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import resources
+from typing import Any, cast
 
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.defenses.clamp import Clamp
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from saebench_recovery import registry
@@ -56,33 +58,44 @@ def random_workload(
     latents: int = 32,
     width: int = 4096,
     flips: int = 128,
-    vocabulary: int = 50257,
+    d_model: int = 256,
 ) -> Workload:
-    """A random GPT-2 of 12 layers, 256 wide, clamped at layer 4 of a random SAE."""
+    """A random GPT-2 of 12 layers, clamped at layer 4 of a random SAE."""
     torch.manual_seed(0)
-    site = Site.parse("blocks.4.hook_resid_post")
     config = GPT2Config(
-        vocab_size=vocabulary,
-        n_embd=256,
+        n_embd=d_model,
         n_layer=12,
-        n_head=8,
+        n_head=d_model // 32,
         n_positions=tokens + ROOM,
         bos_token_id=BOS,
         eos_token_id=2,
     )
+    model = GPT2LMHeadModel(config)
+    return model_workload(model, 4, tokens=tokens, latents=latents, width=width, flips=flips)
+
+
+def model_workload(
+    model: nn.Module, layer: int, *, tokens: int, latents: int, width: int, flips: int = 128
+) -> Workload:
+    """Random prompts to any model, clamped behind a layer of it by a random JumpReLU SAE."""
+    torch.manual_seed(0)
+    config = cast(Any, model.config)
+    site = Site.parse(f"blocks.{layer}.hook_resid_post")
     plan = Preset(
         description="", model="", saes={}, tasks={TinyTask.name: TaskPreset(site=str(site))}
     )
-    sae = tiny_dictionary(site, config.n_embd, latents=width)
-    target = Target("random", GPT2LMHeadModel(config), TinyTokenizer(), {site: sae}, plan, [], [])
+    device = next(model.parameters()).device
+    sae = tiny_dictionary(site, config.hidden_size, latents=width).to(device)
+    tokenizer = TinyTokenizer(bos_token_id=config.bos_token_id)
+    target = Target("random", model, tokenizer, {site: sae}, plan, [], [])
     defense = Clamp(Clamp.Config(latents=latents))
     defense.latents = {site: sae.defended(torch.arange(latents))}
-    prompts = torch.randint(3, vocabulary, (flips, tokens - 1)).tolist()
-    answers = torch.randint(3, vocabulary, (flips, 3)).tolist()
+    prompts = torch.randint(3, config.vocab_size, (flips, tokens - 1)).tolist()
+    answers = torch.randint(3, config.vocab_size, (flips, 3)).tolist()
 
     def flip(i: int) -> Flip:
         right, other, wrong = ((token,) for token in answers[i])
-        example = Example(str(i), (BOS, *prompts[i]), (right, other))
+        example = Example(str(i), (config.bos_token_id, *prompts[i]), (right, other))
         return _endless(Flip(example, 0, 0, example.with_candidates(wrong, right, other)))
 
     return Workload(_setting(target, TinyTask(), defense), [flip(i) for i in range(flips)])
