@@ -137,11 +137,12 @@ def attention(
     if attention_mask is not None:
         scores = scores + attention_mask[:, :, None]
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
-    own = weights.shape[-1] - key.shape[-2]
-    mixed = weights[..., own:] @ value
+    length = key.shape[-2]
+    # One split: the backward pass of two slices would fill and add two whole tensors.
+    before, own = weights.split_with_sizes([weights.shape[-1] - length, length], -1)
+    mixed = own @ value
     if past is not None:
-        before = _per_example(weights[..., :own], shared) @ past[1]
-        mixed = mixed + _per_row(before, shared, groups * Q)
+        mixed = mixed + _per_row(_per_example(before, shared) @ past[1], shared, groups * Q)
     return mixed.reshape(R, H, Q, d).transpose(1, 2), None
 
 
