@@ -15,7 +15,6 @@ from saebench_recovery.interfaces import Defense, Example, Task
 from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
@@ -75,7 +74,7 @@ def _readout_mean(target: Target, site: Site, examples: Sequence[Example]) -> tu
     readouts: list[Tensor] = []
     norms: list[Tensor] = []
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        laid = target.batch(examples[begin : begin + CHUNK])
         seen: list[Tensor] = []
 
         def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:

@@ -15,7 +15,6 @@ from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.target import Target
@@ -75,7 +74,7 @@ def _lowered(
     """
     sums = {site: torch.zeros(3, target.dictionary(site).width) for site in sites}
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        laid = target.batch(examples[begin : begin + CHUNK])
         keep = content(target, laid)
         before, after = Trace(), Trace()
         for active, trace in (

@@ -46,11 +46,12 @@ class IndirectObject(Task):
         drawn = world.indirect_objects(
             split, 4 * count, template="published" if published else None
         )
+        names = [f" {name}" for name in world.load("ioi")["names"]]
+        names = [name for name in names if target.single_token(name) is not None]
         fit = [
             p
             for p in drawn
-            if target.single_token(p.answer) is not None
-            and target.single_token(p.wrong) is not None
+            if {p.answer, p.wrong} <= set(names)
             and not (published and p.text.find(p.answer) < p.text.find(p.wrong))
         ]
         if len(fit) < count:
@@ -58,22 +59,19 @@ class IndirectObject(Task):
                 f"only {len(fit)} of {count} {split} prompts have names that are single tokens "
                 f"of {target.name}; ask for fewer (-T prompts, -T selection_prompts)"
             )
-        return [self._example(target, prompt) for prompt in fit[:count]]
+        return [self._example(target, prompt, names) for prompt in fit[:count]]
 
     def attribution(self, target: Target, site: Site) -> Tensor:
         """Activation times gradient of the logit difference, on the selection split."""
         examples = self.examples(target, "selection")
         return activation_gradient(target, site, examples, self.objective)
 
-    def _example(self, target: Target, prompt: world.IndirectObject) -> Example:
+    def _example(
+        self, target: Target, prompt: world.IndirectObject, names: Sequence[str]
+    ) -> Example:
         """The wrong target is a third name, which the prompt does not contain."""
         place = fraction_of(prompt.text)
-        strangers = [
-            f" {name}"
-            for name in world.load("ioi")["names"]
-            if f" {name}" not in (prompt.answer, prompt.wrong)
-            and target.single_token(f" {name}") is not None
-        ]
+        strangers = [name for name in names if name not in (prompt.answer, prompt.wrong)]
         return target.example(
             f"ioi/{int(place * 2**48):012x}",
             prompt.text,

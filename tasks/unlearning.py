@@ -24,7 +24,6 @@ from saebench_recovery.questions import Bank, Question, bank
 from saebench_recovery.recovery.attribution import CHUNK, content_residuals
 from saebench_recovery.registry import register_task
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import forward
 from saebench_recovery.target.organism.world import LETTERS
 from saebench_recovery.target.target import Target
@@ -122,7 +121,7 @@ class Unlearning(Task):
     def _right(self, target: Target, examples: list[Example]) -> list[bool]:
         if not examples:
             return []
-        output = forward(target, batch(examples, device=target.device), {})
+        output = forward(target, target.batch(examples), {})
         right: list[bool] = self.behaviour(output).tolist()
         return right
 

@@ -37,16 +37,18 @@ WINDOW = 8  # of the sliding layers: shorter than most prompts, so that it binds
 SITES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
 
-def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
+def tiny_model(
+    architecture: str, seed: int = 0, vocabulary: int = VOCABULARY, context: int = 64
+) -> nn.Module:
     """A random decoder with weights large enough for errors to show."""
     torch.manual_seed(seed)
     size: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": WIDTH,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "intermediate_size": 64,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": context,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": 0,
@@ -55,7 +57,7 @@ def tiny_model(architecture: str, seed: int = 0) -> nn.Module:
     kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
     windowed = {**grouped, "sliding_window": WINDOW, "layer_types": kinds}
     makers: dict[str, Callable[[], nn.Module]] = {
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**size, n_positions=64)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**size)),
         "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**size)),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**size, **grouped)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**size, num_key_value_heads=2)),

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
@@ -31,7 +30,7 @@ def activation_gradient(
     dictionary = target.dictionary(site)
     total_M = torch.zeros(dictionary.width, device=target.device)
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        laid = target.batch(examples[begin : begin + CHUNK])
         seen: list[Tensor] = []
 
         def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
@@ -58,7 +57,7 @@ def content_residuals(
     """
     for begin in range(0, len(prompts), CHUNK):
         chunk = prompts[begin : begin + CHUNK]
-        laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
+        laid = target.batch([Example("", ids, ((0,),)) for ids in chunk])
         seen: list[Tensor] = []
 
         def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:

@@ -20,7 +20,6 @@ from saebench_recovery.recovery.projection import (
     gradients,
 )
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import narrowed, prefill
 
 
@@ -51,8 +50,8 @@ def build(
     # The readout is in the window even where only the answer after it is perturbed.
     first = [min(p, len(group[0].prompt) - 1) for p, group in zip(perturbed, examples, strict=True)]
     different = [group[v] for group in examples for v in kept]
-    once = batch(different, [f for f in first for _ in kept], target.device)
-    prefix = batch([group[0] for group in examples], first, target.device).prefix
+    once = target.batch(different, [f for f in first for _ in kept])
+    prefix = target.batch([group[0] for group in examples], first).prefix
     trace = Trace()
     watched = active.edits(once, trace=trace, watch=tuple(sites))
     start = meter.run(

@@ -10,7 +10,6 @@ from torch import Tensor
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import content, forward, prefill
 from saebench_recovery.target.latents import DefendedLatents, Dictionary
 from saebench_recovery.target.target import Target
@@ -24,7 +23,7 @@ def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]])
     readouts: list[Tensor] = []
     for begin in range(0, len(prompts), CHUNK):
         chunk = prompts[begin : begin + CHUNK]
-        laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
+        laid = target.batch([Example("", ids, ((0,),)) for ids in chunk])
         seen: list[Tensor] = []
 
         def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
@@ -64,7 +63,7 @@ def integrated_gradient(
     site = latents.dictionary.site
     total_S = torch.zeros(latents.features.numel(), device=target.device)
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=target.device)
+        laid = target.batch(examples[begin : begin + CHUNK])
         start = prefill(target, laid.prefix, laid, lambda _: {}, {}, site)
         clean_RQD, inside_RQ = start.resid_RQD.float(), content(target, laid)
         patched_RQD = torch.where(inside_RQ[:, :, None], patch(clean_RQD), clean_RQD)

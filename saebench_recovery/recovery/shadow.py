@@ -15,7 +15,6 @@ from torch import Tensor
 
 from saebench_recovery.recovery.active import Trace
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import forward
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def shadow(problem: SuffixProblem, weight: float, margin: float) -> Shadow:
     `weight` times the clean margin, of which a share of `margin` is enough.
     """
     active, plain = problem.active, problem.plain
-    laid, trace = batch(plain, device=active.target.device), Trace()
+    laid, trace = active.target.batch(plain), Trace()
     R, Q = laid.ids_RQ.shape
     problem.meter.run(
         lambda: forward(active.target, laid, active.edits(laid, trace=trace)),

@@ -182,7 +182,8 @@ class SuffixProblem(Problem):
     def admit(self, perturbation: Perturbation, *, constrained: bool) -> Perturbation:
         """Clip displacements to the budget; tokenise a suffix's text inside the whole prompt.
 
-        What does not come back as a suffix of at most the allowed length is no suffix.
+        What does not come back as a suffix of at most the allowed length is no suffix, nor is
+        text that spells a BOS: no prompt has a second one.
 
         Raises:
             TypeError: the attack does not return the kind of suffix that it declares.
@@ -198,7 +199,8 @@ class SuffixProblem(Problem):
         if not torch.equal(perturbation.at_E, self.at_N) or len(perturbation.texts) != self.size:
             raise ValueError("the attack puts its suffixes in other places than the problem's")
         found = retokenised(self.words, self.gaps(), perturbation.texts)
-        kept = [ids if ids is not None and len(ids) <= self.length else () for ids in found]
+        bos = self.active.target.tokenizer.bos_token_id
+        kept = [() if ids is None or len(ids) > self.length or bos in ids else ids for ids in found]
         ids_NL = torch.full_like(self.positions_NP, -1)
         for n, ids in enumerate(kept):
             ids_NL[n, : len(ids)] = torch.tensor(ids)

@@ -34,7 +34,6 @@ from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
-from saebench_recovery.target.batch import batch
 
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 TAIL_TOLERANCE = 1e-3  # relative; float32 noise of a deep model stays well below
@@ -168,7 +167,7 @@ def _positions(setting: Setting, examples: Sequence[Example]) -> Tensor:
 
 
 def _clean_logprobs(setting: Setting, examples: list[Example], meter: Meter) -> Tensor:
-    laid = batch(examples, device=setting.active.target.device)
+    laid = setting.active.target.batch(examples)
     clean = whole_pass(ActiveDefense(setting.active.target, None), setting.task, laid, meter)
     if clean.logprobs_EV is None or laid.forced_RQ is not None:
         raise UserError(

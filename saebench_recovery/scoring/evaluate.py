@@ -177,16 +177,12 @@ def _halves(flips: Sequence[Flip]) -> tuple[list[Flip], list[Flip]]:
 
 
 def _check(task: Task, target: Target, examples: Sequence[Example]) -> None:
-    """Splits must not share a prompt, and every prompt holds exactly one BOS, at its start."""
+    """There are examples, and no prompt of theirs chooses latents."""
     if not examples:
         raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
     selected = {e.prompt for e in task.examples(target, "selection")}
     if any(e.prompt in selected for e in examples):
         raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
-    if target.bos is not None:
-        for example in examples:
-            if example.prompt[0] != target.bos or example.prompt.count(target.bos) != 1:
-                raise UserError(f"task {task.name!r}: {example.id} has not exactly one BOS")
 
 
 def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:

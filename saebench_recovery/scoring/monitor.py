@@ -18,7 +18,7 @@ from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import Rate
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.passes import CHUNK
-from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.batch import Batch
 from saebench_recovery.target.forward import content, forward
 
 
@@ -47,7 +47,7 @@ def false_alarms(active: ActiveDefense, examples: Sequence[Example], meter: Mete
     last = max(defense.latents)
     found: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
-        laid, trace = batch(examples[begin : begin + CHUNK], device=target.device), Trace()
+        laid, trace = target.batch(examples[begin : begin + CHUNK]), Trace()
         edits = active.edits(laid, trace=trace)
         meter.run(
             partial(forward, target, laid, edits, pool=last),

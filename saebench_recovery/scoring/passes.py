@@ -13,7 +13,7 @@ from saebench_recovery.recovery.active import ActiveDefense, Trace
 from saebench_recovery.recovery.generation import written
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.batch import Batch
 from saebench_recovery.target.forward import forward
 
 CHUNK = 64
@@ -55,7 +55,7 @@ def outputs(
 ) -> Iterator[Output]:
     """Candidates' scores of a list of examples, a chunk at a time."""
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=active.target.device)
+        laid = active.target.batch(examples[begin : begin + CHUNK])
         yield whole_pass(active, task, laid, meter, distribution=False)
 
 
@@ -71,7 +71,7 @@ def perplexity(active: ActiveDefense, output: Output, meter: Meter) -> Tensor:
     long = [e for e, ids in enumerate(encoded) if len(ids) > 1]
     if long:
         said = [output.examples[e].with_candidates(encoded[e]) for e in long]
-        laid = batch(said, device=active.target.device)
+        laid = active.target.batch(said)
         R, Q = laid.ids_RQ.shape
         scores_EC = meter.run(
             lambda: forward(active.target, laid, active.edits(laid)).scores_EC,

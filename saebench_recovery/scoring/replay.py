@@ -14,7 +14,7 @@ from saebench_recovery.scoring.monitor import rings
 from saebench_recovery.scoring.passes import perplexity, whole_pass
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
-from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.batch import Batch
 
 
 class Replay:
@@ -32,13 +32,13 @@ class Replay:
         assert active.defense is not None
         latents = active.defense.latents
         watch = tuple(latents)
-        laid = batch(examples, device=active.target.device)
+        laid = active.target.batch(examples)
         bare = ActiveDefense(active.target, None)
         clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
         clean = whole_pass(bare, task, laid, meter, trace=clean_trace, watch=watch)
         defended = whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)
         perturbed, delta = found.applied(examples)
-        longer = batch(perturbed, device=active.target.device)
+        longer = active.target.batch(perturbed)
         output: Output = whole_pass(active, task, longer, meter, delta, trace)
         self.rung_E = rings(active, longer, trace)
         column_EQ = _columns(task, laid, longer)

@@ -14,7 +14,7 @@ from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.recovery.meter import Meter
 from saebench_recovery.schema import SideEffects
 from saebench_recovery.scoring.passes import outputs
-from saebench_recovery.target.batch import Batch, batch
+from saebench_recovery.target.batch import Batch
 from saebench_recovery.target.forward import final_states, forward
 
 
@@ -44,7 +44,7 @@ def _right(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> 
     """Whether each example's first candidate is the best one."""
     right: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
-        laid = batch(examples[begin : begin + CHUNK], device=active.target.device)
+        laid = active.target.batch(examples[begin : begin + CHUNK])
         output = meter.run(
             lambda laid=laid: forward(active.target, laid, active.edits(laid)),  # type: ignore[misc]
             rows=laid.ids_RQ.shape[0],
@@ -63,7 +63,7 @@ def _neutral(active: ActiveDefense, meter: Meter) -> tuple[float | None, float |
     kl = ce = tokens = 0.0
     for begin in range(0, len(texts), CHUNK):
         chunk = texts[begin : begin + CHUNK]
-        laid = batch([Example("", ids, ((0,),)) for ids in chunk], device=target.device)
+        laid = target.batch([Example("", ids, ((0,),)) for ids in chunk])
         clean = _logprobs(ActiveDefense(target, None), laid, meter)
         defended = _logprobs(active, laid, meter)
         known_NQ = laid.mask_RQ[:, 1:]

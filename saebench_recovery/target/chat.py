@@ -13,10 +13,11 @@ PLAIN = "User: {request}\nAssistant:"
 def chat_prompt(target: Target, request: str, system: str | None = None) -> tuple[int, ...]:
     """Token ids up to where the answer begins, with one BOS where the target uses one.
 
-    The template brings the BOS; encoding its text would add a second one.
+    Whether the template writes a BOS too makes no difference.
 
     Raises:
-        UserError: the target has no chat template, or its template takes no system message.
+        UserError: the target has no chat template, its template takes no system message, or there
+            is a further BOS.
     """
     tokenizer = target.tokenizer
     if not tokenizer.chat_template:
@@ -30,7 +31,7 @@ def chat_prompt(target: Target, request: str, system: str | None = None) -> tupl
         )["input_ids"]
     except TemplateError as error:
         raise UserError(f"the chat template of {target.name} fails: {error}") from error
-    return tuple(ids) if target.bos is None or target.bos in ids else (target.bos, *ids)
+    return target.prompt(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
 
 
 def plain_prompt(target: Target, request: str, system: str | None = None) -> tuple[int, ...]:

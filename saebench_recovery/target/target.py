@@ -13,6 +13,8 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.interfaces import Example
 from saebench_recovery.sites import Site
 from saebench_recovery.target import attention
+from saebench_recovery.target.batch import Batch
+from saebench_recovery.target.batch import batch as laid_out
 from saebench_recovery.target.hooks import blocks, start_block
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
@@ -102,21 +104,47 @@ class Target:
         return [other for other in later if last is None or other <= last]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Prompt tokens with exactly one BOS where the target uses one.
+        """Tokens of a prompt; see `prompt`.
 
         Raises:
             UserError: the text itself contains a BOS.
         """
-        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if self.bos is None:
-            return ids
-        if self.bos in ids:
-            raise UserError(f"a prompt of {self.name} contains its BOS token already")
-        return (self.bos, *ids)
+        return self.prompt(self._ids(text))
+
+    def prompt(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt of these tokens: behind one BOS where the target uses one, else without.
+
+        Raises:
+            UserError: there is a BOS among them already.
+        """
+        made = tuple(ids) if self.bos is None else (self.bos, *ids)
+        self._check_bos("a prompt", made)
+        return made
+
+    def batch(self, examples: Sequence[Example], first: Sequence[int] | None = None) -> Batch:
+        """Examples laid out for the model, window i from position `first[i]` on (default: 0).
+
+        Whatever the model is asked passes here, so no prompt has one BOS too many or too few.
+
+        Raises:
+            UserError: a prompt has.
+        """
+        for example in examples:
+            self._check_bos(example.id or "a prompt", example.prompt)
+        return laid_out(examples, first, self.device)
+
+    def _check_bos(self, what: str, prompt: Sequence[int]) -> None:
+        found = [i for i, token in enumerate(prompt) if token == self.tokenizer.bos_token_id]
+        if found != ([] if self.bos is None else [0]):
+            wanted = "no BOS" if self.bos is None else "exactly one BOS, at the start"
+            raise UserError(
+                f"{what} has BOS at {found}, but {self.name} takes {wanted}: leave it out of "
+                "texts, and write none by hand"
+            )
 
     def single_token(self, text: str) -> int | None:
-        """The id of a text that is one token, else None."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The id of an answer that is one token, else None."""
+        ids = self._answer(text)
         return ids[0] if len(ids) == 1 else None
 
     def example(
@@ -141,6 +169,15 @@ class Target:
         ]
 
     def _answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that goes on after another, with the space that it begins with.
+
+        By itself it could get one more: some tokenizers put a space before every text.
+        """
+        before, both = self._ids("\n"), self._ids(f"\n{text}")
+        together = both[: len(before)] != before
+        return self._ids(text) if together else both[len(before) :]
+
+    def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
