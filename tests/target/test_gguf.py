@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import os
 import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +27,10 @@ from saebench_recovery.specs import RunSpec
 from saebench_recovery.target import gguf
 from saebench_recovery.target.hub import load_model
 from saebench_recovery.target.presets import Preset, preset, presets
+from tests.cli.test_cli import saebench
 from tests.layouts import write_sae
 
+SITE = "blocks.2.hook_resid_post"
 MODULE = "weights_of_a_tiny_gemma"
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
@@ -115,7 +122,8 @@ def described(package: Any) -> Preset:
 
 
 def left_over(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "assets" / "saebench-recovery").iterdir())
+    found = (tmp_path / "assets" / "saebench-recovery").iterdir()
+    return [path for path in found if path.name != gguf.LOCK]
 
 
 def test_converted_once_to_the_same_model(
@@ -184,23 +192,83 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert gguf.converted(chosen.model, str(chosen.revision)).is_dir()
 
 
+def test_damaged_weights_and_a_full_disk_on_the_command_line(
+    package: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line and exit code 2, and nothing that a repaired package would trip over."""
+    chosen, sae = described(package), write_sae(tmp_path / "sae", SITE)
+    said = {"model": chosen.model, "revision": chosen.revision, "saes": {SITE: str(sae)}}
+    (tmp_path / "mine.json").write_text(json.dumps(said))
+    where = ["--target", str(tmp_path / "mine.json"), "--out", str(tmp_path / "runs")]
+    whole = package.weights.read_bytes()
+
+    def full(file: Path, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(gguf, "_convert", full)
+    for content, line in ((b"other bytes", "holds other weights"), (whole, "does not fit on the")):
+        package.weights.write_bytes(content)
+        assert saebench(monkeypatch, "run", "--task", "ioi", *where) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert line in error
+        assert not left_over(tmp_path)
+    monkeypatch.setattr(gguf, "_convert", convert_nothing)
+    assert gguf.converted(chosen.model, str(chosen.revision)).is_dir()
+
+
 def test_two_conversions_at_once(
     package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    chosen = described(package)
+    """The second one waits, leaves the first one's files alone, and finds its result."""
+    chosen, begun, go_on = described(package), Event(), Event()
+    made: list[Path] = []
 
-    def slower(file: Path, folder: Path) -> None:
-        monkeypatch.setattr(gguf, "_convert", lambda file, folder: write(folder, "faster"))
-        gguf.converted(chosen.model, str(chosen.revision))
-        write(folder, "slower")
-
-    def write(folder: Path, text: str) -> None:
+    def slow(file: Path, folder: Path) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        assert file.is_file()
+        made.append(folder)
         folder.mkdir()
-        (folder / "config.json").write_text(text)
 
-    monkeypatch.setattr(gguf, "_convert", slower)
+    monkeypatch.setattr(gguf, "_convert", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gguf.converted, chosen.model, str(chosen.revision))
+        assert begun.wait(60)
+        second = pool.submit(gguf.converted, chosen.model, str(chosen.revision))
+        assert not wait([second], 0.3).done
+        go_on.set()
+    assert first.result() == second.result()
+    assert len(made) == 1
+    assert left_over(tmp_path) == [first.result()]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import ModuleType
+from saebench_recovery.target import gguf
+
+sys.modules["gguf"] = module = ModuleType("gguf")
+module.assemble = lambda path: path.write_bytes(b"not really") and path
+gguf._convert = lambda file, folder: os.kill(os.getpid(), signal.SIGKILL)
+gguf.converted("gguf:gguf", sys.argv[1])
+"""
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(
+    package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = described(package)
+    environment = {**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "assets")}
+    subprocess.run([sys.executable, "-c", KILLED, str(chosen.revision)], env=environment)
+    (partial,) = left_over(tmp_path)
+    assert (partial / gguf.FILE).is_file()
+    monkeypatch.setattr(gguf, "_convert", convert_nothing)
     folder = gguf.converted(chosen.model, str(chosen.revision))
-    assert (folder / "config.json").read_text() == "faster"
     assert left_over(tmp_path) == [folder]
 
 
