@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saebench_recovery.schema import Row
 
 if TYPE_CHECKING:  # the meanings are shown by commands that import no torch
-    from saebench_recovery.scoring.chunk import Scored
+    from saebench_recovery.scoring.chunk import Scored, Setting
 
 FEW_FLIPS = 20
 # Relative drift above which a constraint that is exact by construction is called broken.
@@ -18,6 +18,7 @@ MEANINGS = {
     "no-valid-flips": "the defense flipped no example, so nothing could be recovered",
     "few-valid-flips": f"fewer than {FEW_FLIPS} valid flips: intervals are wide",
     "zero-budget": "the budget is zero: nothing was allowed to change",
+    "forced-sae": "the metadata of a defended SAE name another model or hook point (--force-sae)",
     "nothing-recovers": "a zero perturbation scores: valid flips are not stable",
     "no-gradient": "no gradient reached most perturbations: the attack was blind",
     "no-suffix": "for some flips no suffix survived tokenisation: they were not attacked",
@@ -30,14 +31,17 @@ MEANINGS = {
 }
 
 
-def flags(row: Row, scored: Sequence[Scored], constrained: bool) -> tuple[str, ...]:
+def flags(row: Row, scored: Sequence[Scored], setting: Setting) -> tuple[str, ...]:
     """The row's flags, in a fixed order."""
+    constrained, defense = setting.attack.constrained, setting.active.defense
+    assert defense is not None
     found = {flag for s in scored for flag in s.flags}
     kept = row.side_effects.retain_accuracy_defended
     checks = {
         "no-valid-flips": not scored,
         "few-valid-flips": 0 < len(scored) < FEW_FLIPS,
         "zero-budget": row.budget == 0 and row.perturbation.kind != "tokens",
+        "forced-sae": any(latents.dictionary.forced for latents in defense.latents.values()),
         "nothing-recovers": row.controls.nothing.k > 0,
         "no-gradient": sum(s.blind for s in scored) * 2 > len(scored),
         "constraint-broken": constrained

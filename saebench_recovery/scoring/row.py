@@ -132,7 +132,7 @@ def assemble(
         side_effects=effects,
         compute=Compute(attack=attacking, scoring=scoring),
     )
-    return row.model_copy(update={"flags": flags(row, scored, setting.attack.constrained)})
+    return row.model_copy(update={"flags": flags(row, scored, setting)})
 
 
 def _after(flops: float, s: Scored) -> bool:

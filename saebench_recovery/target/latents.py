@@ -72,7 +72,8 @@ class Dictionary:
     `encoder_DM` [d_model, width] and `decoder_MD` [width, d_model] have a latent per column and
     per row; topk decoder-norm rescaling is folded into both. `centred`: the SAE sees the
     residual less its mean over D, because it normalises so (layer_norm) or because its model was
-    loaded with centred writing weights; the encoder columns are then centred as well.
+    loaded with centred writing weights; the encoder columns are then centred as well. `forced`: its
+    metadata name another model or hook point, and the user said to read it here all the same.
     """
 
     site: Site
@@ -84,6 +85,7 @@ class Dictionary:
     bias_M: Tensor
     decoder_MD: Tensor
     decoder_bias_D: Tensor
+    forced: bool = False
 
     @property
     def d_model(self) -> int:

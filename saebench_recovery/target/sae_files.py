@@ -98,8 +98,13 @@ def from_state(
     architecture = architecture_of(cfg)
     normalisation = _normalisation(cfg)
     metadata: Mapping[str, Any] = cfg.get("metadata") or cfg  # before SAELens 6 it was flat
-    if not force:
+    forced = False
+    try:
         check_metadata(metadata, site, host)
+    except UserError:
+        if not force:
+            raise
+        forced = True
     w = _weights(architecture, cfg, state)
 
     model_kwargs = metadata.get("model_from_pretrained_kwargs") or {}
@@ -124,6 +129,7 @@ def from_state(
         bias_M=bias_M,
         decoder_MD=decoder_MD.contiguous(),
         decoder_bias_D=w["b_dec"],
+        forced=forced,
     )
 
 
