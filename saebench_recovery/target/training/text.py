@@ -122,7 +122,7 @@ def write_sampled(
     A file that holds some of it already, from a run that was cut off, is added to.
 
     Raises:
-        UserError: the model has no token to begin with.
+        UserError: the model has no token to begin with, or the file cannot be written.
     """
     model: Any = target.model
     start = target.bos if target.bos is not None else target.tokenizer.eos_token_id
@@ -149,8 +149,13 @@ def write_sampled(
             )
         texts = [target.tokenizer.decode(ids, skip_special_tokens=True) for ids in made.tolist()]
         found += sum(content_count(target, row) for row in rows(target, texts))
-        with file.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        try:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be written: {error.strerror}; repeated, the command goes on there"
+            ) from None
         group += 1
 
 

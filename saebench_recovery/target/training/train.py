@@ -13,14 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saebench_recovery.errors import UserError
 from saebench_recovery.target.training.recipe import BATCH, Recipe
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ def train(
 
     A run that was cut off goes on from its last checkpoint in the folder. BatchTopK is saved as
     the JumpReLU that it stands for.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     done = _resumed_blocks(folder)
     stream = blocks(done)
@@ -146,13 +152,33 @@ def _resumed_blocks(folder: Path) -> int:
     return max((int(path.name.rpartition("-")[2]) for path in found), default=0)
 
 
+@contextmanager
+def _made_whole(part: Path) -> Iterator[None]:
+    """Make a folder that is renamed when it is whole; one that cannot be written is removed.
+
+    Raises:
+        UserError: it cannot be written; what was saved before stays.
+    """
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield
+    # Of a full disk each library says something else.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"nothing can be saved in {part.parent}: {said}; if its disk is full, free some space "
+            "and repeat the command, which goes on from its last checkpoint"
+        ) from error
+
+
 def _save_checkpoint(trainer: Any, folder: Path, blocks: int) -> None:
     """Write a checkpoint under a name that it gets only when it is whole; remove older ones."""
     unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.save_trainer_state(unfinished)
-    save_file(trainer.sae.state_dict(), unfinished / WEIGHTS)
-    os.replace(unfinished, folder / f"{CHECKPOINT}-{blocks}")
+    with _made_whole(unfinished):
+        trainer.save_trainer_state(unfinished)
+        save_file(trainer.sae.state_dict(), unfinished / WEIGHTS)
+        os.replace(unfinished, folder / f"{CHECKPOINT}-{blocks}")
     for path in folder.glob(f"{CHECKPOINT}-*"):
         if path.name != f"{CHECKPOINT}-{blocks}":
             shutil.rmtree(path)
@@ -166,10 +192,11 @@ def _restore(trainer: Any, checkpoint: Path) -> None:
 def _save(sae: Any, folder: Path) -> None:
     """Save for inference; cfg.json, which makes the folder an SAE, comes last."""
     finished = folder / "finished"
-    sae.save_inference_model(finished)
-    cfg = json.loads((finished / "cfg.json").read_text("utf-8"))
-    # The machine's device is no property of the SAE.
-    (finished / "cfg.json").write_text(json.dumps(cfg | {"device": "cpu"}, indent=2) + "\n")
+    with _made_whole(finished):
+        sae.save_inference_model(finished)
+        cfg = json.loads((finished / "cfg.json").read_text("utf-8"))
+        # The machine's device is no property of the SAE.
+        (finished / "cfg.json").write_text(json.dumps(cfg | {"device": "cpu"}, indent=2) + "\n")
     for file in sorted(finished.iterdir(), reverse=True):
         os.replace(file, folder / file.name)
     finished.rmdir()
