@@ -137,6 +137,7 @@ def _compute(
     target = load_target(said.target, said.device, dtype=said.dtype, force_sae=said.force_sae)
     # Before the first task is scored: data that cannot be read must not cost finished work.
     made_by = provenance(target, [trio.task for trio in plan.trios.values()])
+    read = earlier.provenance.commits if earlier else {}
     result = earlier
     for name, trio in plan.trios.items():
         if name in rows:
@@ -153,7 +154,12 @@ def _compute(
             status="complete" if len(rows) == len(plan.trios) else "partial",
             identity=plan.identity,
             spec=plan.record(),
-            provenance=made_by.model_copy(update={"seconds": time.monotonic() - started}),
+            provenance=made_by.model_copy(
+                update={
+                    "seconds": time.monotonic() - started,
+                    "commits": {**read, **target.commits},
+                }
+            ),
             rows=tuple(rows[task] for task in plan.trios if task in rows),
         )
         folder.save(result, examples, perturbations, texts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
-    """The record that stands beside the numbers, its `seconds` still to be filled in."""
+    """The record that stands beside the numbers; `seconds` and `commits` are known at the end."""
     return Provenance(
         packages=package_versions(),
         git_commit=git_commit(Path(__file__)),

@@ -218,6 +218,10 @@ class Provenance(Record):
     packages: dict[str, str]
     git_commit: str | None
     target_hash: str
+    commits: dict[str, str] = Field(
+        default_factory=dict,
+        description="of the hub's repositories that model and SAEs were read from",
+    )
     data_hash: str
     device: str
     dtype: str

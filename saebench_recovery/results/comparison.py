@@ -274,6 +274,7 @@ def _circumstances(run: _Scored) -> dict[str, Any]:
             "dtype": made.dtype,
             "versions": made.packages,
             "files of the target": made.target_hash,
+            "commit of": made.commits,
             "data": made.data_hash,
             "code of the harness": spec.get("environment", {}).get("harness"),
         }

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, errors, hf_hub_download
+from huggingface_hub.file_download import repo_folder_name
 
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
@@ -64,25 +65,15 @@ def load_sae(
     Raises:
         UserError: it is nowhere, gated, broken, or `sae_files` refuses it.
     """
-    local = local_folder(place) or Path(place).expanduser()
-    if local.exists():
+    local = _local_sae(place)
+    if local is not None:
         return load_dictionary(local, site, device, host=host, force=force)
     from sae_lens import SAE  # takes five seconds
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
+    published = _published(place)
     release, _, sae_id = place.partition("/")
-    known = get_pretrained_saes_directory()
-    if release not in known:
-        raise UserError(
-            f"SAE {place!r} is no folder, and SAELens knows no release {release!r}"
-            f"{_proposal(release, known)}"
-        )
-    if sae_id not in known[release].saes_map:
-        close = _proposal(sae_id, known[release].saes_map)
-        raise UserError(f"SAE {place!r}: release {release!r} has no SAE {sae_id!r}{close}")
-
-    repository, path = known[release].repo_id, known[release].saes_map[sae_id]
-    weights = gemma_scope.LOADERS.get(known[release].conversion_func or "")
+    repository, path = published.repo_id, published.saes_map[sae_id]
+    weights = gemma_scope.LOADERS.get(published.conversion_func or "")
     if weights is not None:
         folder = _explained(
             lambda: _gemma_scope(repository, path, weights), f"SAE {place!r}", repository
@@ -96,6 +87,49 @@ def load_sae(
 
     sae = _explained(load, f"SAE {place!r}", repository)
     return from_state(sae.cfg.to_dict(), sae.state_dict(), site, host=host, force=force)
+
+
+def _local_sae(place: str) -> Path | None:
+    path = local_folder(place) or Path(place).expanduser()
+    return path if path.exists() else None
+
+
+def _published(place: str) -> Any:
+    """What SAELens knows of the release that a published SAE is of.
+
+    Raises:
+        UserError: it knows no such release, or no such SAE in it.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    release, _, sae_id = place.partition("/")
+    known = get_pretrained_saes_directory()
+    if release not in known:
+        raise UserError(
+            f"SAE {place!r} is no folder, and SAELens knows no release {release!r}"
+            f"{_proposal(release, known)}"
+        )
+    if sae_id not in known[release].saes_map:
+        close = _proposal(sae_id, known[release].saes_map)
+        raise UserError(f"SAE {place!r}: release {release!r} has no SAE {sae_id!r}{close}")
+    return known[release]
+
+
+def repository_of(place: str) -> str | None:
+    """The hub's repository of a published SAE; None for one on this machine."""
+    return None if _local_sae(place) else str(_published(place).repo_id)
+
+
+def commit_of(repository: str, revision: str | None = None) -> str:
+    """The commit that a revision (default: `main`) stood for when something was last read from it.
+
+    The revision itself if that is not known. SAELens cannot be told a commit to read, so what it
+    has read is looked up afterwards, in the cache.
+    """
+    wanted = revision or constants.DEFAULT_REVISION
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    found = Path(constants.HF_HUB_CACHE) / folder / "refs" / wanted
+    return found.read_text("utf-8").strip() if found.is_file() else wanted
 
 
 def _gemma_scope(repository: str, path: str, weights: str) -> Path:

@@ -12,7 +12,13 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import knowledge
 from saebench_recovery.target.host import Host
-from saebench_recovery.target.hub import load_model, load_sae, name_on_hub
+from saebench_recovery.target.hub import (
+    commit_of,
+    load_model,
+    load_sae,
+    name_on_hub,
+    repository_of,
+)
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Dtype, Preset, preset, title
 from saebench_recovery.target.target import Target
@@ -41,29 +47,43 @@ def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool
     where = _device(device)
     tokenizer, model = load_model(chosen)
     places = {Site.parse(site): sae for site, sae in chosen.saes.items()}
-    host = Host(name_on_hub(chosen.model), str(model.config.model_type))
+    published = name_on_hub(chosen.model)
+    commits = {published: commit_of(published, chosen.revision)} if published else {}
+    host = Host(published, str(model.config.model_type))
     load = partial(load_sae, device=where, host=host, force=force_sae)
     return Target(
         title(name),
         model.to(where),
         tokenizer,
-        _Dictionaries(places, load),
+        _Dictionaries(places, load, commits),
         chosen,
         knowledge.neutral_texts(chosen.knowledge),
         knowledge.facts(chosen.knowledge),
+        commits,
     )
 
 
 class _Dictionaries(Mapping[Site, Dictionary]):
-    """SAEs by site, each read when it is first asked for: a run seldom needs them all."""
+    """SAEs by site, each read when it is first asked for: a run seldom needs them all.
 
-    def __init__(self, places: Mapping[Site, str], load: Callable[[str, Site], Dictionary]) -> None:
-        self._places, self._load = places, load
+    The commits of their repositories are noted in `commits`.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[Site, str],
+        load: Callable[[str, Site], Dictionary],
+        commits: dict[str, str],
+    ) -> None:
+        self._places, self._load, self._commits = places, load, commits
         self._read: dict[Site, Dictionary] = {}
 
     def __getitem__(self, site: Site) -> Dictionary:
         if site not in self._read:
-            self._read[site] = self._load(self._places[site], site)
+            place = self._places[site]
+            self._read[site] = self._load(place, site)
+            if repository := repository_of(place):
+                self._commits[repository] = commit_of(repository)
         return self._read[site]
 
     def __iter__(self) -> Iterator[Site]:

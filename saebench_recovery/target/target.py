@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Target:
     """A frozen model, its tokenizer and the dictionaries at its hook points.
 
     `neutral` is text, and `retained` are prompts with answers, that belong to no task: what a
-    defense does to them is a side effect.
+    defense does to them is a side effect. `commits` are those of the hub's repositories that
+    something has been read from so far.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Target:
     preset: Preset
     neutral: Sequence[str]
     retained: Sequence[tuple[str, str, tuple[str, ...]]]
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)

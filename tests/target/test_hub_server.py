@@ -16,11 +16,12 @@ from huggingface_hub import constants, file_download
 
 from saebench_recovery.cli import main
 from saebench_recovery.errors import UserError
+from saebench_recovery.results.store import read_result
 from saebench_recovery.sites import Site
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.hub import load_sae
 from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.presets import presets
+from saebench_recovery.target.presets import name_of_parts, presets
 from tests.hub_server import TOKEN, Hub
 from tests.layouts import write_llama_scope
 from tests.saes import close, residual
@@ -60,7 +61,8 @@ def test_a_run_in_a_fresh_process(hub: Hub, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).is_file()
+    made_by = read_result(Path(done.stdout.strip())).provenance
+    assert made_by.commits == {MODEL: presets()["gpt2-small"].revision, SAES: "a" * 40}
     assert not hub.unknown
 
 
@@ -76,6 +78,23 @@ def test_from_the_hub_then_from_the_cache(hub: Hub, monkeypatch: Patch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same(contents(), from_hub)
     assert not hub.asked
+
+
+@pytest.mark.usefixtures("clients")
+def test_what_was_read_at_no_stated_commit_is_noted(hub: Hub, monkeypatch: Patch) -> None:
+    """Neither this model nor any SAE is asked for at a commit, and their repositories move on."""
+    name = name_of_parts(MODEL, [SAE])
+    at_first = {name: found.commit for name, found in hub.repositories.items()}
+    target = load_target(name, "cpu")
+    assert target.commits == {MODEL: at_first[MODEL]}
+    target.dictionary(SITE)
+    assert target.commits == at_first
+    hub.repositories[SAES] = replace(hub.repositories[SAES], commit="d" * 40)
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        later = load_target(name, "cpu")
+        later.dictionary(SITE)
+        assert later.commits == at_first | {SAES: "d" * 40}
 
 
 @pytest.mark.usefixtures("clients")
