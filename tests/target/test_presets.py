@@ -14,9 +14,12 @@ from saebench_recovery.errors import UserError
 from saebench_recovery.fingerprint import target_fingerprint
 from saebench_recovery.plan import Plan, check_names
 from saebench_recovery.registry import BUILT_IN
+from saebench_recovery.sites import Site
 from saebench_recovery.specs import RunSpec
+from saebench_recovery.target.host import Host
 from saebench_recovery.target.loading import load_target
 from saebench_recovery.target.presets import preset, presets
+from saebench_recovery.target.sae_files import load_dictionary
 from tests.layouts import write_model, write_sae
 
 HOOK = "blocks.2.hook_resid_post"
@@ -110,6 +113,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{model: [")
         with pytest.raises(UserError, match=rf"{name}' cannot be read: "):
             preset(str(tmp_path / name))
+
+
+def test_the_target_of_the_leaderboards() -> None:
+    chosen = preset(str(Path(__file__).parents[2] / "leaderboards" / "gemma-3-270m.yaml"))
+    assert chosen.model == presets()["gemma-3-270m"].model
+    ((hook, folder),) = chosen.saes.items()
+    dictionary = load_dictionary(folder, Site.parse(hook), host=Host(None, "gemma3_text"))
+    assert (dictionary.d_model, dictionary.width) == (640, 4096)
+    assert chosen.tasks["ioi"].site == hook
 
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
