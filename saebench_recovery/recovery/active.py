@@ -36,7 +36,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class ActiveDefense:
-    """A fitted defense on a target, applied at every site, every pass and every token."""
+    """A fitted defense on a target, applied at every site, every pass and every token.
+
+    At a site the residual is float32 while a delta is added, the defense intervenes and the
+    latents are read; what the next block receives is rounded to the model's own precision.
+    """
 
     target: Target
     defense: Defense | None
@@ -66,15 +70,16 @@ class ActiveDefense:
             added = _placed(delta.values[site], batch.columns(delta.positions_EP), batch)
 
         def edit(resid_RQD: Tensor) -> Tensor:
-            before = resid_RQD
+            # Rounded to a bfloat16 model's precision, a delta would move latents that it must not.
+            before = resid_RQD.float()
             if added is not None and self.threat_model == "reclamp":
-                before = resid_RQD + added.to(resid_RQD.dtype)
+                before = before + added
             after = self._defended(site, batch, before)
             if added is not None and self.threat_model == "post":
-                after = after + added.to(resid_RQD.dtype)
+                after = after + added
             if trace is not None:
                 self._record(trace, site, before, after)
-            return after
+            return after.to(resid_RQD.dtype)
 
         return edit
 
@@ -90,7 +95,7 @@ class ActiveDefense:
         return torch.where(spared[:, :, None], resid_RQD, changed)
 
     def _record(self, trace: Trace, site: Site, before: Tensor, after: Tensor) -> None:
-        trace.before[site], trace.after[site] = before.float(), after.float()
+        trace.before[site], trace.after[site] = before, after
         if self.defense is not None and site in self.defense.latents:
             latents = self.defense.latents[site]
             trace.z[site] = latents.read(after)

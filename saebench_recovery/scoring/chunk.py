@@ -36,7 +36,8 @@ from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
 
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
-TAIL_TOLERANCE = 1e-3  # relative; float32 noise of a deep model stays well below
+# Relative; the noise of a deep model stays well below, in float32 and where it is rounded more.
+TAIL_TOLERANCE, ROUNDED_TAIL_TOLERANCE = 1e-3, 0.1
 BISECTIONS = 6  # of the smallest norm that recovers: a factor of 64, to one part in 64
 
 
@@ -83,6 +84,11 @@ class Setting:
     def mixed(self) -> bool:
         """Whether the attack stands for several."""
         return self.attack.suite() != [self.attack]
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the model computes in less than float32."""
+        return self.active.target.dtype != torch.float32
 
     @property
     def variants(self) -> int:
@@ -214,6 +220,7 @@ def _score(
     recovered_E, objective_E = replay.recovered_E, replay.objective_E
     margin_E = replace(alone, wanted_NV=None).objective(headline)
     gap_E = (objective_E - margin_E).abs() / (1 + objective_E.abs())
+    tolerance = ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
     lost_E = torch.zeros_like(recovered_E)
     if isinstance(headline, TokenSuffix):
         lost_E = (headline.ids_EL < 0).all(1)
@@ -254,7 +261,7 @@ def _score(
                 flags=frozenset(
                     flag
                     for flag, raised_E in {
-                        "tail-disagrees": gap_E > TAIL_TOLERANCE,
+                        "tail-disagrees": gap_E > tolerance,
                         "no-suffix": lost_E,
                     }.items()
                     if raised_E[e]

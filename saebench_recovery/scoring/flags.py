@@ -11,8 +11,9 @@ if TYPE_CHECKING:  # the meanings are shown by commands that import no torch
     from saebench_recovery.scoring.chunk import Scored, Setting
 
 FEW_FLIPS = 20
-# Relative drift above which a constraint that is exact by construction is called broken.
-EXACT_DRIFT = 1e-3
+# Relative drift above which a constraint that is exact by construction is called broken. A set
+# that is made for one residual meets another where passes are rounded to less than float32.
+EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
 LEAST_RETAINED = 0.9
 MEANINGS = {
     "no-valid-flips": "the defense flipped no example, so nothing could be recovered",
@@ -35,6 +36,7 @@ def flags(row: Row, scored: Sequence[Scored], setting: Setting) -> tuple[str, ..
     """The row's flags, in a fixed order."""
     constrained, defense = setting.attack.constrained, setting.active.defense
     assert defense is not None
+    broken = ROUNDED_EXACT_DRIFT if setting.rounded else EXACT_DRIFT
     found = {flag for s in scored for flag in s.flags}
     kept = row.side_effects.retain_accuracy_defended
     checks = {
@@ -46,7 +48,7 @@ def flags(row: Row, scored: Sequence[Scored], setting: Setting) -> tuple[str, ..
         "no-gradient": sum(s.blind for s in scored) * 2 > len(scored),
         "constraint-broken": constrained
         and row.constraint.kind == "exact"
-        and (row.drift["perturbed"].relative_l2.max or 0) > EXACT_DRIFT,
+        and (row.drift["perturbed"].relative_l2.max or 0) > broken,
         "first-order-constraint": row.constraint.kind == "first-order",
         "random-recovers": _reaches(row.controls.random_direction.high, row.recovery.rate),
         "injection-as-easy": _reaches(row.controls.wrong_target.rate, row.recovery.rate),

@@ -188,12 +188,14 @@ class Target:
         return self._capped(nn.functional.linear(hidden_ND, head.weight, head.bias).float())
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
-        """Some logits [N, C] only: C rows of the unembedding instead of V."""
+        """Some logits [N, C] only, float32: C rows of the unembedding instead of V."""
         head = self._head
-        logits_NC = (head.weight[ids_NC] @ hidden_ND[:, :, None])[:, :, 0]
-        if head.bias is not None:
-            logits_NC = logits_NC + head.bias[ids_NC]
-        return self._capped(logits_NC.float())
+
+        def rows(weight: Tensor) -> Tensor:
+            return weight[ids_NC.to(weight.device)].to(hidden_ND.device, torch.float32)
+
+        logits_NC = (rows(head.weight) @ hidden_ND.float()[:, :, None])[:, :, 0]
+        return self._capped(logits_NC if head.bias is None else logits_NC + rows(head.bias))
 
     @property
     def _head(self) -> Any:
