@@ -14,7 +14,8 @@ class Reconstruction(ClampingDefense):
     """decode(z'), where z' are the SAE's activations with the defended ones clamped.
 
     Nothing passes that the SAE does not express, which closes the channel that a perturbation
-    takes through the error; the way through the other latents stays open.
+    takes through the error; the way through the other latents stays open. Every pass reads the
+    whole SAE, so the device holds it.
     """
 
     sees_only_latents = False

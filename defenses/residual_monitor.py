@@ -85,8 +85,8 @@ class ResidualMonitor(ClampingDefense):
         self._whitening_DD = torch.linalg.inv(root_DD).T.float()
 
     def _error(self, site: Site, resid: Tensor) -> Tensor:
-        dictionary, x = self.latents[site].dictionary, resid.float()
-        return x - dictionary.decode(dictionary.encode(x), x)
+        x = resid.float()
+        return x - self.latents[site].dictionary.reconstruct(x)
 
     def _distance(self, site: Site, resid: Tensor) -> Tensor:
         """Mahalanobis distance [...] of the SAE's error from undisturbed ones."""

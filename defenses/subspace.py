@@ -11,7 +11,7 @@ from saebench_recovery.interfaces import Task
 from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import SMALLEST_NORM, DefendedLatents
+from saebench_recovery.target.latents import SMALLEST_NORM, Latents
 from saebench_recovery.target.target import Target
 
 LARGEST_SHARE = 0.9
@@ -55,14 +55,14 @@ class Subspace(ClampingDefense):
             pinned_BTD = _scaled(latents, rest_BTD, pinned_BTD)
         return (rest_BTD + pinned_BTD).to(resid_BTD.dtype)
 
-    def _wanted(self, latents: DefendedLatents, resid_BTD: Tensor) -> Tensor:
+    def _wanted(self, latents: Latents, resid_BTD: Tensor) -> Tensor:
         """Pre-activations [B, T, S] that give the clamp's activations."""
         p_BTS, z_BTS = latents.preactivation(resid_BTD), latents.read(resid_BTD)
         wish_BTS = self.wish(z_BTS)
         return torch.where(wish_BTS == z_BTS, p_BTS, latents.inverse(wish_BTS))
 
 
-def _scaled(latents: DefendedLatents, rest_BTD: Tensor, reading_BTD: Tensor) -> Tensor:
+def _scaled(latents: Latents, rest_BTD: Tensor, reading_BTD: Tensor) -> Tensor:
     """The reading times the SAE's scale at rest + scale * reading, which are orthogonal."""
     if latents.centred:
         rest_BTD = rest_BTD - rest_BTD.mean(-1, keepdim=True)

@@ -16,7 +16,6 @@ from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
 from saebench_recovery.sites import Site
 from saebench_recovery.target.forward import content, forward
-from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.target import Target
 
 
@@ -72,7 +71,9 @@ def _lowered(
 
     The drop is a mean over content tokens, the level one over those where the latent was on.
     """
-    sums = {site: torch.zeros(3, target.dictionary(site).width) for site in sites}
+    sums = {
+        site: torch.zeros(3, target.dictionary(site).width, device=target.device) for site in sites
+    }
     for begin in range(0, len(examples), CHUNK):
         laid = target.batch(examples[begin : begin + CHUNK])
         keep = content(target, laid)
@@ -84,13 +85,13 @@ def _lowered(
             edits = active.edits(laid, trace=trace, watch=tuple(sites))
             forward(target, laid, edits, pool=sites[-1])
         for site in sites:
-            dictionary: Dictionary = target.dictionary(site)
-            clean_NM = dictionary.encode(before.after[site][keep])
-            clamped_NM = dictionary.encode(after.after[site][keep])
-            on_NM = clean_NM > 0
-            parts = (clean_NM - clamped_NM, clamped_NM * on_NM, on_NM)
-            sums[site] += torch.stack([part.sum(0).cpu() for part in parts])
+            for latents in target.dictionary(site).pieces():
+                clean_NS = latents.read(before.after[site][keep])
+                clamped_NS = latents.read(after.after[site][keep])
+                on_NS = clean_NS > 0
+                parts = (clean_NS - clamped_NS, clamped_NS * on_NS, on_NS)
+                sums[site][:, latents.chosen] += torch.stack([part.sum(0) for part in parts])
     return {
-        site: (drop_M.to(target.device), (level_M / on_M.clamp(min=1)).to(target.device))
+        site: (drop_M, level_M / on_M.clamp(min=1))
         for site, (drop_M, level_M, on_M) in sums.items()
     }

@@ -31,7 +31,7 @@ from saebench_recovery.sites import Site
 
 if TYPE_CHECKING:
     from saebench_recovery.recovery.problem import Problem
-    from saebench_recovery.target.latents import DefendedLatents
+    from saebench_recovery.target.latents import Latents
     from saebench_recovery.target.target import Target
 
 __all__ = [
@@ -227,7 +227,7 @@ class Defense(Plugin, ABC):
         include_bos: bool = Field(default=False, description="intervene on BOS too")
 
     config: Config
-    latents: Mapping[Site, DefendedLatents]
+    latents: Mapping[Site, Latents]
     scores: Mapping[Site, Tensor]  # the selection scores [S] of `latents`
 
     @property
@@ -250,7 +250,7 @@ class Defense(Plugin, ABC):
         self.scores = {site: scores for site, (_, scores) in chosen.items()}
 
     @final
-    def select(self, target: Target, task: Task, site: Site) -> tuple[DefendedLatents, Tensor]:
+    def select(self, target: Target, task: Task, site: Site) -> tuple[Latents, Tensor]:
         """The latents at a site with the highest scores [S] of the task's selection statistic.
 
         Latents that are given by their indices all score 1.

@@ -82,7 +82,8 @@ class Unlearning(Task):
         dictionary = target.dictionary(site)
         active_M, tokens = torch.zeros(dictionary.width, device=target.device), 0
         for _, resid_ND in content_residuals(target, site, prompts):
-            active_M += (dictionary.encode(resid_ND) > 0).sum(0)
+            for latents in dictionary.pieces():
+                active_M[latents.chosen] += (latents.read(resid_ND) > 0).sum(0)
             tokens += len(resid_ND)
         return active_M / tokens
 

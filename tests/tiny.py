@@ -27,6 +27,7 @@ from transformers import (
 from saebench_recovery.interfaces import Example, Split, Task
 from saebench_recovery.recovery.attribution import activation_gradient
 from saebench_recovery.sites import Site
+from saebench_recovery.target.hooks import home_of
 from saebench_recovery.target.latents import Dictionary, Threshold
 from saebench_recovery.target.presets import Preset, TaskPreset
 from saebench_recovery.target.target import Target
@@ -72,12 +73,16 @@ def tiny_model(
 
 
 def tiny_dictionary(
-    site: Site, width: int = WIDTH, seed: int = 0, latents: int = LATENTS
+    site: Site,
+    width: int = WIDTH,
+    seed: int = 0,
+    latents: int = LATENTS,
+    device: torch.device | str = "cpu",
 ) -> Dictionary:
     """A random JumpReLU SAE of which about a third of the latents are on."""
     drawn = torch.Generator().manual_seed(seed)
     decoder_MD = nn.functional.normalize(torch.randn(latents, width, generator=drawn), dim=1)
-    zero, one = torch.zeros(latents), torch.ones(latents)
+    zero, one = torch.zeros(latents, device=device), torch.ones(latents, device=device)
     return Dictionary(
         site=site,
         architecture="jumprelu",
@@ -87,7 +92,8 @@ def tiny_dictionary(
         encoder_DM=decoder_MD.T.contiguous(),
         bias_M=zero,
         decoder_MD=decoder_MD,
-        decoder_bias_D=torch.zeros(width),
+        decoder_bias_D=torch.zeros(width, device=device),
+        device=device,
     )
 
 
@@ -118,11 +124,12 @@ def tiny_target(
     places = [Site.parse(site) for site in sites]
     preset = Preset(description="", model="", saes={}, tasks={"tiny": TaskPreset(site=sites[0])})
     model = model or tiny_model(architecture)
+    device = home_of(model)
     return Target(
         f"tiny-{architecture}",
         model,
         TinyTokenizer(),
-        {site: tiny_dictionary(site, seed=i) for i, site in enumerate(places)},
+        {site: tiny_dictionary(site, seed=i, device=device) for i, site in enumerate(places)},
         preset,
         ["neutral text", "a little more of it"],
         _retained(model),
@@ -136,9 +143,8 @@ def _retained(model: nn.Module) -> list[tuple[str, str, tuple[str, ...]]]:
     facts = []
     for i in range(8):
         prompt = f"question {i}"
-        logits_V = model(input_ids=torch.tensor([[BOS, *encode(prompt)["input_ids"]]])).logits[
-            0, -1
-        ]
+        ids = torch.tensor([[BOS, *encode(prompt)["input_ids"]]], device=home_of(model))
+        logits_V = model(input_ids=ids).logits[0, -1]
         ordered = sorted(letters, key=lambda letter: -logits_V[encode(letter)["input_ids"][0]])
         facts.append((prompt, ordered[0], tuple(ordered[1:])))
     return facts

@@ -13,7 +13,7 @@ from saebench_recovery.target.forward import content, forward
 from saebench_recovery.target.target import Target
 
 CHUNK = 32  # selection is done once per run; a fixed size keeps its sums reproducible
-PIECE = 2048  # tokens encoded at a time: a dictionary can be 65k wide
+TOKENS = 2048  # encoded at a time: a dictionary can be 65k wide
 
 
 def activation_gradient(
@@ -41,9 +41,10 @@ def activation_gradient(
             margin_E = objective(forward(target, laid, {site: watch}))
             (grad_RQD,) = torch.autograd.grad(margin_E.sum(), seen)
         keep = content(target, laid)
-        z_NM = dictionary.encode(seen[0].detach()[keep])
-        grad_NM = grad_RQD[keep].float() @ dictionary.decoder_MD.T
-        total_M += (z_NM * grad_NM).sum(0)
+        resid_ND, grad_ND = seen[0].detach()[keep], grad_RQD[keep].float()
+        for latents in dictionary.pieces():
+            effect_NS = latents.read(resid_ND) * (grad_ND @ latents.decoder_SD.T)
+            total_M[latents.chosen] += effect_NS.sum(0)
     return total_M / len(examples)
 
 
@@ -68,5 +69,5 @@ def content_residuals(
         keep_RQ = content(target, laid)
         prompt_N = begin + keep_RQ.nonzero()[:, 0]
         yield from zip(
-            torch.split(prompt_N, PIECE), torch.split(seen[0][keep_RQ], PIECE), strict=True
+            torch.split(prompt_N, TOKENS), torch.split(seen[0][keep_RQ], TOKENS), strict=True
         )

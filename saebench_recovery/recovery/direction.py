@@ -11,7 +11,7 @@ from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.recovery.attribution import CHUNK
 from saebench_recovery.sites import Site
 from saebench_recovery.target.forward import content, forward, prefill
-from saebench_recovery.target.latents import DefendedLatents, Dictionary
+from saebench_recovery.target.latents import Dictionary, Latents
 from saebench_recovery.target.target import Target
 
 POINTS = 10  # of the path from the clean to the patched residual, as published
@@ -35,9 +35,13 @@ def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]])
     return torch.cat(readouts).mean(0)
 
 
-def aligned(dictionary: Dictionary, direction_D: Tensor, count: int) -> DefendedLatents:
+def aligned(dictionary: Dictionary, direction_D: Tensor, count: int) -> Latents:
     """The latents whose decoder rows have the highest cosine with a direction."""
-    cosine_M = torch.cosine_similarity(dictionary.decoder_MD, direction_D[None], dim=1)
+    every = [
+        torch.cosine_similarity(latents.decoder_SD, direction_D[None], dim=1)
+        for latents in dictionary.pieces()
+    ]
+    cosine_M = torch.cat(every)
     return dictionary.defended(cosine_M.topk(min(count, dictionary.width)).indices)
 
 
@@ -49,7 +53,7 @@ def removed(direction_D: Tensor) -> Callable[[Tensor], Tensor]:
 
 def integrated_gradient(
     target: Target,
-    latents: DefendedLatents,
+    latents: Latents,
     examples: Sequence[Example],
     objective: Callable[[Output], Tensor],
     patch: Callable[[Tensor], Tensor],

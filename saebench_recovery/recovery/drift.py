@@ -17,7 +17,7 @@ from saebench_recovery.schema import Drift
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
 from saebench_recovery.target.batch import Batch
-from saebench_recovery.target.latents import DefendedLatents
+from saebench_recovery.target.latents import Latents
 
 METRICS = tuple(Drift.model_fields)
 
@@ -66,7 +66,7 @@ def drift(
     reference: Reading,
     recovered: Reading,
     clean: Reading,
-    latents: Mapping[Site, DefendedLatents],
+    latents: Mapping[Site, Latents],
     scopes: Mapping[str, Tensor],
 ) -> dict[str, ScopeDrift]:
     """Drift of a recovered pass from the defended reference, per scope.

@@ -41,8 +41,9 @@ class Probes:
         relu(mean activation on the class - mean on the rest) * (probe weight . decoder row).
         """
         rest_M = (self.activation_KM.sum(0) - self.activation_KM[k]) / (len(self.bias_K) - 1)
-        decoder_MD = self.target.dictionary(self.site).decoder_MD
-        return torch.relu(self.activation_KM[k] - rest_M) * (decoder_MD @ self.weight_DK[:, k])
+        pieces = self.target.dictionary(self.site).pieces()
+        along_M = torch.cat([latents.decoder_SD @ self.weight_DK[:, k] for latents in pieces])
+        return torch.relu(self.activation_KM[k] - rest_M) * along_M
 
 
 def balanced_accuracy(logits: Sequence[Tensor]) -> Tensor:
@@ -78,7 +79,8 @@ def _means(target: Target, site: Site, prompts: Prompts) -> tuple[Tensor, Tensor
     activation_M = torch.zeros(dictionary.width, device=target.device)
     for prompt_N, resid_ND in content_residuals(target, site, prompts):
         pooled_ED.index_add_(0, prompt_N, resid_ND.float() * share_E1[prompt_N])
-        activation_M += share_E1[prompt_N, 0] @ dictionary.encode(resid_ND)
+        for latents in dictionary.pieces():
+            activation_M[latents.chosen] += share_E1[prompt_N, 0] @ latents.read(resid_ND)
     return pooled_ED, activation_M / len(prompts)
 
 

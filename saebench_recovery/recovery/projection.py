@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from saebench_recovery.target.latents import DefendedLatents
+    from saebench_recovery.target.latents import Latents
 
 Kind = Literal["none", "exact", "first-order"]
 
@@ -189,9 +189,7 @@ def gradients(read: Callable[[Tensor], Tensor], rows_RPD: Tensor) -> Tensor:
     return torch.stack(each, -1)
 
 
-def constraint_for(
-    latents: DefendedLatents, base_RPD: Tensor, edit_RPD: Tensor
-) -> NullSpace | Sphere:
+def constraint_for(latents: Latents, base_RPD: Tensor, edit_RPD: Tensor) -> NullSpace | Sphere:
     """The set of deltas that keep these latents' pre-activations, active and inactive alike.
 
     Args:

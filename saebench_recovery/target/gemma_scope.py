@@ -95,7 +95,7 @@ def _of_config(file: Path) -> dict[str, Any]:
     return said
 
 
-def read(place: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and state of an SAE in SAELens' names.
 
     Raises:
@@ -111,8 +111,8 @@ def read(place: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(2, "no weights", str(place / NPZ))
     if file.suffix == ".npz":
         with np.load(file) as arrays:
-            state = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays}
+            state = {name: torch.from_numpy(arrays[name]) for name in arrays}
     else:
-        state = load_file(file, device=device)
+        state = load_file(file)
     named = {f"W{name[1:]}" if name.startswith("w_") else name: w for name, w in state.items()}
     return described(file), named

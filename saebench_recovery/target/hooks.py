@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from saebench_recovery.errors import UserError
@@ -81,6 +82,30 @@ def starting_at(model: nn.Module, block: int, resid_RQD: Tensor) -> Iterator[Non
 
 def _identity(resid: Tensor, *_: Any, **__: Any) -> Tensor:
     return resid
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device of a model's embedding: tokens go in there, and everything read comes back."""
+    embedding: Any = cast(Any, model).get_input_embeddings()
+    return cast(torch.device, embedding.weight.device)
+
+
+def _made_at(home: torch.device, edit: Edit) -> Edit:
+    return lambda resid: edit(resid.to(home)).to(resid.device)
+
+
+@contextmanager
+def _running(block: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let a block do something else; a sharded model's has a `forward` of its own to put back."""
+    own = vars(block).get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
 
 def _constant(resid: Tensor) -> Callable[..., Tensor]:

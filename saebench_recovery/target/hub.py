@@ -83,10 +83,10 @@ def load_sae(
     def load() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how its model was loaded: `centred` sees to it
-            return SAE.from_pretrained(release, sae_id, device=device)
+            return SAE.from_pretrained(release, sae_id, device="cpu")
 
     sae = _explained(load, f"SAE {place!r}", repository)
-    return from_state(sae.cfg.to_dict(), sae.state_dict(), site, host=host, force=force)
+    return from_state(sae.cfg.to_dict(), sae.state_dict(), site, device, host=host, force=force)
 
 
 def _local_sae(place: str) -> Path | None:

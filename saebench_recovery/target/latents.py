@@ -17,8 +17,10 @@ nothing here has state.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, reduce
+from operator import add
 from typing import Literal
 
 import torch
@@ -28,9 +30,12 @@ from saebench_recovery.sites import Site
 
 Architecture = Literal["standard", "jumprelu", "gated", "topk", "abstopk"]
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+Chosen = Tensor | slice  # which latents: indices [S] in main memory, or a run of them
 
 LAYER_NORM_EPS = 1e-5  # sae_lens adds it to the (unbiased) standard deviation
 SMALLEST_NORM = 1e-12  # only keeps an all-zero residual row from becoming NaN
+PIECE_BYTES = 2**30  # of a dictionary that a device holds at once, where latents are independent
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +49,8 @@ class Threshold:
     def __call__(self, p_M: Tensor) -> Tensor:
         return (p_M > self.threshold_M) * torch.relu(p_M * self.gain_M + self.offset_M)
 
-    def of(self, features: Tensor) -> Threshold:
-        return Threshold(*(getattr(self, field.name)[features] for field in fields(self)))
-
-    def to(self, device: torch.device | str) -> Threshold:
-        return Threshold(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def of(self, chosen: Chosen) -> Threshold:
+        return Threshold(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +69,15 @@ class TopK:
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """A whole SAE at a site; weights are float32 and take no gradient.
+    """A whole SAE at a site, of which a device holds only what is read.
 
     `encoder_DM` [d_model, width] and `decoder_MD` [width, d_model] have a latent per column and
-    per row; topk decoder-norm rescaling is folded into both. `centred`: the SAE sees the
-    residual less its mean over D, because it normalises so (layer_norm) or because its model was
-    loaded with centred writing weights; the encoder columns are then centred as well. `forced`: its
-    metadata name another model or hook point, and the user said to read it here all the same.
+    per row, as the SAE's file has them: in main memory, mapped to the file where it is
+    safetensors, and in its precision. `columns` and `rows` bring some of them to `device` in
+    float32. `centred`: the SAE sees the residual less its mean over D, because it normalises so
+    (layer_norm) or because its model was loaded with centred writing weights. `norm_M`: norms of
+    the decoder rows, where a topk SAE rescales by them. `forced`: its metadata name another model
+    or hook point, and the user said to read it here all the same.
     """
 
     site: Site
@@ -85,6 +89,8 @@ class Dictionary:
     bias_M: Tensor
     decoder_MD: Tensor
     decoder_bias_D: Tensor
+    norm_M: Tensor | None = None
+    device: torch.device | str = "cpu"
     forced: bool = False
 
     @property
@@ -95,21 +101,75 @@ class Dictionary:
     def width(self) -> int:
         return self.encoder_DM.shape[1]
 
+    def columns(self, chosen: Chosen) -> Tensor:
+        """Encoder directions [D, S] of some latents in raw residual coordinates."""
+        columns_DS = self.encoder_DM[:, chosen].to(self.device, torch.float32)
+        if self.centred:
+            columns_DS = columns_DS - columns_DS.mean(0)
+        return columns_DS if self.norm_M is None else columns_DS * self._norms(chosen)
+
+    def rows(self, chosen: Chosen) -> Tensor:
+        """Decoder rows [S, D] of some latents, in the SAE's output coordinates."""
+        rows_SD = self.decoder_MD[chosen].to(self.device, torch.float32)
+        if self.norm_M is None:
+            return rows_SD
+        return rows_SD / self._norms(chosen).clamp_min(SMALLEST_NORM)[:, None]
+
+    def _norms(self, chosen: Chosen) -> Tensor:
+        assert self.norm_M is not None
+        return self.norm_M[chosen].to(self.device)
+
+    def defended(self, features: Tensor) -> Latents:
+        """The given latents [S] of this dictionary."""
+        return Latents(self, features.long().cpu())
+
+    @cached_property
+    def whole(self) -> Latents:
+        """All latents at once: the device then holds the whole dictionary in float32."""
+        return Latents(self, slice(0, self.width))
+
+    def pieces(self) -> Iterator[Latents]:
+        """All latents, as many at a time as `PIECE_BYTES` hold.
+
+        What fits one piece is kept on the device. So are topk SAEs, whose latents cannot be read
+        one without the others.
+        """
+        size = max(1, PIECE_BYTES // (2 * FLOAT_BYTES * self.d_model))
+        if size >= self.width or isinstance(self.activation, TopK):
+            yield self.whole
+            return
+        for begin in range(0, self.width, size):
+            yield Latents(self, slice(begin, min(begin + size, self.width)))
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the whole dictionary takes on the device, as far as it is kept there."""
+        return self.whole.kept_bytes if "whole" in vars(self) else 0
+
     def preactivation(self, resid: Tensor) -> Tensor:
         """All pre-activations [..., M] of a raw residual [..., D], float32."""
-        return self.normalise(resid) @ self.encoder_DM + self.bias_M
+        return self.whole.preactivation(resid)
 
     def encode(self, resid: Tensor) -> Tensor:
         """All activations [..., M] of a raw residual [..., D], float32, differentiable."""
         return self.activation(self.preactivation(resid))
 
     def decode(self, z_M: Tensor, resid: Tensor) -> Tensor:
-        """Reconstruction [..., D] in raw residual coordinates, float32.
+        """Reconstruction [..., D] from all activations [..., M]; see `restored`."""
+        return self.restored(self.whole.decoded(z_M), resid)
+
+    def reconstruct(self, resid: Tensor) -> Tensor:
+        """`decode(encode(resid), resid)`, in pieces."""
+        each = (latents.decoded(latents.read(resid)) for latents in self.pieces())
+        return self.restored(reduce(add, each), resid)
+
+    def restored(self, decoded_D: Tensor, resid: Tensor) -> Tensor:
+        """A sum of decoder rows [..., D] in raw residual coordinates, float32.
 
         The normalisation is undone with the statistics of `resid`, and a centred SAE gets back
         the mean of `resid`, so that `resid - decode(encode(resid), resid)` is the SAE's error.
         """
-        recon = (z_M @ self.decoder_MD + self.decoder_bias_D) * self.scale(resid)
+        recon = (decoded_D + self.decoder_bias_D) * self.scale(resid)
         return recon + resid.float().mean(-1, keepdim=True) if self.centred else recon
 
     def normalise(self, resid: Tensor) -> Tensor:
@@ -135,30 +195,23 @@ class Dictionary:
         norm: Tensor = x.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
         return norm / math.sqrt(self.d_model)
 
-    def defended(self, features: Tensor) -> DefendedLatents:
-        """The given latents [S] of this dictionary."""
-        return DefendedLatents(self, features.to(self.encoder_DM.device, torch.long))
-
-    def to(self, device: torch.device | str) -> Dictionary:
-        """The same dictionary with its weights on a device."""
-        moved = {
-            field.name: getattr(self, field.name).to(device)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor | Threshold)
-        }
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True, eq=False)
-class DefendedLatents:
-    """A few latents of a dictionary: all that a defense touches and all that drift is read from.
+class Latents:
+    """Some latents of a dictionary: what a defense touches, and all that drift is read from.
 
-    Only their own encoder columns are multiplied, except for topk and abstopk SAEs, where the
-    whole dictionary competes and must be encoded.
+    Only their own encoder columns and decoder rows are read from the dictionary, each when it is
+    first needed, except for topk and abstopk SAEs, where the whole dictionary competes and must
+    be encoded.
     """
 
     dictionary: Dictionary
-    features: Tensor
+    chosen: Chosen
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Their indices [S]."""
+        return torch.arange(self.dictionary.width)[self.chosen].to(self.dictionary.device)
 
     @cached_property
     def columns_DS(self) -> Tensor:
@@ -167,21 +220,27 @@ class DefendedLatents:
         Centring and decoder-norm rescaling are folded in. Without normalisation, a residual
         moved orthogonally to them keeps its pre-activations.
         """
-        return self.dictionary.encoder_DM[:, self.features].contiguous()
+        return self.dictionary.columns(self.chosen)
 
     @cached_property
     def decoder_SD(self) -> Tensor:
         """Decoder rows [S, D], in the SAE's output coordinates (see `write`)."""
-        return self.dictionary.decoder_MD[self.features].contiguous()
+        return self.dictionary.rows(self.chosen)
 
     @cached_property
     def bias_S(self) -> Tensor:
-        return self.dictionary.bias_M[self.features]
+        return self.dictionary.bias_M[self.chosen]
 
     @cached_property
     def _activation_S(self) -> Threshold | None:
         activation = self.dictionary.activation
-        return activation.of(self.features) if isinstance(activation, Threshold) else None
+        return activation.of(self.chosen) if isinstance(activation, Threshold) else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Columns and rows that have been read so far."""
+        read = (vars(self).get(name) for name in ("columns_DS", "decoder_SD"))
+        return sum(weights.nbytes for weights in read if weights is not None)
 
     @property
     def normalisation(self) -> Normalisation:

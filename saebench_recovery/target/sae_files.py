@@ -20,7 +20,6 @@ from saebench_recovery.sites import Site
 from saebench_recovery.target import gemma_scope
 from saebench_recovery.target.host import Host, check_metadata
 from saebench_recovery.target.latents import (
-    SMALLEST_NORM,
     Architecture,
     Dictionary,
     Normalisation,
@@ -28,6 +27,7 @@ from saebench_recovery.target.latents import (
     TopK,
 )
 
+LATENTS = 4096  # of a dictionary that are read at once
 # Weights of each architecture besides W_enc, W_dec and b_dec.
 _BIASES: dict[Architecture, tuple[str, ...]] = {
     "standard": ("b_enc",),
@@ -58,6 +58,8 @@ def load_dictionary(
 ) -> Dictionary:
     """Read a folder of SAELens, or a folder or weights file of Gemma Scope, in any dtype.
 
+    The weights of safetensors stay in their file until they are read: see `Dictionary`.
+
     Raises:
         UserError: the files are missing or broken, or `from_state` refuses the SAE.
     """
@@ -65,10 +67,10 @@ def load_dictionary(
     weights = place / "sae_weights.safetensors"
     try:
         if gemma_scope.weights_file(place) is not None:
-            cfg, state = gemma_scope.read(place, str(device))
+            cfg, state = gemma_scope.read(place)
         else:
             cfg = json.loads((place / "cfg.json").read_text("utf-8"))
-            state = load_file(weights, device=str(device))
+            state = load_file(weights)
     except FileNotFoundError as error:
         raise UserError(
             f"no SAE at {place}: {Path(error.filename or weights).name} is missing; a folder "
@@ -77,18 +79,19 @@ def load_dictionary(
         ) from error
     except Exception as error:  # json, numpy and safetensors have no common base class
         raise UserError(f"cannot read the SAE at {place}: {error}") from error
-    return from_state(cfg, state, site, host=host, force=force)
+    return from_state(cfg, state, site, device, host=host, force=force)
 
 
 def from_state(
     cfg: Mapping[str, Any],
     state: Mapping[str, Tensor],
     site: Site,
+    device: torch.device | str = "cpu",
     *,
     host: Host | None = None,
     force: bool = False,
 ) -> Dictionary:
-    """A dictionary from `sae.cfg.to_dict()` and `sae.state_dict()`, on the weights' device.
+    """A dictionary from `sae.cfg.to_dict()` and `sae.state_dict()`, read on a device.
 
     Raises:
         UserError: an architecture or normalisation that cannot be read exactly, weights that
@@ -108,33 +111,37 @@ def from_state(
     w = _weights(architecture, cfg, state)
 
     model_kwargs = metadata.get("model_from_pretrained_kwargs") or {}
-    centred = normalisation == "layer_norm" or bool(model_kwargs.get("center_writing_weights"))
-    b_input_D = w["b_dec"] if cfg.get("apply_b_dec_to_input", True) else 0 * w["b_dec"]
-    shift_M = (b_input_D.double() @ w["W_enc"].double()).float()
-    encoder_DM, decoder_MD = w["W_enc"], w["W_dec"]
-    bias_M = w["b_gate" if architecture == "gated" else "b_enc"] - shift_M
-    if centred:
-        encoder_DM = encoder_DM - encoder_DM.mean(0)
+    bias_M = w["b_gate" if architecture == "gated" else "b_enc"]
+    if cfg.get("apply_b_dec_to_input", True):
+        columns = torch.split(w["W_enc"], LATENTS, dim=1)
+        shift = [w["b_dec"].double() @ columns_DS.double() for columns_DS in columns]
+        bias_M = bias_M - torch.cat(shift).float()
+    norm_M = None
     if cfg.get("rescale_acts_by_decoder_norm"):  # topk and abstopk only
-        norm_M = decoder_MD.norm(dim=1)
-        encoder_DM, bias_M = encoder_DM * norm_M, bias_M * norm_M
-        decoder_MD = decoder_MD / norm_M.clamp_min(SMALLEST_NORM)[:, None]
+        rows = torch.split(w["W_dec"], LATENTS)
+        norm_M = torch.cat([rows_SD.float().norm(dim=1) for rows_SD in rows])
+        bias_M = bias_M * norm_M
     return Dictionary(
         site=site,
         architecture=architecture,
         normalisation=normalisation,
-        centred=centred,
-        activation=_activation(architecture, cfg, w),
-        encoder_DM=encoder_DM.contiguous(),
-        bias_M=bias_M,
-        decoder_MD=decoder_MD.contiguous(),
-        decoder_bias_D=w["b_dec"],
+        centred=normalisation == "layer_norm" or bool(model_kwargs.get("center_writing_weights")),
+        activation=_activation(architecture, cfg, w, device),
+        encoder_DM=w["W_enc"],
+        bias_M=bias_M.to(device),
+        decoder_MD=w["W_dec"],
+        decoder_bias_D=w["b_dec"].to(device),
+        norm_M=norm_M if norm_M is None else norm_M.to(device),
+        device=device,
         forced=forced,
     )
 
 
 def _activation(
-    architecture: Architecture, cfg: Mapping[str, Any], w: Mapping[str, Tensor]
+    architecture: Architecture,
+    cfg: Mapping[str, Any],
+    w: Mapping[str, Tensor],
+    device: torch.device | str,
 ) -> Threshold | TopK:
     if architecture in ("topk", "abstopk"):
         kwargs = cfg.get("activation_fn_kwargs") or {}
@@ -142,11 +149,13 @@ def _activation(
         if not isinstance(k, int) or not 1 <= k <= w["W_dec"].shape[0]:
             raise UserError(f"SAE architecture {architecture!r} needs 1 <= k <= width, got k={k}")
         return TopK(k, signed=architecture == "abstopk")
-    zero_M = torch.zeros_like(w["W_dec"][:, 0])
+    zero_M = torch.zeros(w["W_dec"].shape[0], device=device)
     if architecture == "gated":
         gain_M = w["r_mag"].exp()
-        return Threshold(zero_M, gain_M, w["b_mag"] - w["b_gate"] * gain_M)
-    return Threshold(w.get("threshold", zero_M), torch.ones_like(zero_M), zero_M)
+        offset_M = w["b_mag"] - w["b_gate"] * gain_M
+        return Threshold(zero_M, gain_M.to(device), offset_M.to(device))
+    threshold_M = w["threshold"].to(device) if "threshold" in w else zero_M
+    return Threshold(threshold_M, torch.ones_like(zero_M), zero_M)
 
 
 def architecture_of(cfg: Mapping[str, Any]) -> Architecture:
@@ -188,8 +197,11 @@ def _weights(
     cfg: Mapping[str, Any],
     state: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The weights in float32, complete, finite and of one shape."""
-    w = {name: tensor.detach().float() for name, tensor in state.items()}
+    """The weights, complete, finite and of one shape: the matrices as they are, vectors float32."""
+    w = {
+        name: tensor.detach() if tensor.ndim == 2 else tensor.detach().float()
+        for name, tensor in state.items()
+    }
     if "log_threshold" in w:  # older jumprelu training checkpoints
         w["threshold"] = w.pop("log_threshold").exp()
     if "scaling_factor" in w and bool((w["scaling_factor"] == 1).all()):
@@ -211,7 +223,7 @@ def _weights(
                 f"SAE weight {name} is {list(tensor.shape)}, but W_enc {[d, m]} asks for "
                 f"{list(expected)}; W_enc is stored as [d_in, d_sae]"
             )
-        if not bool(tensor.isfinite().all()):
+        if not all(end.isfinite() for end in tensor.aminmax()):  # makes no copy
             raise UserError(f"SAE weight {name} holds NaN or infinity; the file is damaged")
     if (cfg.get("d_in", d), cfg.get("d_sae", m)) != (d, m):
         raise UserError(

@@ -85,7 +85,7 @@ def model_workload(
         description="", model="", saes={}, tasks={TinyTask.name: TaskPreset(site=str(site))}
     )
     device = next(model.parameters()).device
-    sae = tiny_dictionary(site, config.hidden_size, latents=width).to(device)
+    sae = tiny_dictionary(site, config.hidden_size, latents=width, device=device)
     tokenizer = TinyTokenizer(bos_token_id=config.bos_token_id)
     target = Target("random", model, tokenizer, {site: sae}, plan, [], [])
     defense = Clamp(Clamp.Config(latents=latents))

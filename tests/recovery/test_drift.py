@@ -18,14 +18,14 @@ from saebench_recovery.recovery.drift import (
 )
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits
-from saebench_recovery.target.latents import DefendedLatents
+from saebench_recovery.target.latents import Latents
 from saebench_recovery.target.sae_files import from_state
 
 FIRST, SECOND = Site.parse("blocks.1.hook_resid_post"), Site.parse("blocks.2.hook_resid_post")
 D, S = 5, 2
 
 
-def latents_at(site: Site, decoder_SD: Tensor | None = None) -> DefendedLatents:
+def latents_at(site: Site, decoder_SD: Tensor | None = None) -> Latents:
     state = {
         "W_enc": torch.eye(D)[:, :S],
         "W_dec": torch.eye(D)[:S] if decoder_SD is None else decoder_SD,

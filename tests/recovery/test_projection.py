@@ -17,7 +17,7 @@ from saebench_recovery.recovery.projection import (
     orthonormal_basis,
 )
 from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import DefendedLatents, Dictionary, TopK
+from saebench_recovery.target.latents import Dictionary, Latents, TopK
 from saebench_recovery.target.sae_files import from_state
 
 SITE = Site.parse("blocks.1.hook_resid_post")
@@ -48,7 +48,7 @@ def displacement(delta_RPD: Tensor, A_DS: Tensor) -> float:
 
 def latents_of(
     normalisation: str, centre: bool = False, d: int = 96, k: int = 16, scale: float = 1.0
-) -> DefendedLatents:
+) -> Latents:
     """Latents of a random jumprelu SAE, thresholds such that about a third are active."""
     m = 4 * k
     cfg = {
@@ -125,9 +125,7 @@ class TestSphere:
         ("normalisation", "centre"), [(n, c) for n in NORMALISING for c in (False, True)]
     )
 
-    def scene(
-        self, normalisation: str, centre: bool
-    ) -> tuple[DefendedLatents, Tensor, Tensor, Constraint]:
+    def scene(self, normalisation: str, centre: bool) -> tuple[Latents, Tensor, Tensor, Constraint]:
         latents = latents_of(normalisation, centre)
         base = torch.randn(R, P, 96) * 3 + 0.7
         edit = latents.write(base, -2 * latents.read(base) - 0.1) - base

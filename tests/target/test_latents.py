@@ -168,16 +168,21 @@ def test_an_all_zero_residual_row_reads_finite_with_a_finite_gradient() -> None:
 def test_half_precision_files_are_read_in_float32(tmp_path: Path) -> None:
     sae = random_sae("jumprelu").to(torch.float16)
     ours = saved(sae, tmp_path)
-    assert ours.encoder_DM.dtype == ours.decoder_MD.dtype == torch.float32
+    latents = ours.defended(FEATURES)
+    assert ours.encoder_DM.dtype == ours.decoder_MD.dtype == torch.float16  # as in the file
+    assert latents.columns_DS.dtype == latents.decoder_SD.dtype == torch.float32
     close(ours.encode(residual()), sae.to(torch.float32).encode(residual()))
 
 
-def test_moving_to_a_device_keeps_the_readings() -> None:
+def test_everything_is_computed_on_the_device_that_is_asked_for() -> None:
+    x = residual().to("meta")
     for architecture, extra in ARCHITECTURES:
         sae = random_sae(architecture, **extra)
-        ours = from_state(sae.cfg.to_dict(), sae.state_dict(), SITE)
-        assert torch.equal(ours.to("cpu").encode(residual()), ours.encode(residual()))
-        assert ours.to("meta").encode(residual().to("meta")).device.type == "meta"
+        ours = from_state(sae.cfg.to_dict(), sae.state_dict(), SITE, "meta")
+        assert ours.encoder_DM.device.type == ours.decoder_MD.device.type == "cpu"
+        z = ours.encode(x)
+        for made in (z, ours.decode(z, x), ours.reconstruct(x), ours.defended(FEATURES).read(x)):
+            assert made.device.type == "meta"
 
 
 class TestRefusals:

@@ -111,13 +111,16 @@ def reconstruction(dictionary: Dictionary, parts: Iterable[Tensor]) -> Reconstru
     on_M = torch.zeros(M)
     tokens = 0
     for resid_ND in parts:
-        z_NM = dictionary.encode(resid_ND)
-        error_ND = resid_ND - dictionary.decode(z_NM, resid_ND)
+        decoded_ND = torch.zeros_like(resid_ND)
+        for latents in dictionary.pieces():
+            z_NS = latents.read(resid_ND)
+            decoded_ND += latents.decoded(z_NS)
+            on_M[latents.chosen] += (z_NS != 0).sum(0).cpu()
+        error_ND = resid_ND - dictionary.restored(decoded_ND, resid_ND)
         x_ND = resid_ND.cpu().double()
         total_D += x_ND.sum(0)
         square_D += x_ND.square().sum(0)
         error_D += error_ND.cpu().double().square().sum(0)
-        on_M += (z_NM != 0).sum(0).cpu()
         tokens += len(resid_ND)
     variance_D = (square_D - total_D.square() / tokens).clamp(min=0)
     massive_D = variance_D > MASSIVE * variance_D.median()
@@ -149,7 +152,7 @@ def spliced_in(
         keep_RQ1 = content(target, laid)[:, :, None]
 
         def spliced(resid_RQD: Tensor, keep_RQ1: Tensor = keep_RQ1) -> Tensor:
-            made = dictionary.decode(dictionary.encode(resid_RQD), resid_RQD)
+            made = dictionary.reconstruct(resid_RQD)
             return torch.where(keep_RQ1, made.to(resid_RQD.dtype), resid_RQD)
 
         def ablated(resid_RQD: Tensor, keep_RQ1: Tensor = keep_RQ1) -> Tensor:
