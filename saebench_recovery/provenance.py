@@ -25,7 +25,7 @@ def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
         git_commit=git_commit(Path(__file__)),
         target_hash=target_fingerprint(target.preset),
         data_hash=data_hash(target, tasks),
-        device=target.device,
+        device=", ".join(target.devices),
         dtype=str(target.dtype).removeprefix("torch."),
         seconds=0,
     )

@@ -170,12 +170,20 @@ class Cost(Record):
     token_layers: Count = Field(description="tokens times blocks run forward")
     flops: Count
     seconds: Finite
-    peak_bytes: Count | None = Field(description="peak accelerator memory; null on the CPU")
+    peak_bytes: Count | None = Field(
+        description="most memory in use at once, all accelerators together; null on the CPU"
+    )
 
 
 class Compute(Record):
+    """Work, and what stayed in memory meanwhile: it is part of every `peak_bytes`."""
+
     attack: Cost
     scoring: Cost
+    model_bytes: Count | None = Field(default=None, description="weights of the model")
+    dictionary_bytes: Count | None = Field(
+        default=None, description="what of the defended SAEs was kept where the model is"
+    )
 
 
 class Row(Record):

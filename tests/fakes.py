@@ -134,7 +134,7 @@ class Engine:
     def install(self, set: Callable[[Any, Any, Any], None]) -> None:
         """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
         scoring, loading = ModuleType("evaluate"), ModuleType("loading")
-        target = SimpleNamespace(preset=PRESET, device="cpu", dtype=torch.float32, commits={})
+        target = SimpleNamespace(preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={})
         scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
         loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
         set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)

@@ -125,7 +125,7 @@ def run(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, ...", envvar="SAEBENCH_DEVICE")
+        str, typer.Option(help="auto, cpu, cuda, sharded, ...", envvar="SAEBENCH_DEVICE")
     ] = "auto",
     dtype: Annotated[
         Text,

@@ -24,7 +24,9 @@ Target = Annotated[
         envvar="SAEBENCH_TARGET",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...", envvar="SAEBENCH_DEVICE")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, sharded, ...", envvar="SAEBENCH_DEVICE")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBENCH_JSON")]
 
 

@@ -70,7 +70,7 @@ def continued(
                 rows, token, position, mask_RT, going = (
                     t[left] for t in (rows, token, position, mask_RT, going)
                 )
-                cache.batch_select_indices(left)
+                cache.batch_select_indices(left.cpu())  # a block's device takes these
                 delta = None if delta is None else delta.rows(left)
         new_R1 = torch.ones_like(mask_RT[:, :1])
         mask_RT = torch.cat([mask_RT, new_R1], 1)
@@ -99,7 +99,7 @@ def _prefilled(
     shared, shared_mask_EP = _left_padded(list(place), list(map(len, place)), device)
     if shared.ids_RQ.shape[1]:
         _next(active, shared, shared_mask_EP, cache, meter)
-        cache.batch_select_indices(row_R)
+        cache.batch_select_indices(row_R.cpu())
     step, mask_RQ = _left_padded([p[-width:] for p in prompts], list(map(len, prompts)), device)
     return step, torch.cat([shared_mask_EP[row_R], mask_RQ], 1), cache
 

@@ -48,6 +48,7 @@ class Meter:
         self.forward = self.backward = self.token_layers = 0
         self.flops = 0.0
         self.seconds = 0.0
+        self.peak_bytes = 0
         self._per_row: dict[Hashable, float] = {}
 
     def run(
@@ -81,22 +82,27 @@ class Meter:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the wall-clock seconds spent inside."""
+        """Add the wall-clock seconds spent inside, and note the most memory in use meanwhile."""
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        devices = range(torch.cuda.device_count() if in_use else 0)
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            for device in devices:
+                torch.cuda.synchronize(device)
             self.seconds += time.perf_counter() - started
+            peak = sum(torch.cuda.max_memory_allocated(device) for device in devices)
+            self.peak_bytes = max(self.peak_bytes, peak)
 
     def cost(self) -> Cost:
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         return Cost(
             forward=self.forward,
             backward=self.backward,
             token_layers=self.token_layers,
             flops=round(self.flops),
             seconds=self.seconds,
-            peak_bytes=peak,
+            peak_bytes=self.peak_bytes or None,
         )

@@ -130,7 +130,15 @@ def assemble(
         ),
         suite=tuple(suite),
         side_effects=effects,
-        compute=Compute(attack=attacking, scoring=scoring),
+        compute=Compute(
+            attack=attacking,
+            scoring=scoring,
+            model_bytes=setting.active.target.model_bytes,
+            dictionary_bytes=sum(
+                latents.kept_bytes + latents.dictionary.kept_bytes
+                for latents in defense.latents.values()
+            ),
+        ),
     )
     return row.model_copy(update={"flags": flags(row, scored, setting)})
 

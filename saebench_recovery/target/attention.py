@@ -87,7 +87,11 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
 
     def gather(self, index: Tensor) -> FrozenPrefix:
         """The prefixes of some examples."""
-        chosen = [kv and (kv[0][index], kv[1][index]) for kv in self.keys_values]
+
+        def rows(kept: Tensor) -> Tensor:  # which are where their block is
+            return kept[index.to(kept.device)]
+
+        chosen = [kv and (rows(kv[0]), rows(kv[1])) for kv in self.keys_values]
         return FrozenPrefix(self.length, chosen)
 
 

@@ -235,7 +235,7 @@ def run_tokens(
         use_cache=cache is not None,
     )
     hidden: Tensor = output.last_hidden_state
-    return hidden
+    return hidden.to(batch.ids_RQ.device)
 
 
 def _scores(target: Target, batch: Batch, hidden_RQD: Tensor) -> Tensor:

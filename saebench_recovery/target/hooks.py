@@ -48,13 +48,18 @@ def entry(site: Site) -> Site:
 
 @contextmanager
 def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Replace the activation at each site by `edit(activation)` while the context is open."""
+    """Replace the activation at each site by `edit(activation)` while the context is open.
+
+    An edit is made on the embedding's device, where every other tensor of a run is, whichever
+    device the block is on.
+    """
     every = blocks(model)
+    home = home_of(model)
     with ExitStack() as stack:
         for site, edit in edits.items():
             if site.layer >= len(every):
                 raise UserError(f"{site} does not exist: the model has {len(every)} blocks")
-            for handle in _install(every[site.layer], site, edit):
+            for handle in _install(every[site.layer], site, _made_at(home, edit)):
                 stack.callback(handle.remove)
         yield
 
@@ -69,19 +74,14 @@ def starting_at(model: nn.Module, block: int, resid_RQD: Tensor) -> Iterator[Non
     every = blocks(model)
     with ExitStack() as stack:
         for index in range(block):
-            skipped: Any = every[index]
-            skipped.forward = _constant(resid_RQD) if index == block - 1 else _identity
-            stack.callback(delattr, skipped, "forward")
+            last = index == block - 1
+            stack.enter_context(_running(every[index], _constant(resid_RQD) if last else _identity))
         if block == 0:
             first = every[0].register_forward_pre_hook(
                 lambda _, args: (resid_RQD, *args[1:]), prepend=True
             )
             stack.callback(first.remove)
         yield
-
-
-def _identity(resid: Tensor, *_: Any, **__: Any) -> Tensor:
-    return resid
 
 
 def home_of(model: nn.Module) -> torch.device:
@@ -106,6 +106,10 @@ def _running(block: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]
             del block.forward
         else:
             block.forward = own
+
+
+def _identity(resid: Tensor, *_: Any, **__: Any) -> Tensor:
+    return resid
 
 
 def _constant(resid: Tensor) -> Callable[..., Tensor]:
@@ -139,7 +143,7 @@ def _install_resid_mid(block: nn.Module, edit: Edit) -> list[Any]:
         entering[:] = [args[0]]
 
     def mid(attn_out: Tensor) -> Tensor:
-        resid = entering.pop()
+        resid = entering.pop().to(attn_out.device)
         return edit(resid + attn_out) - resid
 
     return [

@@ -29,20 +29,23 @@ from saebench_recovery.target.presets import Preset
 from saebench_recovery.target.sae_files import architecture_of, from_state, load_dictionary
 
 T = TypeVar("T")
+SHARDED = "sharded"  # the blocks of a model spread over all accelerators
+SMALLER = "try --dtype bfloat16, or --device cpu"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def load_model(preset: Preset) -> tuple[Any, Any]:
-    """The tokenizer and the model, on the CPU.
+def load_model(preset: Preset, device: str = "cpu") -> tuple[Any, Any]:
+    """The tokenizer and the model, on a device or `SHARDED`.
 
     Raises:
-        UserError: it is nowhere, gated, or broken.
+        UserError: it is nowhere, gated, broken, or too large.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading what is here already; downloads keep theirs
     dtype = getattr(torch, preset.dtype)
+    spread = {"device_map": "auto"} if device == SHARDED else {}
 
     def load() -> tuple[Any, Any]:
         if gguf.is_packaged(preset.model):
@@ -52,9 +55,14 @@ def load_model(preset: Preset) -> tuple[Any, Any]:
         where = str(folder or preset.model)
         revision = {} if folder else {"revision": preset.revision or "main"}
         tokenizer = AutoTokenizer.from_pretrained(where, **revision)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **revision)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **revision, **spread)
+        return tokenizer, model if spread else model.to(device)
 
-    return _explained(load, f"model {preset.model!r}", preset.model)
+    what = f"model {preset.model!r}"
+    tokenizer, model = _explained(load, what, preset.model)
+    if spread and any(weight.device.type in ("cpu", "meta") for weight in model.parameters()):
+        raise UserError(f"{what} is larger than the memory of all accelerators; {SMALLER}")
+    return tokenizer, model
 
 
 def load_sae(
@@ -186,6 +194,8 @@ def _reason(error: BaseException, repository: str) -> str:
 
     responses = (getattr(one, "response", None) for one in chain)
     answers = [f"answered {r.status_code} ({r.reason_phrase})" for r in responses if r is not None]
+    if met(torch.OutOfMemoryError):
+        return f"is larger than the device's memory; with several, try --device sharded; {SMALLER}"
     if met(errors.GatedRepoError):
         return (
             f"is gated: accept its terms at {constants.ENDPOINT}/{repository}, then log in with "

@@ -11,8 +11,10 @@ import torch
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import knowledge
+from saebench_recovery.target.hooks import home_of
 from saebench_recovery.target.host import Host
 from saebench_recovery.target.hub import (
+    SHARDED,
     commit_of,
     load_model,
     load_sae,
@@ -31,7 +33,7 @@ def load_target(
     dtype: Dtype | Literal["auto"] = "auto",
     force_sae: bool = False,
 ) -> Target:
-    """The target of that name on a device (`auto`: an accelerator if there is one).
+    """The target of that name on a device (`auto`: an accelerator if there is one; `sharded`: all).
 
     `dtype`: of the model, `auto` being the preset's own; latents are read in float32 always.
     `force_sae`: an SAE's own word on which model and hook point it belongs to does not count.
@@ -45,15 +47,15 @@ def load_target(
 def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool = False) -> Target:
     """The target that a preset describes; see `load_target`."""
     where = _device(device)
-    tokenizer, model = load_model(chosen)
+    tokenizer, model = load_model(chosen, where)
     places = {Site.parse(site): sae for site, sae in chosen.saes.items()}
     published = name_on_hub(chosen.model)
     commits = {published: commit_of(published, chosen.revision)} if published else {}
     host = Host(published, str(model.config.model_type))
-    load = partial(load_sae, device=where, host=host, force=force_sae)
+    load = partial(load_sae, device=str(home_of(model)), host=host, force=force_sae)
     return Target(
         title(name),
-        model.to(where),
+        model,
         tokenizer,
         _Dictionaries(places, load, commits),
         chosen,
@@ -96,6 +98,10 @@ class _Dictionaries(Mapping[Site, Dictionary]):
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == SHARDED:
+        if not torch.cuda.is_available():
+            raise UserError(f"device {name!r} is all accelerators, and there is none; try cpu")
+        return name
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -15,7 +15,7 @@ from saebench_recovery.sites import Site
 from saebench_recovery.target import attention
 from saebench_recovery.target.batch import Batch
 from saebench_recovery.target.batch import batch as laid_out
-from saebench_recovery.target.hooks import blocks, start_block
+from saebench_recovery.target.hooks import blocks, home_of, start_block
 from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset
 
@@ -24,6 +24,7 @@ from saebench_recovery.target.presets import Preset
 class Target:
     """A frozen model, its tokenizer and the dictionaries at its hook points.
 
+    The model may lie on several devices; all else is on `device`, that of its embedding.
     `neutral` is text, and `retained` are prompts with answers, that belong to no task: what a
     defense does to them is a side effect. `commits` are those of the hub's repositories that
     something has been read from so far.
@@ -51,7 +52,17 @@ class Target:
 
     @property
     def device(self) -> str:
-        return str(next(self.model.parameters()).device)
+        return str(home_of(self.model))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All devices that the model lies on."""
+        return tuple(sorted({str(weight.device) for weight in self.model.parameters()}))
+
+    @property
+    def model_bytes(self) -> int:
+        """Of all weights; tied ones count once."""
+        return sum(weight.nbytes for weight in self.model.parameters())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,7 +196,9 @@ class Target:
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """All logits [N, V] of final-norm states, float32."""
         head = self._head
-        return self._capped(nn.functional.linear(hidden_ND, head.weight, head.bias).float())
+        there_ND = hidden_ND.to(head.weight.device)
+        logits_NV = nn.functional.linear(there_ND, head.weight, head.bias)
+        return self._capped(logits_NV.to(hidden_ND.device, torch.float32))
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
         """Some logits [N, C] only, float32: C rows of the unembedding instead of V."""
@@ -214,6 +227,7 @@ class Target:
         if not torch.isfinite(whole).all():
             raise UserError(f"{self.name} computes NaN or infinity: its weights are broken")
         model: Any = self.model
-        ours = self.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        hidden_ND = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours = self.logits(hidden_ND.to(self.device))
         if (ours - whole).abs().max() > 1e-2 * whole.abs().max():
             raise UserError(f"{type(self.model).__name__} scales its logits in an unknown way")
