@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.shape is None:
         torch.set_num_threads(1)
     where = platform.machine() if asked.device == "cpu" else torch.cuda.get_device_name()
-    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads\n")
+    print(f"torch {torch.__version__}, {where}, threads: {torch.get_num_threads()}\n")
     if asked.shape is None:
         usual_tables()
     else:
