@@ -27,8 +27,9 @@ from transformers import (
 from saebench_recovery.interfaces import Example, Split, Task
 from saebench_recovery.recovery.attribution import activation_gradient
 from saebench_recovery.sites import Site
+from saebench_recovery.target.activation import Threshold
 from saebench_recovery.target.hooks import home_of
-from saebench_recovery.target.latents import Dictionary, Threshold
+from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.presets import Preset, TaskPreset
 from saebench_recovery.target.target import Target
 

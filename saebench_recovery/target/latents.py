@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add
 from typing import Literal
@@ -27,44 +27,15 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.sites import Site
+from saebench_recovery.target.activation import Chosen, Threshold, TopK
 
 Architecture = Literal["standard", "jumprelu", "gated", "topk", "abstopk"]
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
-Chosen = Tensor | slice  # which latents: indices [S] in main memory, or a run of them
 
 LAYER_NORM_EPS = 1e-5  # sae_lens adds it to the (unbiased) standard deviation
 SMALLEST_NORM = 1e-12  # only keeps an all-zero residual row from becoming NaN
 PIECE_BYTES = 2**30  # of a dictionary that a device holds at once, where latents are independent
 FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Threshold:
-    """The element-wise activation of standard, jumprelu and gated SAEs."""
-
-    threshold_M: Tensor
-    gain_M: Tensor
-    offset_M: Tensor
-
-    def __call__(self, p_M: Tensor) -> Tensor:
-        return (p_M > self.threshold_M) * torch.relu(p_M * self.gain_M + self.offset_M)
-
-    def of(self, chosen: Chosen) -> Threshold:
-        return Threshold(*(getattr(self, field.name)[chosen] for field in fields(self)))
-
-
-@dataclass(frozen=True, eq=False)
-class TopK:
-    """The competing activation of topk and abstopk SAEs: a latent depends on all others."""
-
-    k: int
-    signed: bool
-
-    def __call__(self, p_M: Tensor) -> Tensor:
-        winners = (p_M.abs() if self.signed else p_M).topk(self.k, dim=-1).indices
-        values = p_M.gather(-1, winners)
-        kept = values if self.signed else torch.relu(values)
-        return torch.zeros_like(p_M).scatter(-1, winners, kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,12 @@ from torch import Tensor
 from saebench_recovery.errors import UserError
 from saebench_recovery.sites import Site
 from saebench_recovery.target import gemma_scope
+from saebench_recovery.target.activation import Threshold, TopK
 from saebench_recovery.target.host import Host, check_metadata
 from saebench_recovery.target.latents import (
     Architecture,
     Dictionary,
     Normalisation,
-    Threshold,
-    TopK,
 )
 
 LATENTS = 4096  # of a dictionary that are read at once

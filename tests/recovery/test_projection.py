@@ -17,7 +17,8 @@ from saebench_recovery.recovery.projection import (
     orthonormal_basis,
 )
 from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import Dictionary, Latents, TopK
+from saebench_recovery.target.activation import TopK
+from saebench_recovery.target.latents import Dictionary, Latents
 from saebench_recovery.target.sae_files import from_state
 
 SITE = Site.parse("blocks.1.hook_resid_post")

@@ -32,9 +32,10 @@ from saebench_recovery.scoring.chunk import Flip, Setting, pose
 from saebench_recovery.scoring.evaluate import evaluate, valid_flips
 from saebench_recovery.sites import Site
 from saebench_recovery.specs import Limits, RunSpec
+from saebench_recovery.target.activation import Threshold
 from saebench_recovery.target.batch import batch
 from saebench_recovery.target.forward import content, forward
-from saebench_recovery.target.latents import Dictionary, Threshold
+from saebench_recovery.target.latents import Dictionary
 from saebench_recovery.target.target import Target
 from tests.tiny import BOS, SITES, WIDTH, TinyTokenizer, tiny_target
 
