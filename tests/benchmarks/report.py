@@ -10,7 +10,7 @@ import torch
 
 from tests.benchmarks.floors import floors
 from tests.benchmarks.measure import Comparison, compare, engine_ms
-from tests.benchmarks.setting import Workload, organism_is_built, organism_workload, random_workload
+from tests.benchmarks.setting import Workload, organism_workload, random_workload
 from tests.benchmarks.shapes import SHAPES, Shape
 
 FLIPS = 16  # per step where prompts grow
@@ -34,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def usual_tables() -> None:
     """The workloads that need no download."""
     one = random_workload()
-    found = {"random, 12 layers, width 256, 128 tokens": compare(one)}
-    if organism_is_built():
-        found["organism, ioi"] = compare(organism_workload())
+    found = {
+        "random, 12 layers, width 256, 128 tokens": compare(one),
+        "organism, ioi": compare(organism_workload()),
+    }
     _against_plain(found)
     flips = (1, 2, 4, 8, 16, 32, 64)
     _growth("flips per step", flips, [one] * len(flips), flips)

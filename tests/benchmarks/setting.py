@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from saebench_recovery import registry
-from saebench_recovery import target as package
 from saebench_recovery.interfaces import Example, Task
 from saebench_recovery.recovery.active import ActiveDefense
 from saebench_recovery.recovery.meter import Meter
@@ -99,10 +97,6 @@ def model_workload(
         return _endless(Flip(example, 0, 0, example.with_candidates(wrong, right, other)))
 
     return Workload(_setting(target, TinyTask(), defense), [flip(i) for i in range(flips)])
-
-
-def organism_is_built() -> bool:
-    return resources.files(package).joinpath(preset("organism").model, "config.json").is_file()
 
 
 def organism_workload() -> Workload:

@@ -21,7 +21,7 @@ from tests.benchmarks.floors import floors
 from tests.benchmarks.measure import compare, timed
 from tests.benchmarks.plain_gcg import both, found
 from tests.benchmarks.report import main
-from tests.benchmarks.setting import Workload, organism_is_built, organism_workload, random_workload
+from tests.benchmarks.setting import Workload, organism_workload, random_workload
 from tests.benchmarks.shapes import SHAPES
 
 TOLERANCE = 1e-4  # of the deltas' norm, after steps that each amplify float32 rounding
@@ -38,8 +38,6 @@ def _one_thread() -> None:
 
 @cache
 def workload(name: str) -> Workload:
-    if name == "organism" and not organism_is_built():
-        pytest.skip("the embedded target is not built here")
     return WORKLOADS[name]()
 
 
