@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from saebench_recovery.interfaces import Attack, Perturbation
-from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.registry import create, register_attack
 
 # In the order of cost. Every setting is spelled out: what auto-v1 is must not change with the

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import Field
+from saebench_recovery.attacks._suffix import SuffixAttack
 from torch import Generator, Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.seeds import generators
 from saebench_recovery.interfaces import TokenSuffix
-from saebench_recovery.recovery.pieces import Pieces
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.recovery.seeds import generators
-from saebench_recovery.recovery.suffix import TRIES, SuffixProblem
-from saebench_recovery.recovery.suffix_attack import SuffixAttack
-from saebench_recovery.recovery.wording import Gap, first_stable, neighbourly
+from saebench_recovery.model.adaptive_batches import Pieces
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.retokenise import Gap, first_stable, neighbourly
+from saebench_recovery.perturbations.suffix import TRIES, SuffixProblem
 from saebench_recovery.registry import register_attack
 
 SPARE = 2  # replacements drawn for each that is tried: some are unstable or drawn twice

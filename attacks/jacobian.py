@@ -15,16 +15,16 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from saebench_recovery.attacks._ascent import LOOK_EVERY, MOSTLY, ResidualAscent, _step
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import PluginConfig, ResidualDelta
-from saebench_recovery.recovery.ascent import LOOK_EVERY, MOSTLY, ResidualAscent, _step
-from saebench_recovery.recovery.linearised import Linearised, Look, Rows
-from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.perturbations.jacobian import Linearised, Look, Rows
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.registry import register_attack
 from saebench_recovery.schema import Constraint
-from saebench_recovery.sites import Site
 
 PIECE_BYTES, MOST_BYTES = 2**29, 2**32  # of Jacobians at once, and of one example's
 

@@ -6,7 +6,8 @@ itself kept in the null space instead of only its gradient.
 
 from __future__ import annotations
 
-from saebench_recovery.recovery.ascent import ResidualAscent
+from saebench_recovery.attacks._ascent import ResidualAscent
+
 from saebench_recovery.registry import register_attack
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from saebench_recovery.attacks._ascent import random_direction
+from saebench_recovery.attacks._residual import ResidualAttack
+
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.recovery.ascent import random_direction
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.recovery.residual import ResidualAttack
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.registry import register_attack
 
 

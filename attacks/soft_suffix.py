@@ -7,12 +7,12 @@ defense, with the residual attacks' budget, ascent and drift.
 from __future__ import annotations
 
 from pydantic import Field
+from saebench_recovery.attacks._ascent import ResidualAscent, ascend
+from saebench_recovery.attacks._suffix import SuffixAttack
 
 from saebench_recovery.interfaces import Perturbation
-from saebench_recovery.recovery.ascent import ResidualAscent, ascend
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.recovery.suffix import SuffixProblem
-from saebench_recovery.recovery.suffix_attack import SuffixAttack
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.suffix import SuffixProblem
 from saebench_recovery.registry import register_attack
 
 

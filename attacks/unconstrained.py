@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from saebench_recovery.recovery.ascent import ResidualAscent
+from saebench_recovery.attacks._ascent import ResidualAscent
+
 from saebench_recovery.registry import register_attack
 
 

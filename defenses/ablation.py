@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
 
 
 @register_defense("ablation")

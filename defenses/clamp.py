@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
-from saebench_recovery.recovery.clamp import ClampingDefense
+from saebench_recovery.base.sites import Site
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
 
 
 @register_defense("clamp")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
+from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Task
-from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.target import Target
 
 
 @register_defense("multilayer")

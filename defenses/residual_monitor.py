@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
+from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Task
-from saebench_recovery.recovery.attribution import content_residuals
-from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
-from saebench_recovery.target.target import Target
+from saebench_recovery.selection.latent_scores import content_residuals
+from saebench_recovery.targets.target import Target
 
 SHRINKAGE = 0.1  # of the errors' covariance towards a sphere: it keeps unseen directions finite
 

@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Task
-from saebench_recovery.recovery.attribution import CHUNK
+from saebench_recovery.model.forward import content, forward
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
-from saebench_recovery.target.forward import content, forward
-from saebench_recovery.target.target import Target
+from saebench_recovery.selection.latent_scores import CHUNK
+from saebench_recovery.targets.target import Target
 
 
 @register_defense("steering")

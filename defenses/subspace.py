@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Task
-from saebench_recovery.recovery.clamp import ClampingDefense
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import SMALLEST_NORM, Latents
-from saebench_recovery.target.target import Target
+from saebench_recovery.sae.latents import SMALLEST_NORM, Latents
+from saebench_recovery.targets.target import Target
 
 LARGEST_SHARE = 0.9
 

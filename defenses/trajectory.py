@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
+from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Task
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.attribution import CHUNK
-from saebench_recovery.recovery.clamp import ClampingDefense
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.forward import content, forward
 from saebench_recovery.registry import register_defense
-from saebench_recovery.sites import Site
-from saebench_recovery.target.forward import content, forward
-from saebench_recovery.target.target import Target
+from saebench_recovery.selection.latent_scores import CHUNK
+from saebench_recovery.targets.target import Target
 
 
 @register_defense("trajectory")
@@ -79,8 +79,8 @@ def _lowered(
         keep = content(target, laid)
         before, after = Trace(), Trace()
         for active, trace in (
-            (ActiveDefense(target, None), before),
-            (ActiveDefense(target, clamp), after),
+            (DefendedModel(target, None), before),
+            (DefendedModel(target, clamp), after),
         ):
             edits = active.edits(laid, trace=trace, watch=tuple(sites))
             forward(target, laid, edits, pool=sites[-1])

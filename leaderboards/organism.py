@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from saebench_recovery import run
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.registry import listing
 
 # Evaluation examples of each task; of tpp, for each of its six classes.

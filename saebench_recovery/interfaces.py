@@ -16,23 +16,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
-from saebench_recovery.exchange import (
-    Example,
-    Output,
-    Perturbation,
-    ResidualDelta,
-    Run,
-    SoftSuffix,
-    TokenSuffix,
-)
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.examples import Example, Output, Run
+from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.perturbations.suffixes import SoftSuffix, TokenSuffix
 from saebench_recovery.schema import Constraint
-from saebench_recovery.sites import Site
 
 if TYPE_CHECKING:
-    from saebench_recovery.recovery.problem import Problem
-    from saebench_recovery.target.latents import Latents
-    from saebench_recovery.target.target import Target
+    from saebench_recovery.perturbations.problem import Problem
+    from saebench_recovery.sae.latents import Latents
+    from saebench_recovery.targets.target import Target
 
 __all__ = [
     "Attack",

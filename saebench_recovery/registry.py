@@ -12,13 +12,13 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from saebench_recovery.errors import UserError
-from saebench_recovery.settings import validate
+from saebench_recovery.base.catalogue import BUILT_IN, Kind
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.settings import nearest, validate
 
 if TYPE_CHECKING:
     from saebench_recovery.interfaces import Attack, Defense, Plugin, Task
@@ -26,93 +26,6 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=Defense)
     A = TypeVar("A", bound=Attack)
     T = TypeVar("T", bound=Task)
-
-Kind = Literal["defense", "attack", "task"]
-
-BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
-    "defense": {
-        "clamp": (
-            "saebench_recovery.defenses.clamp:Clamp",
-            "sets active defended latents to a value or multiplies them",
-        ),
-        "ablation": (
-            "saebench_recovery.defenses.ablation:Ablation",
-            "sets defended latents to zero",
-        ),
-        "steering": (
-            "saebench_recovery.defenses.steering:Steering",
-            "adds a direction that points away from the behaviour",
-        ),
-        "reconstruction": (
-            "saebench_recovery.defenses.reconstruction:Reconstruction",
-            "clamps, and lets nothing pass but what the SAE reconstructs",
-        ),
-        "subspace": (
-            "saebench_recovery.defenses.subspace:Subspace",
-            "clamps, and pins the defended encoder directions to what the clamp asks for",
-        ),
-        "multilayer": (
-            "saebench_recovery.defenses.multilayer:Multilayer",
-            "clamps at several sites",
-        ),
-        "trajectory": (
-            "saebench_recovery.defenses.trajectory:Trajectory",
-            "clamps, and holds down at later sites what the clamp lowered there",
-        ),
-        "residual-monitor": (
-            "saebench_recovery.defenses.residual_monitor:ResidualMonitor",
-            "clamps, and rings where the SAE's error is unusual",
-        ),
-    },
-    "attack": {
-        "orthogonal": (
-            "saebench_recovery.attacks.orthogonal:Orthogonal",
-            "residual delta kept in the null space of the defended encoder directions",
-        ),
-        "jacobian": (
-            "saebench_recovery.attacks.jacobian:Jacobian",
-            "residual delta that keeps the defended latents in place at every layer",
-        ),
-        "unconstrained": (
-            "saebench_recovery.attacks.unconstrained:Unconstrained",
-            "residual delta held back by the budget alone",
-        ),
-        "random-direction": (
-            "saebench_recovery.attacks.random_direction:RandomDirection",
-            "one random direction at the full budget, the floor for every attack",
-        ),
-        "gcg": (
-            "saebench_recovery.attacks.gcg:GreedyCoordinateGradient",
-            "tokens behind the prompt, found by greedy coordinate gradient",
-        ),
-        "soft-suffix": (
-            "saebench_recovery.attacks.soft_suffix:SoftSuffixAscent",
-            "free embeddings behind the prompt, displaced within the budget",
-        ),
-        "auto-v1": (
-            "saebench_recovery.attacks.auto:AutoV1",
-            "the standard suite without parameters: worst case over several attacks",
-        ),
-    },
-    "task": {
-        "ioi": (
-            "saebench_recovery.tasks.ioi:IndirectObject",
-            "indirect objects: who was given the thing?",
-        ),
-        "tpp": (
-            "saebench_recovery.tasks.tpp:TargetedProbe",
-            "targeted probe perturbation: which class does a linear probe see?",
-        ),
-        "unlearning": (
-            "saebench_recovery.tasks.unlearning:Unlearning",
-            "multiple choice about facts that the defense should take away",
-        ),
-        "refusal": (
-            "saebench_recovery.tasks.refusal:Refusal",
-            "requests that the model answers and the defense makes it refuse",
-        ),
-    },
-}
 
 _registered: dict[Kind, dict[str, type[Plugin]]] = {"defense": {}, "attack": {}, "task": {}}
 _plugin_files: dict[str, Path] = {}  # by the name under which the module was imported
@@ -201,14 +114,6 @@ def load_plugin_file(path: str | Path) -> None:
 
 
 # --- looking up -----------------------------------------------------------------------------
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The second half of an "unknown name" message: the closest known name, then all of them."""
-    names = sorted(known)
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
 
 
 def _placeholders(kind: Kind) -> dict[str, tuple[str, str]]:

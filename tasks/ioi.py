@@ -13,14 +13,14 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
+from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.interfaces import Example, PluginConfig, Split, Task
-from saebench_recovery.recovery.attribution import activation_gradient
 from saebench_recovery.registry import register_task
-from saebench_recovery.sites import Site
-from saebench_recovery.splits import fraction_of
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.target import Target
+from saebench_recovery.selection.latent_scores import activation_gradient
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.target import Target
 
 
 @register_task("ioi")

@@ -14,27 +14,27 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from saebench_recovery.tasks import _answers as texts
 from torch import Tensor
 
-from saebench_recovery import texts
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
+from saebench_recovery.base.splits import fraction_of, split_of
+from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.direction import (
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.generation import continued
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.registry import register_task
+from saebench_recovery.selection.refusal_direction import (
     aligned,
     integrated_gradient,
     mean_readout,
     removed,
 )
-from saebench_recovery.recovery.generation import continued
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.registry import register_task
-from saebench_recovery.sites import Site
-from saebench_recovery.splits import fraction_of, split_of
-from saebench_recovery.tables import Filled, TableRow, read_table
-from saebench_recovery.target.chat import PLAIN, chat_prompt, plain_prompt
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.chat import PLAIN, chat_prompt, plain_prompt
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.target import Target
 
 CHUNK = 64  # prompts answered at a time
 EMBEDDED = "requests"
@@ -239,7 +239,7 @@ class Refusal(Task):
         answers: list[tuple[int, ...]] = []
         for begin in range(0, len(asked), CHUNK):
             part = asked[begin : begin + CHUNK]
-            clean = ActiveDefense(target, None)
+            clean = DefendedModel(target, None)
             answers += continued(clean, part, self.config.answer_tokens, Meter())
         openings = [_decoded(target, answer) for answer in answers]
         complying = [c == "compliance" for c in self._judged(target, asked, openings)]

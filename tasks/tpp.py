@@ -16,15 +16,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.settings import nearest
+from saebench_recovery.base.sites import Site
+from saebench_recovery.base.splits import fraction_of
+from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
-from saebench_recovery.recovery.probes import Probes, balanced_accuracy, fit_probes
-from saebench_recovery.registry import nearest, register_task
-from saebench_recovery.sites import Site
-from saebench_recovery.splits import fraction_of
-from saebench_recovery.tables import Filled, TableRow, read_table
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.target import Target
+from saebench_recovery.registry import register_task
+from saebench_recovery.selection.probes import Probes, balanced_accuracy, fit_probes
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.target import Target
 
 Texts = Mapping[str, Sequence[str]]  # by class
 SCORED = 64  # texts of each class that the TPP score is measured on

@@ -16,17 +16,17 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from saebench_recovery.tasks._questions import Bank, Question, bank
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, PluginConfig, Split, Task
-from saebench_recovery.questions import Bank, Question, bank
-from saebench_recovery.recovery.attribution import CHUNK, content_residuals
+from saebench_recovery.model.forward import forward
 from saebench_recovery.registry import register_task
-from saebench_recovery.sites import Site
-from saebench_recovery.target.forward import forward
-from saebench_recovery.target.organism.world import LETTERS
-from saebench_recovery.target.target import Target
+from saebench_recovery.selection.latent_scores import CHUNK, content_residuals
+from saebench_recovery.targets.organism.world import LETTERS
+from saebench_recovery.targets.target import Target
 
 ORDERS = list(permutations(range(4)))  # numbered as published
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.fakes import Engine
 
+pytest_plugins = ["tests.hub_fixtures"]
+
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import torch
 from pydantic import BaseModel
 
-from saebench_recovery import plan, registry
+from saebench_recovery import registry
 from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.runs import plan
 from saebench_recovery.schema import (
     Constrained,
     Drift,
@@ -22,8 +23,8 @@ from saebench_recovery.schema import (
     Row,
     Texts,
 )
-from saebench_recovery.specs import Limits, RunSpec
-from saebench_recovery.target.presets import Preset, TaskPreset
+from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.targets.presets import Preset, TaskPreset
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -138,7 +139,7 @@ class Engine:
         scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
         loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
         set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
-        set(sys.modules, "saebench_recovery.target.loading", loading)
+        set(sys.modules, "saebench_recovery.targets.loading", loading)
         set(vars(plan), "preset", lambda *said: PRESET)
         for name in TASKS:
             task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})

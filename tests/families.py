@@ -13,6 +13,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+from saebench_recovery.tasks._questions import bank
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -31,14 +32,13 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
-from saebench_recovery.questions import bank
-from saebench_recovery.sites import Site
-from saebench_recovery.target.chat import PLAIN
-from saebench_recovery.target.knowledge import facts, neutral_texts
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.presets import Preset, TaskPreset
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.chat import PLAIN
+from saebench_recovery.targets.knowledge import facts, neutral_texts
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.presets import Preset, TaskPreset
+from saebench_recovery.targets.target import Target
 from tests.tiny import tiny_dictionary, tiny_model
 
 SITE = Site.parse("blocks.1.hook_resid_post")

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from saebench_recovery.target.knowledge import facts, neutral_texts
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.organism.tokenizer import build_tokenizer
+from saebench_recovery.targets.knowledge import facts, neutral_texts
+from saebench_recovery.targets.organism import world
+from saebench_recovery.training.organism.tokenizer import build_tokenizer
 from tests.saes import D, M
 
 WIDTH, LAYERS, LATENTS, CONTEXT = 32, 6, 48, 64

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saebench_recovery.sites import Site
+from saebench_recovery.base.sites import Site
 
 D, M = 48, 96
 SITE = Site.parse("blocks.1.hook_resid_post")

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saebench_recovery import run
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.store import read_examples, read_result
 from saebench_recovery.schema import Row, RunResult
-from saebench_recovery.target import presets
-from saebench_recovery.target.presets import Preset
+from saebench_recovery.targets import presets
+from saebench_recovery.targets.presets import Preset
 
 LIMIT = 16
 
@@ -39,7 +39,7 @@ def without_time(row: Row) -> dict[str, Any]:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the embedded model and SAEs that may be spoilt, as the target `organism`."""
     folder = tmp_path / "copy"
-    assets = Path(str(resources.files("saebench_recovery.target"))) / "organism" / "assets"
+    assets = Path(str(resources.files("saebench_recovery.targets"))) / "organism" / "assets"
     shutil.copytree(assets, folder)
     original = presets.preset("organism")
     saes = {

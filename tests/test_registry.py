@@ -13,10 +13,10 @@ import pytest
 from torch import Tensor
 
 from saebench_recovery import interfaces, registry
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.catalogue import BUILT_IN, Kind
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.registry import (
-    BUILT_IN,
-    Kind,
     create,
     load_plugin_file,
     plugin_class,
@@ -25,7 +25,6 @@ from saebench_recovery.registry import (
     register_defense,
     source_hash,
 )
-from saebench_recovery.sites import Site
 
 MINE = """
 from saebench_recovery import register_defense

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from saebench_recovery.attacks._ascent import random_direction
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.random_direction import RandomDirection
 from saebench_recovery.attacks.unconstrained import Unconstrained
@@ -21,7 +22,9 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery import registry
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.catalogue import BUILT_IN
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import (
     Attack,
     Defense,
@@ -31,21 +34,18 @@ from saebench_recovery.interfaces import (
     ResidualDelta,
     Split,
 )
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.ascent import random_direction
-from saebench_recovery.recovery.drift import Reading, drift, scopes
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.registry import BUILT_IN
+from saebench_recovery.model.batch import batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.drift import Reading, drift, scopes
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring import chunk
-from saebench_recovery.scoring.chunk import Flip
+from saebench_recovery.scoring import attack_and_score as chunk
+from saebench_recovery.scoring.attack_and_score import Flip
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate, valid_flips
 from saebench_recovery.scoring.passes import whole_pass
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import RunSpec, ThreatModel
-from saebench_recovery.target.batch import batch
-from saebench_recovery.target.target import Target
+from saebench_recovery.spec import RunSpec, ThreatModel
+from saebench_recovery.targets.target import Target
 from tests.tiny import BOS, SITES, WIDTH, TinyTask, shared_target, tiny_model, tiny_target
 
 DEFENSES = tuple(BUILT_IN["defense"])
@@ -385,7 +385,7 @@ def test_drift_scopes_are_separate() -> None:
     def drift_at(site: Site) -> dict[str, Tensor]:
         many = clamp()
         many.latents = {site: shared_target("gpt2").dictionary(site).defended(torch.arange(40))}
-        active, laid = ActiveDefense(shared_target("gpt2"), many, "post"), batch(examples)
+        active, laid = DefendedModel(shared_target("gpt2"), many, "post"), batch(examples)
         readings = []
         for moved in (None, delta):
             trace = trace_of(active, examples, moved)
@@ -768,8 +768,8 @@ def traces_with_the_latent_raised(threat_model: ThreatModel) -> tuple[Trace, Tra
     target = shared_target("gpt2")
     zero = Clamp(Clamp.Config(latents=1, value=0.0, positive_only=False))
     zero.latents = {SITE: target.dictionary(SITE).defended(torch.tensor([7]))}
-    active, examples = ActiveDefense(target, zero, threat_model), evaluation()
-    bare = trace_of(ActiveDefense(target, None), examples)
+    active, examples = DefendedModel(target, zero, threat_model), evaluation()
+    bare = trace_of(DefendedModel(target, None), examples)
     on = zero.latents[SITE].read(bare.after[SITE])[:, :, 0] > 0
     # Where it is on, the clamp also takes away its own activation: the delta alone is compared.
     examples = [e for i, e in enumerate(examples) if on[i, len(e.prompt) - 1]]
@@ -837,10 +837,10 @@ def fitted(
     *,
     task: TinyTask | None = None,
     target: Target | None = None,
-) -> ActiveDefense:
+) -> DefendedModel:
     target = target or shared_target("gpt2")
     defense.fit(target, task or TinyTask())
-    return ActiveDefense(target, defense, threat_model)
+    return DefendedModel(target, defense, threat_model)
 
 
 def flips_of(task: TinyTask) -> list[Flip]:
@@ -851,7 +851,7 @@ def flips_of(task: TinyTask) -> list[Flip]:
 
 
 def trace_of(
-    active: ActiveDefense, examples: Sequence[Example], delta: ResidualDelta | None = None
+    active: DefendedModel, examples: Sequence[Example], delta: ResidualDelta | None = None
 ) -> Trace:
     trace = Trace()
     laid = batch(examples)

@@ -24,14 +24,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.recovery.attribution import activation_gradient
-from saebench_recovery.sites import Site
-from saebench_recovery.target.activation import Threshold
-from saebench_recovery.target.hooks import home_of
-from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.presets import Preset, TaskPreset
-from saebench_recovery.target.target import Target
+from saebench_recovery.model.hooks import home_of
+from saebench_recovery.sae.activations import Threshold
+from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.selection.latent_scores import activation_gradient
+from saebench_recovery.targets.presets import Preset, TaskPreset
+from saebench_recovery.targets.target import Target
 
 ARCHITECTURES = ("gpt2", "neox", "llama", "qwen2", "gemma2", "gemma3")
 WIDTH, LAYERS, VOCABULARY, LATENTS, BOS, EOS = 32, 4, 101, 96, 1, 2

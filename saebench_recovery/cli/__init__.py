@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
@@ -16,7 +17,6 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
-from saebench_recovery.errors import UserError
 
 app = typer.Typer(
     name="saebench",

@@ -30,9 +30,9 @@ def compare(
     Example:
       saebench compare runs/0123456789abcdef runs/fedcba9876543210 --match flops
     """
-    from saebench_recovery.cli.sides import print_comparisons
-    from saebench_recovery.errors import UserError
-    from saebench_recovery.results.comparison import compare as compared
+    from saebench_recovery.base.errors import UserError
+    from saebench_recovery.results.compare import compare as compared
+    from saebench_recovery.results.report.comparison_table import print_comparisons
 
     if match not in (None, "flops"):
         raise UserError(f"--match {match!r}: only flops can be matched")

@@ -18,7 +18,7 @@ def list_plugins(
       saebench list targets
     """
     from saebench_recovery import registry
-    from saebench_recovery.errors import UserError
+    from saebench_recovery.base.errors import UserError
 
     kinds = {f"{kind}s": kind for kind in get_args(registry.Kind)}
     if what in kinds:
@@ -31,7 +31,7 @@ def list_plugins(
 
 
 def _targets() -> dict[str, str]:
-    from saebench_recovery.target.presets import presets
+    from saebench_recovery.targets.presets import presets
 
     return {
         name: f"{preset.description}; tasks: {', '.join(preset.tasks) or 'any'}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saebench_recovery.harness import Progress
+    from saebench_recovery.base.progress import Progress
 
 
 @contextmanager

@@ -207,15 +207,15 @@ def run(
       saebench run --protocol published --task ioi --target gpt2-small
       saebench run --task ioi --model gpt2 --sae gpt2-small-res-jb/blocks.4.hook_resid_pre
     """
+    from saebench_recovery.base.errors import UserError
+    from saebench_recovery.base.settings import parse_assignments, validate
     from saebench_recovery.cli.progress import progress_bar
-    from saebench_recovery.cli.table import print_result
-    from saebench_recovery.errors import UserError
-    from saebench_recovery.harness import execute
     from saebench_recovery.registry import load_plugin_file
+    from saebench_recovery.results.report.table import print_result
     from saebench_recovery.results.store import RunFolder
-    from saebench_recovery.settings import parse_assignments, validate
-    from saebench_recovery.specs import RunSpec
-    from saebench_recovery.target.presets import name_of_parts
+    from saebench_recovery.runs.run import execute
+    from saebench_recovery.spec import RunSpec
+    from saebench_recovery.targets.presets import name_of_parts
 
     for file in plugin or ():
         load_plugin_file(file)

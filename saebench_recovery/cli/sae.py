@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from saebench_recovery.target.training.quality import Quality
+    from saebench_recovery.training.quality import Quality
 
 sae = typer.Typer(
     help="Train an SAE on a target's model, or measure one.",
@@ -64,10 +64,10 @@ def train(
         --text wiki.parquet --out my-sae
       saebench run --task ioi --model gemma-3-270m --sae my-sae
     """
+    from saebench_recovery.base.settings import validate
+    from saebench_recovery.base.sites import Site
     from saebench_recovery.cli.progress import progress_bar
-    from saebench_recovery.settings import validate
-    from saebench_recovery.sites import Site
-    from saebench_recovery.target.training.recipe import Recipe
+    from saebench_recovery.training.recipe import Recipe
 
     said = {
         "target": target,
@@ -80,7 +80,7 @@ def train(
         "seed": seed,
     }
     recipe = validate(Recipe, said, "training")
-    from saebench_recovery.target.training.run import train_on_target
+    from saebench_recovery.training.run import train_on_target
 
     with progress_bar(wanted=not json) as progress:
         found = train_on_target(recipe, out, device, progress)
@@ -114,11 +114,11 @@ def evaluate(
     Example:
       saebench sae eval --target gemma-3-270m --sae my-sae --text wiki.parquet
     """
-    from saebench_recovery.errors import UserError
-    from saebench_recovery.target.loading import load_target
-    from saebench_recovery.target.presets import name_of_parts
-    from saebench_recovery.target.training.quality import quality
-    from saebench_recovery.target.training.text import documents
+    from saebench_recovery.base.errors import UserError
+    from saebench_recovery.targets.loading import load_target
+    from saebench_recovery.targets.presets import name_of_parts
+    from saebench_recovery.training.quality import quality
+    from saebench_recovery.training.text import documents
 
     name = name_of_parts(target, [place]) if place else target
     loaded = load_target(name, device, force_sae=force_sae)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.schema import Count, Finite, Record
 
 Text = Annotated[str, Field(min_length=1)]
@@ -116,7 +116,7 @@ def experiments(protocol: str) -> dict[str, Experiment]:
         UserError: no such protocol.
     """
     if protocol not in protocols():
-        from saebench_recovery.registry import nearest
+        from saebench_recovery.base.settings import nearest
 
         raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, protocols())}")
     read = (tomllib.loads(file.read_text("utf-8")) for file in _files(_home() / protocol))

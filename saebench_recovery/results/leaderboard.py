@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import Field
 
-from saebench_recovery.errors import UserError
-from saebench_recovery.fingerprint import hash_text
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.hashing import hash_text
+from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.results.report.summary import worst_drift
 from saebench_recovery.results.store import read_examples, read_result
-from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import (
     SCHEMA_VERSION,
     Count,
@@ -28,8 +29,7 @@ from saebench_recovery.schema import (
     Record,
     Row,
 )
-from saebench_recovery.settings import canonical_json
-from saebench_recovery.specs import BudgetUnit, Limits, RunSpec, ThreatModel, command
+from saebench_recovery.spec import BudgetUnit, Limits, RunSpec, ThreatModel, command
 
 UNCONSTRAINED = "unconstrained"  # the attack that every constrained one is held against
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saebench_recovery.results.leaderboard import Leaderboard
-from saebench_recovery.results.page import page
+from saebench_recovery.results.report.markdown import page
 from saebench_recovery.results.store import check_writable, write_atomically
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
 
 if TYPE_CHECKING:

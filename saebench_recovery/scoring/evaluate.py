@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.hooks import blocks
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import ExampleRow, Examples, Row, Texts
-from saebench_recovery.scoring.chunk import Flip, Scored, Setting, pose, score_chunk
+from saebench_recovery.scoring.aggregate import assemble, example_row
+from saebench_recovery.scoring.attack_and_score import Flip, Scored, Setting, pose, score_chunk
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.passes import outputs
-from saebench_recovery.scoring.row import assemble, example_row
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.suite import Attempt, unbroken, worst_case
-from saebench_recovery.specs import CURVE_BUDGETS, RunSpec
-from saebench_recovery.splits import fraction_of
-from saebench_recovery.target.hooks import blocks
-from saebench_recovery.target.target import Target
+from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
+from saebench_recovery.targets.target import Target
 
 Advance = Callable[[str, int, int], None]
 
@@ -57,7 +57,7 @@ def evaluate(
         examples = list(task.examples(target, "evaluation"))[: spec.limit]
         _check(task, target, examples)
         defense.fit(target, task)
-        active = ActiveDefense(target, defense, spec.threat_model)
+        active = DefendedModel(target, defense, spec.threat_model)
         base, flips = valid_flips(active, task, examples, scoring)
         effects = side_effects(active, task, scoring)
         ringing = false_alarms(active, examples, scoring)
@@ -132,7 +132,7 @@ def _attacked(
     return scored, found
 
 
-def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -> Setting:
+def _setting(active: DefendedModel, task: Task, attack: Attack, spec: RunSpec) -> Setting:
     absolute = spec.budget_unit == "absolute"
     relative = CURVE_BUDGETS if absolute else tuple(sorted({*CURVE_BUDGETS, spec.budget}))
     budgets = (*relative, spec.budget) if absolute else relative
@@ -144,13 +144,13 @@ def _setting(active: ActiveDefense, task: Task, attack: Attack, spec: RunSpec) -
 
 
 def valid_flips(
-    active: ActiveDefense, task: Task, examples: Sequence[Example], meter: Meter
+    active: DefendedModel, task: Task, examples: Sequence[Example], meter: Meter
 ) -> tuple[int, list[Flip]]:
     """How many examples show the behaviour when clean, and those that the defense flips.
 
     One detector, `Task.behaviour`, judges both.
     """
-    before = outputs(examples, ActiveDefense(active.target, None), task, meter)
+    before = outputs(examples, DefendedModel(active.target, None), task, meter)
     after = outputs(examples, active, task, meter)
     base, flips, index = 0, [], 0
     for clean, defended in zip(before, after, strict=True):

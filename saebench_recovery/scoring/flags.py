@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saebench_recovery.schema import Row
 
 if TYPE_CHECKING:  # the meanings are shown by commands that import no torch
-    from saebench_recovery.scoring.chunk import Scored, Setting
+    from saebench_recovery.scoring.attack_and_score import Scored, Setting
 
 FEW_FLIPS = 20
 # Relative drift above which a constraint that is exact by construction is called broken. A set

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.interfaces import Example
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.forward import content, forward
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Rate
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.passes import CHUNK
-from saebench_recovery.target.batch import Batch
-from saebench_recovery.target.forward import content, forward
 
 
-def rings(active: ActiveDefense, laid: Batch, trace: Trace) -> Tensor | None:
+def rings(active: DefendedModel, laid: Batch, trace: Trace) -> Tensor | None:
     """Whether the detector rings on a traced pass, bool [E]; None for a defense without one.
 
     Under `reclamp` it sees what enters the defense, under `post` what leaves the site.
@@ -39,7 +39,7 @@ def rings(active: ActiveDefense, laid: Batch, trace: Trace) -> Tensor | None:
 
 
 @torch.no_grad()
-def false_alarms(active: ActiveDefense, examples: Sequence[Example], meter: Meter) -> Rate | None:
+def false_alarms(active: DefendedModel, examples: Sequence[Example], meter: Meter) -> Rate | None:
     """Share of undisturbed examples on which the detector rings; None for a defense without one."""
     target, defense = active.target, active.defense
     if defense is None or defense.false_alarms is None:

@@ -8,20 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output, ResidualDelta, Task
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.generation import written
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import Batch
-from saebench_recovery.target.forward import forward
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.forward import forward
+from saebench_recovery.model.generation import written
+from saebench_recovery.model.meter import Meter
 
 CHUNK = 64
 
 
 @torch.no_grad()
 def whole_pass(
-    active: ActiveDefense,
+    active: DefendedModel,
     task: Task,
     laid: Batch,
     meter: Meter,
@@ -51,7 +51,7 @@ def whole_pass(
 
 
 def outputs(
-    examples: Sequence[Example], active: ActiveDefense, task: Task, meter: Meter
+    examples: Sequence[Example], active: DefendedModel, task: Task, meter: Meter
 ) -> Iterator[Output]:
     """Candidates' scores of a list of examples, a chunk at a time."""
     for begin in range(0, len(examples), CHUNK):
@@ -60,7 +60,7 @@ def outputs(
 
 
 @torch.no_grad()
-def perplexity(active: ActiveDefense, output: Output, meter: Meter) -> Tensor:
+def perplexity(active: DefendedModel, output: Output, meter: Meter) -> Tensor:
     """Of each text [E], given its prompt, by an undefended model; NaN below two tokens."""
     assert output.texts is not None
     found_E = torch.full((len(output.texts),), torch.nan, dtype=torch.double)

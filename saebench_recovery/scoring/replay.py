@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from saebench_recovery import schema
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Output, Perturbation, Task
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.drift import Reading, drift, scopes, tightest_limit, within_limits
-from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.perturbations.drift import (
+    Reading,
+    drift,
+    scopes,
+    tightest_limit,
+    within_limits,
+)
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.monitor import rings
 from saebench_recovery.scoring.passes import perplexity, whole_pass
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import Limits
-from saebench_recovery.target.batch import Batch
+from saebench_recovery.spec import Limits
 
 
 class Replay:
@@ -33,7 +39,7 @@ class Replay:
         latents = active.defense.latents
         watch = tuple(latents)
         laid = active.target.batch(examples)
-        bare = ActiveDefense(active.target, None)
+        bare = DefendedModel(active.target, None)
         clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
         clean = whole_pass(bare, task, laid, meter, trace=clean_trace, watch=watch)
         defended = whole_pass(active, task, laid, meter, trace=defended_trace, distribution=False)

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.interfaces import Example, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.attribution import CHUNK
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.forward import final_states, forward
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import SideEffects
 from saebench_recovery.scoring.passes import outputs
-from saebench_recovery.target.batch import Batch
-from saebench_recovery.target.forward import final_states, forward
+from saebench_recovery.selection.latent_scores import CHUNK
 
 
-def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects:
+def side_effects(active: DefendedModel, task: Task, meter: Meter) -> SideEffects:
     """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
     target = active.target
     retain = task.examples(target, "retain")
-    bare = ActiveDefense(target, None)
+    bare = DefendedModel(target, None)
     right = _right(retain, bare, meter)
     known = [e for e, ok in zip(retain, right, strict=True) if ok]
     kept = _right(known, active, meter)
@@ -40,7 +40,7 @@ def side_effects(active: ActiveDefense, task: Task, meter: Meter) -> SideEffects
 
 
 @torch.no_grad()
-def _right(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> list[bool]:
+def _right(examples: Sequence[Example], active: DefendedModel, meter: Meter) -> list[bool]:
     """Whether each example's first candidate is the best one."""
     right: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
@@ -56,7 +56,7 @@ def _right(examples: Sequence[Example], active: ActiveDefense, meter: Meter) -> 
 
 
 @torch.no_grad()
-def _neutral(active: ActiveDefense, meter: Meter) -> tuple[float | None, float | None]:
+def _neutral(active: DefendedModel, meter: Meter) -> tuple[float | None, float | None]:
     """Mean KL(clean || defended) and cross-entropy increase, nats per predicted token."""
     target = active.target
     texts = [target.encode(text) for text in target.neutral]
@@ -64,7 +64,7 @@ def _neutral(active: ActiveDefense, meter: Meter) -> tuple[float | None, float |
     for begin in range(0, len(texts), CHUNK):
         chunk = texts[begin : begin + CHUNK]
         laid = target.batch([Example("", ids, ((0,),)) for ids in chunk])
-        clean = _logprobs(ActiveDefense(target, None), laid, meter)
+        clean = _logprobs(DefendedModel(target, None), laid, meter)
         defended = _logprobs(active, laid, meter)
         known_NQ = laid.mask_RQ[:, 1:]
         next_NQ1 = laid.ids_RQ[:, 1:, None]
@@ -75,7 +75,7 @@ def _neutral(active: ActiveDefense, meter: Meter) -> tuple[float | None, float |
     return (kl / tokens, ce / tokens) if tokens else (None, None)
 
 
-def _logprobs(active: ActiveDefense, laid: Batch, meter: Meter) -> Tensor:
+def _logprobs(active: DefendedModel, laid: Batch, meter: Meter) -> Tensor:
     """Next-token log-probabilities [R, Q - 1, V]."""
     target = active.target
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.schema import SuiteMember
-from saebench_recovery.scoring.chunk import Scored
+from saebench_recovery.scoring.attack_and_score import Scored
 
 
 @dataclass(frozen=True)

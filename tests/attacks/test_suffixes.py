@@ -14,16 +14,16 @@ from saebench_recovery.defenses.clamp import Clamp
 from scipy.stats import wilcoxon
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, TokenSuffix
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.recovery.suffix import SuffixProblem
+from saebench_recovery.model.batch import batch
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.suffix import SuffixProblem
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.scoring.passes import whole_pass
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import RunSpec
-from saebench_recovery.target.batch import batch
-from saebench_recovery.target.target import Target
+from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.target import Target
 from tests.tiny import TinyTask, TinyTokenizer, shared_target, tiny_target
 
 LENGTH = 4

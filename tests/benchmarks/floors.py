@@ -8,8 +8,8 @@ from itertools import chain
 
 import torch
 
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.target.hooks import blocks, start_block
+from saebench_recovery.model.hooks import blocks, start_block
+from saebench_recovery.perturbations.problem import Problem
 from tests.benchmarks.measure import timed
 
 REPEATS = 100  # the fastest of many: other processes slow most of them

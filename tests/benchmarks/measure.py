@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.perturbations.problem import Problem
 from tests.benchmarks.plain import PlainSearch
 from tests.benchmarks.setting import STEPS, Workload
 

@@ -17,7 +17,7 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.interfaces import Example
-from saebench_recovery.target.hooks import blocks
+from saebench_recovery.model.hooks import blocks
 from tests.benchmarks.setting import Workload
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saebench_recovery.interfaces import Output, TokenSuffix
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.pieces import Pieces
-from saebench_recovery.recovery.suffix import SuffixProblem
-from saebench_recovery.scoring.chunk import Setting, pose
-from saebench_recovery.target.attention import FrozenPrefix
-from saebench_recovery.target.hooks import blocks
+from saebench_recovery.model.adaptive_batches import Pieces
+from saebench_recovery.model.attention import FrozenPrefix
+from saebench_recovery.model.hooks import blocks
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.suffix import SuffixProblem
+from saebench_recovery.scoring.attack_and_score import Setting, pose
 from tests.benchmarks.plain import PlainSearch
 from tests.benchmarks.setting import Workload
 

@@ -11,14 +11,14 @@ from saebench_recovery.attacks.gcg import GreedyCoordinateGradient
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Defense, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.suffix import SuffixProblem
-from saebench_recovery.scoring.chunk import Flip, Setting, pose
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.suffix import SuffixProblem
+from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
 from saebench_recovery.scoring.evaluate import valid_flips
-from saebench_recovery.specs import Limits
-from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.presets import preset
+from saebench_recovery.spec import Limits
+from saebench_recovery.targets.loading import load_target
+from saebench_recovery.targets.presets import preset
 from tests.benchmarks.measure import timed
 from tests.benchmarks.plain_gcg import both, found
 from tests.benchmarks.setting import random_workload
@@ -62,7 +62,7 @@ def refusal_setting() -> tuple[Setting, list[Flip]]:
     assert isinstance(task, Task)
     assert isinstance(defense, Defense)
     defense.fit(target, task)
-    active = ActiveDefense(target, defense)
+    active = DefendedModel(target, defense)
     _, flips = valid_flips(active, task, task.examples(target, "evaluation"), Meter())
     return Setting(active, task, GreedyCoordinateGradient(), (0.5,), 0.5, Limits(), 0), flips
 

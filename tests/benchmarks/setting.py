@@ -12,17 +12,17 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from saebench_recovery import registry
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.scoring.chunk import Flip, Setting, pose
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
 from saebench_recovery.scoring.evaluate import flips_that_fit, valid_flips
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import CURVE_BUDGETS, Limits
-from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.presets import Preset, TaskPreset, preset
-from saebench_recovery.target.target import Target
+from saebench_recovery.spec import CURVE_BUDGETS, Limits
+from saebench_recovery.targets.loading import load_target
+from saebench_recovery.targets.presets import Preset, TaskPreset, preset
+from saebench_recovery.targets.target import Target
 from tests.tiny import BOS, TinyTask, TinyTokenizer, tiny_dictionary
 
 STEPS = 3
@@ -115,7 +115,7 @@ def organism_workload() -> Workload:
 
 def _setting(target: Target, task: Task, defense: Clamp) -> Setting:
     attack = Orthogonal(Orthogonal.Config(steps=STEPS))
-    active = ActiveDefense(target, defense)
+    active = DefendedModel(target, defense)
     return Setting(active, task, attack, CURVE_BUDGETS, 0.25, Limits(), seed=0)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from saebench_recovery.target.hub import load_model
-from saebench_recovery.target.presets import bare
+from saebench_recovery.targets.hub import load_model
+from saebench_recovery.targets.presets import bare
 from tests.benchmarks.setting import Workload, model_workload
 from tests.tiny import LATENTS, tiny_model
 

@@ -1,7 +1,7 @@
 """Bad models, SAEs and disks through the real command line: one line, exit code 2, nothing broken.
 
 Further cases stand beside what they need: the hub's answers and cut downloads in
-`tests/target/test_hub_server.py`, packages in `tests/target/test_gguf.py`, training in
+`tests/targets/test_hub_server.py`, packages in `tests/targets/test_packaged.py`, training in
 `tests/cli/test_sae.py`, data in `tests/tasks/test_bad_input.py`.
 """
 
@@ -17,8 +17,8 @@ import pytest
 from safetensors import SafetensorError
 
 from saebench_recovery.results.store import read_result
-from saebench_recovery.target.training import train
-from saebench_recovery.target.training.recipe import BATCH
+from saebench_recovery.training import train
+from saebench_recovery.training.recipe import BATCH
 from tests.cli.test_cli import saebench
 from tests.layouts import write_model, write_sae
 
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_while_an_sae_is_trained(
     out = tmp_path / "sae"
     asked = ["sae", "train", "--hook", HOOK, "--text", str(text), "--out", str(out), *small]
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("saebench_recovery.target.training.recipe.BLOCK", 6 * BATCH)
+    monkeypatch.setattr("saebench_recovery.training.recipe.BLOCK", 6 * BATCH)
     with Patch.context() as failing:
         fill_up(failing, at)
         said = refused(failing, capsys, *asked)
@@ -144,7 +144,7 @@ def test_the_models_own_text_cannot_be_written(
     tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "text.jsonl")
-    monkeypatch.setattr("saebench_recovery.target.training.run.SAMPLED", "../nowhere")
+    monkeypatch.setattr("saebench_recovery.training.run.SAMPLED", "../nowhere")
     out = tmp_path / "sae"
     small = ["--width", "32", "--l0", "4", "--tokens", "5120", "--device", "cpu"]
     said = refused(monkeypatch, capsys, "sae", "train", "--hook", HOOK, "--out", str(out), *small)

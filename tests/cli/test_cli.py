@@ -16,7 +16,7 @@ from saebench_recovery import cli
 from saebench_recovery.cli import app, main
 from saebench_recovery.results.store import RESULT, read_result
 from saebench_recovery.schema import SCHEMA_VERSION
-from saebench_recovery.specs import Limits, RunSpec, command
+from saebench_recovery.spec import Limits, RunSpec, command
 from tests.fakes import TASKS, Engine
 
 Capture = pytest.CaptureFixture[str]
@@ -172,7 +172,7 @@ def test_published_command_repeats_the_spec(spec: RunSpec, monkeypatch: pytest.M
         executed.append(spec)
         raise SystemExit(0)
 
-    monkeypatch.setattr("saebench_recovery.harness.execute", catch)
+    monkeypatch.setattr("saebench_recovery.runs.run.execute", catch)
     program, *arguments = shlex.split(command(spec))
     assert program == "saebench"
     assert saebench(monkeypatch, *arguments) == 0

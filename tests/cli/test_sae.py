@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli import app
-from saebench_recovery.errors import UserError
 from tests.cli.test_cli import saebench
 
 HOOK = "blocks.2.hook_resid_post"

@@ -15,13 +15,13 @@ from saebench_recovery.defenses.subspace import Subspace
 from saebench_recovery.defenses.trajectory import Trajectory
 
 from saebench_recovery import registry
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.catalogue import BUILT_IN
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
-from saebench_recovery.recovery.projection import Tangent, gradients
-from saebench_recovery.registry import BUILT_IN
-from saebench_recovery.sites import Site
-from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.target import Target
+from saebench_recovery.perturbations.constraints import Tangent, gradients
+from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.targets.target import Target
 from tests.tiny import SITES, WIDTH, TinyTask, shared_target, tiny_dictionary, tiny_target
 
 DEFENSES = tuple(BUILT_IN["defense"])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from saebench_recovery.results.store import read_result
-from saebench_recovery.specs import CURVE_BUDGETS
+from saebench_recovery.spec import CURVE_BUDGETS
 from tests.layouts import write_gpt2_cache
 
 

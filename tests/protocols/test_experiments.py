@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from saebench_recovery import registry
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.protocols.compare import look_up, theirs
 from saebench_recovery.protocols.experiment import (
     Experiment,
@@ -19,9 +19,9 @@ from saebench_recovery.protocols.experiment import (
     experiments,
     protocols,
 )
-from saebench_recovery.specs import RunSpec
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.presets import preset
+from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.presets import preset
 from tests.fakes import mean, row
 
 PUBLISHED = experiments("published")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import Leaderboard, build
-from saebench_recovery.results.page import page
 from saebench_recovery.results.publish import publish
+from saebench_recovery.results.report.markdown import page
 from saebench_recovery.results.store import RunFolder
 from saebench_recovery.schema import Constraint, Detection, Provenance, RunResult
-from saebench_recovery.specs import RunSpec
+from saebench_recovery.spec import RunSpec
 from tests.fakes import SITE, example_row, made, rate, row
 
 Stored = Callable[..., Path]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.store import (
     RunFolder,
     check_writable,

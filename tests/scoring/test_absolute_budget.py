@@ -7,12 +7,12 @@ import torch
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.defenses.clamp import Clamp
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.recovery.problem import Problem
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import CURVE_BUDGETS, BudgetUnit, RunSpec
+from saebench_recovery.spec import CURVE_BUDGETS, BudgetUnit, RunSpec
 from tests.tiny import LATENTS, SITES, TinyTask, shared_target
 
 SITE = Site.parse(SITES[0])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from saebench_recovery.interfaces import Attack
-from saebench_recovery.recovery.drift import ScopeDrift, tightest_limit, within_limits
+from saebench_recovery.perturbations.drift import ScopeDrift, tightest_limit, within_limits
 from saebench_recovery.schema import Rate
 from saebench_recovery.scoring import statistics
-from saebench_recovery.specs import Limits
+from saebench_recovery.spec import Limits
 from tests.test_soundness import clamp, orthogonal, run, unconstrained
 
 

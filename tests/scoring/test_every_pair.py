@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from saebench_recovery import registry
+from saebench_recovery.base.catalogue import BUILT_IN
 from saebench_recovery.interfaces import Attack, Defense
-from saebench_recovery.registry import BUILT_IN
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.scoring.flags import MEANINGS
-from saebench_recovery.specs import CURVE_BUDGETS, RunSpec, ThreatModel
+from saebench_recovery.spec import CURVE_BUDGETS, RunSpec, ThreatModel
 from tests.tiny import ARCHITECTURES, SITES, WIDTH, TinyTask, shared_target
 
 DEFENSES, ATTACKS = tuple(BUILT_IN["defense"]), tuple(BUILT_IN["attack"])
@@ -37,7 +37,7 @@ PAIRS = [
 every_pair = pytest.mark.parametrize(("defense", "attack", "threat_model", "architecture"), PAIRS)
 
 
-def quick(kind: registry.Kind, name: str) -> Any:
+def quick(kind: Kind, name: str) -> Any:
     """A plugin with few steps, and few enough latents to leave a null space."""
     wanted = {"steps": 8, "latents": 8, "length": 4, "candidates": 8}
     fields = type(registry.create(kind, name, {}).config).model_fields

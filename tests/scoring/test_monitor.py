@@ -8,15 +8,15 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.batch import batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Row
 from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.scoring.monitor import false_alarms, rings
 from saebench_recovery.scoring.passes import whole_pass
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import RunSpec, ThreatModel
-from saebench_recovery.target.batch import batch
+from saebench_recovery.spec import RunSpec, ThreatModel
 from tests.tiny import BOS, SITES, TinyTask, shared_target
 
 SITE = Site.parse(SITES[0])
@@ -39,11 +39,11 @@ class Forced(TinyTask):
     candidates = ((11, 12), (21, 22))
 
 
-def listening(threat_model: ThreatModel = "reclamp") -> tuple[Listening, ActiveDefense]:
+def listening(threat_model: ThreatModel = "reclamp") -> tuple[Listening, DefendedModel]:
     defense = Listening(Clamp.Config(latents=8))
     defense.shown = []
     defense.fit(shared_target("gpt2"), TinyTask())
-    return defense, ActiveDefense(shared_target("gpt2"), defense, threat_model)
+    return defense, DefendedModel(shared_target("gpt2"), defense, threat_model)
 
 
 @pytest.mark.parametrize("task", [TinyTask(), Forced()], ids=type)
@@ -85,7 +85,7 @@ def test_a_defense_without_a_detector_is_not_asked() -> None:
     clamp = Clamp(Clamp.Config(latents=8))
     clamp.fit(shared_target("gpt2"), TinyTask())
     examples = TinyTask().examples(shared_target("gpt2"), "evaluation")
-    assert false_alarms(ActiveDefense(shared_target("gpt2"), clamp), examples, Meter()) is None
+    assert false_alarms(DefendedModel(shared_target("gpt2"), clamp), examples, Meter()) is None
 
 
 def test_the_row_says_how_often_it_rang() -> None:

@@ -11,9 +11,9 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Attack, Perturbation
-from saebench_recovery.plan import Plan, check_names
-from saebench_recovery.recovery.problem import Problem
-from saebench_recovery.specs import RunSpec
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.runs.plan import Plan, check_names
+from saebench_recovery.spec import RunSpec
 from tests.test_soundness import clamp, orthogonal, run, unconstrained
 
 

@@ -8,11 +8,11 @@ import pytest
 from saebench_recovery.tasks.ioi import IndirectObject
 
 from saebench_recovery import registry
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import Split
-from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.loading import load_target
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.target import Target
 from tests.tiny import tiny_target
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Defense, Task
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.meter import Meter
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.scoring.evaluate import valid_flips
 from saebench_recovery.scoring.flags import LEAST_RETAINED
 from saebench_recovery.scoring.side_effects import side_effects
-from saebench_recovery.target.loading import load_target
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.loading import load_target
+from saebench_recovery.targets.target import Target
 
 FLIPS, EXAMPLES = 60, 128
 # What is left out does not suit: without its densest latents the organism still answers the
@@ -58,7 +58,7 @@ def test_tuned_defenses_stop_the_behaviour_and_little_else(name: str, defense: s
     task(name).fit(organism(), organism().site_for(name, fitted.config.site))
     fitted.fit(organism(), task(name))
     examples = task(name).examples(organism(), "evaluation")
-    active = ActiveDefense(organism(), fitted)
+    active = DefendedModel(organism(), fitted)
     _, flips = valid_flips(active, task(name), examples, Meter())
     assert len(examples) >= EXAMPLES
     assert len(flips) >= FLIPS

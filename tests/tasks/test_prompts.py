@@ -18,18 +18,18 @@ from saebench_recovery.tasks.unlearning import Unlearning
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task, TokenSuffix
-from saebench_recovery.recovery.active import ActiveDefense, Trace
-from saebench_recovery.recovery.build import build
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.suffix import build_suffix
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.build import build
+from saebench_recovery.perturbations.suffix import build_suffix
 from saebench_recovery.scoring.passes import whole_pass
-from saebench_recovery.sites import Site
-from saebench_recovery.target.chat import chat_prompt
-from saebench_recovery.target.organism import world
-from saebench_recovery.target.presets import presets
-from saebench_recovery.target.target import Target
+from saebench_recovery.targets.chat import chat_prompt
+from saebench_recovery.targets.organism import world
+from saebench_recovery.targets.presets import presets
+from saebench_recovery.targets.target import Target
 from tests.families import FAMILIES, GEMMA_CHAT, LLAMA3_CHAT, SITE, Recorder, family_target
 
 REQUESTS = {"requests": 3, "selection_requests": 3, "retain_requests": 3}
@@ -179,7 +179,7 @@ def test_readout_and_perturbed_positions_in_the_attacked_window(
     positions_EP = pad_sequence([torch.tensor(task.positions(e)) for e in own], True, -1)
     none_E = torch.zeros(len(own))
     window = build(
-        ActiveDefense(target, None),
+        DefendedModel(target, None),
         task,
         [[example] for example in own],
         positions_EP,
@@ -215,7 +215,7 @@ def test_the_defense_acts_on_all_of_the_text_and_answer_and_on_no_bos(
     everywhere = Everywhere(Clamp.Config(features=(0,)))
     everywhere.defend(target, task, [SITE])
     laid, trace = target.batch(own), Trace()
-    whole_pass(ActiveDefense(target, everywhere), task, laid, Meter(), trace=trace)
+    whole_pass(DefendedModel(target, everywhere), task, laid, Meter(), trace=trace)
     moved_RQ = (trace.after[SITE] != trace.before[SITE]).any(2)
     for row, (ids_Q, moved_Q) in enumerate(zip(laid.ids_RQ, moved_RQ, strict=True)):
         example, c = own[row // laid.rows_per_example], row % laid.rows_per_example
@@ -271,7 +271,7 @@ def test_no_example_by_hand_gets_past_with_another_number_of_bos(wanted: bool) -
 
 def test_a_suffix_that_spells_a_bos_is_none() -> None:
     target = llama3()
-    task, active = ioi(), ActiveDefense(target, None)
+    task, active = ioi(), DefendedModel(target, None)
     groups = [[example] for example in task.examples(target, "selection")[:2]]
     none_E = torch.zeros(2)
     problem = build_suffix("tokens", 4, active, task, groups, none_E[:, None], none_E, 0, Meter())

@@ -16,27 +16,27 @@ from saebench_recovery.defenses.clamp import Clamp
 from saebench_recovery.tasks.refusal import Refusal
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output, Split
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.direction import (
+from saebench_recovery.model.batch import batch
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.forward import content, forward
+from saebench_recovery.model.generation import continued, written
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.sae.activations import Threshold
+from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
+from saebench_recovery.scoring.evaluate import evaluate, valid_flips
+from saebench_recovery.selection.refusal_direction import (
     POINTS,
     aligned,
     integrated_gradient,
     mean_readout,
     removed,
 )
-from saebench_recovery.recovery.generation import continued, written
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.scoring.chunk import Flip, Setting, pose
-from saebench_recovery.scoring.evaluate import evaluate, valid_flips
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import Limits, RunSpec
-from saebench_recovery.target.activation import Threshold
-from saebench_recovery.target.batch import batch
-from saebench_recovery.target.forward import content, forward
-from saebench_recovery.target.latents import Dictionary
-from saebench_recovery.target.target import Target
+from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.targets.target import Target
 from tests.tiny import BOS, SITES, WIDTH, TinyTokenizer, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -122,7 +122,7 @@ def test_template_without_a_bos_gets_one(target: Target, task: Refusal) -> None:
 
 def test_first_candidate_is_the_clean_models_own_answer(target: Target, task: Refusal) -> None:
     examples = task.examples(target, "evaluation")
-    clean = continued(ActiveDefense(target, None), examples, 4, Meter())
+    clean = continued(DefendedModel(target, None), examples, 4, Meter())
     assert [e.candidates[0] for e in examples] == clean
     for example in examples:
         said = [target.tokenizer.decode(c, skip_special_tokens=True) for c in example.candidates]
@@ -366,7 +366,7 @@ def test_every_perturbed_position_has_a_say_in_the_objective(
 ) -> None:
     task, defense = refusal(positions=positions), clamp()
     defense.fit(target, task)
-    active = ActiveDefense(target, defense)
+    active = DefendedModel(target, defense)
     examples = [e for e in task.examples(target, "evaluation") if len(e.candidates[0]) == 4]
     flips = [Flip(e, 1.0, -1.0, task.wrong_target(e, output([e], [""]), 0)) for e in examples[:3]]
     setting = Setting(active, task, Orthogonal(), (0.1, 0.5), 0.5, Limits(), 0)
@@ -400,7 +400,7 @@ def test_whole_row(target: Target, positions: str) -> None:
 def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal) -> None:
     defense = clamp()
     defense.fit(target, task)
-    active, bare = ActiveDefense(target, defense), ActiveDefense(target, None)
+    active, bare = DefendedModel(target, defense), DefendedModel(target, None)
     examples = task.examples(target, "evaluation")
     base, flips = valid_flips(active, task, examples, Meter())
     before, after = (

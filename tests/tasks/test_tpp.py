@@ -18,18 +18,18 @@ from saebench_recovery.tasks.tpp import TargetedProbe
 from scipy.optimize import minimize
 from torch import Tensor
 
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output
-from saebench_recovery.recovery.active import ActiveDefense
-from saebench_recovery.recovery.meter import Meter
-from saebench_recovery.recovery.probes import PENALTY, logistic
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.registry import create
 from saebench_recovery.scoring.evaluate import evaluate, valid_flips
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.side_effects import side_effects
-from saebench_recovery.sites import Site
-from saebench_recovery.specs import RunSpec
-from saebench_recovery.target.organism import world
+from saebench_recovery.selection.probes import PENALTY, logistic
+from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.organism import world
 from tests.tiny import SITES, shared_target, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -68,16 +68,16 @@ def fitted(data: str, **settings: Any) -> TargetedProbe:
     return first
 
 
-def run(task: TargetedProbe, active: ActiveDefense, examples: Sequence[Example]) -> Output:
+def run(task: TargetedProbe, active: DefendedModel, examples: Sequence[Example]) -> Output:
     (output,) = outputs(examples, active, task, Meter())
     return output
 
 
-def ablated(task: TargetedProbe, latents: int = 4) -> ActiveDefense:
+def ablated(task: TargetedProbe, latents: int = 4) -> DefendedModel:
     target = shared_target("gpt2")
     defense = Ablation(Ablation.Config(latents=latents, site=SITES[0]))
     defense.fit(target, task)
-    return ActiveDefense(target, defense)
+    return DefendedModel(target, defense)
 
 
 def test_one_variant_per_class(data: str) -> None:
@@ -125,7 +125,7 @@ def test_texts_with_the_same_start_stand_in_one_split(tmp_path: Path) -> None:
 def test_the_probes_read_the_mean_over_content_tokens_and_generalise(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
     examples = task.examples(target, "evaluation")
-    output = run(task, ActiveDefense(target, None), examples)
+    output = run(task, DefendedModel(target, None), examples)
     model: Any = target.model
     for example, logit in zip(examples, task.objective(output), strict=True):
         ids = torch.tensor([example.prompt])
@@ -200,7 +200,7 @@ def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
 
 def test_fidelity_counts_every_probe(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
-    clean = run(task, ActiveDefense(target, None), task.examples(target, "evaluation"))
+    clean = run(task, DefendedModel(target, None), task.examples(target, "evaluation"))
     assert (task.fidelity(clean, clean) == 1).all()
     probability_EK = task._logits(clean).sigmoid()
     for k in range(len(CLASSES)):
@@ -216,7 +216,7 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
     target, active = shared_target("gpt2"), ablated(task)
     found = side_effects(active, task, Meter()).figures
 
-    def accuracies(active: ActiveDefense) -> list[float]:
+    def accuracies(active: DefendedModel) -> list[float]:
         said = torch.stack(
             [
                 (task._logits(run(task, active, of_class)) > 0).double().mean(0)
@@ -227,7 +227,7 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
         rest = [[float(said[j, k]) for j in range(K) if j != k] for k in range(K)]
         return [(float(said[k, k]) + 1 - sum(rest[k]) / (K - 1)) / 2 for k in range(K)]
 
-    clean, defended = accuracies(ActiveDefense(target, None)), accuracies(active)
+    clean, defended = accuracies(DefendedModel(target, None)), accuracies(active)
     drops = [c - d for c, d in zip(clean, defended, strict=True)]
     assert found["probe_accuracy"] == pytest.approx(clean[0])
     assert found["worst_probe_accuracy"] == pytest.approx(min(clean))

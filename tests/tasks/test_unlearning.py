@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from saebench_recovery.tasks import _questions as questions
 from saebench_recovery.tasks import unlearning
+from saebench_recovery.tasks._questions import bank
 from saebench_recovery.tasks.unlearning import Unlearning
 from torch import Tensor
 
-from saebench_recovery import questions
-from saebench_recovery.errors import UserError
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output
-from saebench_recovery.questions import bank
+from saebench_recovery.model.batch import Batch
 from saebench_recovery.registry import create
-from saebench_recovery.sites import Site
-from saebench_recovery.target.batch import Batch
-from saebench_recovery.target.organism import world
+from saebench_recovery.targets.organism import world
 from tests.tiny import SITES, shared_target
 
 TARGET = shared_target("llama")  # its positions are not limited

@@ -1,0 +1,39 @@
+"""What the built-in attacks on the residual stream have in common: where they may act."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Attack, Defense, Example, PluginConfig, Task
+
+
+class ResidualAttack(Attack):
+    """An attack that adds rows to the residual stream at sites and positions of one's choice."""
+
+    class Config(PluginConfig):
+        sites: tuple[str, ...] | None = Field(
+            default=None, description="perturbed hook points; default: the first defended one"
+        )
+        positions: Literal["task", "readout", "all"] = Field(
+            default="task",
+            description="perturbed tokens: the task's choice, the last of the prompt, or all its",
+        )
+
+    config: Config
+
+    def sites(self, defense: Defense) -> list[Site]:
+        if self.config.sites is None:
+            return super().sites(defense)
+        return sorted(Site.parse(name) for name in self.config.sites)
+
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+        match self.config.positions:
+            case "task":
+                return super().positions(task, example)
+            case "readout":
+                return (len(example.prompt) - 1,)
+            case "all":
+                return tuple(range(1, len(example.prompt)))

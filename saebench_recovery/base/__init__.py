@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, settings, hook points, splits, seeds, hashing, tables."""

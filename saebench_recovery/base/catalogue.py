@@ -1,0 +1,92 @@
+"""What is built in: name -> ("module:Class", one line), so that listing it imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["defense", "attack", "task"]
+
+BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
+    "defense": {
+        "clamp": (
+            "saebench_recovery.defenses.clamp:Clamp",
+            "sets active defended latents to a value or multiplies them",
+        ),
+        "ablation": (
+            "saebench_recovery.defenses.ablation:Ablation",
+            "sets defended latents to zero",
+        ),
+        "steering": (
+            "saebench_recovery.defenses.steering:Steering",
+            "adds a direction that points away from the behaviour",
+        ),
+        "reconstruction": (
+            "saebench_recovery.defenses.reconstruction:Reconstruction",
+            "clamps, and lets nothing pass but what the SAE reconstructs",
+        ),
+        "subspace": (
+            "saebench_recovery.defenses.subspace:Subspace",
+            "clamps, and pins the defended encoder directions to what the clamp asks for",
+        ),
+        "multilayer": (
+            "saebench_recovery.defenses.multilayer:Multilayer",
+            "clamps at several sites",
+        ),
+        "trajectory": (
+            "saebench_recovery.defenses.trajectory:Trajectory",
+            "clamps, and holds down at later sites what the clamp lowered there",
+        ),
+        "residual-monitor": (
+            "saebench_recovery.defenses.residual_monitor:ResidualMonitor",
+            "clamps, and rings where the SAE's error is unusual",
+        ),
+    },
+    "attack": {
+        "orthogonal": (
+            "saebench_recovery.attacks.orthogonal:Orthogonal",
+            "residual delta kept in the null space of the defended encoder directions",
+        ),
+        "jacobian": (
+            "saebench_recovery.attacks.jacobian:Jacobian",
+            "residual delta that keeps the defended latents in place at every layer",
+        ),
+        "unconstrained": (
+            "saebench_recovery.attacks.unconstrained:Unconstrained",
+            "residual delta held back by the budget alone",
+        ),
+        "random-direction": (
+            "saebench_recovery.attacks.random_direction:RandomDirection",
+            "one random direction at the full budget, the floor for every attack",
+        ),
+        "gcg": (
+            "saebench_recovery.attacks.gcg:GreedyCoordinateGradient",
+            "tokens behind the prompt, found by greedy coordinate gradient",
+        ),
+        "soft-suffix": (
+            "saebench_recovery.attacks.soft_suffix:SoftSuffixAscent",
+            "free embeddings behind the prompt, displaced within the budget",
+        ),
+        "auto-v1": (
+            "saebench_recovery.attacks.auto:AutoV1",
+            "the standard suite without parameters: worst case over several attacks",
+        ),
+    },
+    "task": {
+        "ioi": (
+            "saebench_recovery.tasks.ioi:IndirectObject",
+            "indirect objects: who was given the thing?",
+        ),
+        "tpp": (
+            "saebench_recovery.tasks.tpp:TargetedProbe",
+            "targeted probe perturbation: which class does a linear probe see?",
+        ),
+        "unlearning": (
+            "saebench_recovery.tasks.unlearning:Unlearning",
+            "multiple choice about facts that the defense should take away",
+        ),
+        "refusal": (
+            "saebench_recovery.tasks.refusal:Refusal",
+            "requests that the model answers and the defense makes it refuse",
+        ),
+    },
+}

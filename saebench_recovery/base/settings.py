@@ -1,0 +1,112 @@
+"""Settings as a user gives them: `key=value` text, checked against a pydantic model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from saebench_recovery.base.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `key=value` strings. A value is JSON; what is not JSON is taken as text.
+
+    Raises:
+        UserError: a string has no `=` or no key.
+    """
+    parsed = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{assignment!r} is not of the form key=value")
+        parsed[key.strip()] = _scalar(text.strip())
+    return parsed
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def validate(model: type[Model], values: Mapping[str, Any], what: str) -> Model:
+    """Build the model; `what` names it in the message, such as "defense 'clamp'".
+
+    Raises:
+        UserError: an unknown key, or a value that does not fit. The line names every bad key
+            and says what is allowed.
+    """
+    try:
+        built = model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(f"{what}: {_reasons(model, error.errors())}") from None
+    for key, value in built.model_dump(mode="json").items():
+        try:
+            canonical_json(value)
+        except ValueError:
+            raise UserError(f"{what}: {key} is {value!r}: must be finite") from None
+    return built
+
+
+def _reasons(model: type[BaseModel], problems: list[ErrorDetails]) -> str:
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for problem in problems:
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        by_key.setdefault(key, []).append(problem)
+    return "; ".join(_reason(model, key, found) for key, found in by_key.items())
+
+
+def _reason(model: type[BaseModel], key: str, problems: list[ErrorDetails]) -> str:
+    if problems[0]["type"] == "extra_forbidden" and key not in model.model_fields:
+        close = get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        keys = ", ".join(_describe(model, name) for name in model.model_fields)
+        return f"unknown key {key!r}; {hint}allowed: {keys or 'none'}"
+    # A union such as `float | None` reports one problem for each of its members.
+    messages = " or ".join(_lower(p["msg"].removeprefix("Value error, ")) for p in problems)
+    if key not in model.model_fields:
+        return messages
+    if problems[0]["type"] == "missing" and len(problems[0]["loc"]) == 1:
+        return f"{key} is missing; expected {_describe(model, key)}"
+    where = ".".join(map(str, problems[0]["loc"])) if len(problems) == 1 else key
+    value = problems[0]["input"]
+    return f"{where} is {value!r}: {messages}; expected {_describe(model, key)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The second half of an "unknown name" message: the closest known name, then all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _describe(model: type[BaseModel], name: str) -> str:
+    """Type and default of a key, such as "latents: int = 32"."""
+    field = model.model_fields[name]
+    annotation = field.annotation
+    kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    default = field.get_default(call_default_factory=True)
+    ending = "" if default is PydanticUndefined else f" = {default!r}"
+    return f"{name}: {kind.replace('typing.', '')}{ending}"
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,170 @@
+"""One attention for every pass, and a prefix of keys and values that is read, never copied.
+
+Registered with transformers under its own name, so that masks, rotary embeddings, windows and
+soft caps stay the model's own. It uses plain matrix products: exact on every device, counted by
+PyTorch's FLOP counter (fused CPU attention is not) and differentiable twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+from saebench_recovery.base.errors import UserError
+
+NAME = "saebench_prefix"
+
+
+class FrozenLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values [E, H, P, d] of the prefix at one layer; `update` stores nothing.
+
+    Appending to them for each pass would copy the whole prefix each step, and a growing cache
+    would give every later step a longer past.
+    """
+
+    def __init__(
+        self, length: int, keys: Tensor | None, values: Tensor | None, *, listening: bool = False
+    ) -> None:
+        super().__init__()
+        self.length, self.keys, self.values = length, keys, values
+        self.listening = listening
+        self.heard: tuple[Tensor, Tensor] | None = None
+        self.is_initialized = True
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.listening:
+            self.heard = key.detach(), value.detach()
+        return key, value
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class FrozenPrefix(Cache):  # type: ignore[misc]
+    """The keys and values before the first perturbed position, per layer.
+
+    `keys_values` holds [E, H, P, d] pairs, or None for a layer that will not run. A pass over
+    E * n rows, grouped by example, shares them: each example's prefix is read once for n rows.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        keys_values: list[tuple[Tensor, Tensor] | None],
+        *,
+        listening: bool = False,
+    ) -> None:
+        self.length, self.keys_values = length, keys_values
+        pairs = [kv or (None, None) for kv in keys_values]
+        super().__init__(layers=[FrozenLayer(length, *kv, listening=listening) for kv in pairs])
+
+    def listening(self) -> FrozenPrefix:
+        """The same prefix, which keeps the keys and values of the next pass over it."""
+        return FrozenPrefix(self.length, self.keys_values, listening=True)
+
+    def extended(self, heard: FrozenPrefix, count: int, rows_per_example: int) -> FrozenPrefix:
+        """A prefix for each example of a pass: its own, and `count` tokens that it then ran."""
+        longer: list[tuple[Tensor, Tensor] | None] = []
+        for past, layer in zip(self.keys_values, heard.layers, strict=True):
+            if layer.heard is None:  # a layer that did not run
+                longer.append(None)
+                continue
+            own = [t[::rows_per_example, :, :count] for t in layer.heard]
+            if past is not None and self.length:
+                share = own[0].shape[0] // past[0].shape[0]
+                pairs = zip(past, own, strict=True)
+                own = [torch.cat([p.repeat_interleave(share, 0), o], 2) for p, o in pairs]
+            longer.append((own[0], own[1]))
+        return FrozenPrefix(self.length + count, longer)
+
+    def gather(self, index: Tensor) -> FrozenPrefix:
+        """The prefixes of some examples."""
+
+        def rows(kept: Tensor) -> Tensor:  # which are where their block is
+            return kept[index.to(kept.device)]
+
+        chosen = [kv and (rows(kv[0]), rows(kv[1])) for kv in self.keys_values]
+        return FrozenPrefix(self.length, chosen)
+
+
+_active: ContextVar[FrozenPrefix | None] = ContextVar("prefix", default=None)
+
+
+@contextmanager
+def reading(prefix: FrozenPrefix | None) -> Iterator[None]:
+    """Let the attention of every layer see `prefix` before the pass's own keys and values."""
+    token = _active.set(prefix)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention over prefix and own tokens; query [R, H, Q, d] -> [R, Q, H, d]."""
+    if kwargs.get("s_aux") is not None:
+        raise UserError("attention sinks are not supported; use a model without them")
+    R, H, Q, d = query.shape
+    groups = H // key.shape[1]
+    query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)
+    scores = query @ key.transpose(-1, -2)
+    prefix = _active.get()
+    past = (
+        None
+        if prefix is None or prefix.length == 0
+        else prefix.keys_values[cast(int, module.layer_idx)]
+    )
+    if past is not None:
+        shared = R // past[0].shape[0]
+        before = _per_example(query, shared) @ past[0].transpose(-1, -2)
+        scores = torch.cat([_per_row(before, shared, groups * Q), scores], -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.view(R, -1, groups, Q, scores.shape[-1])
+    if attention_mask is not None:
+        scores = scores + attention_mask[:, :, None]
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
+    length = key.shape[-2]
+    # One split: the backward pass of two slices would fill and add two whole tensors.
+    before, own = weights.split_with_sizes([weights.shape[-1] - length, length], -1)
+    mixed = own @ value
+    if past is not None:
+        mixed = mixed + _per_row(_per_example(before, shared) @ past[1], shared, groups * Q)
+    return mixed.reshape(R, H, Q, d).transpose(1, 2), None
+
+
+def _per_example(x_RHQd: Tensor, shared: int) -> Tensor:
+    """[E * n, H, Q, d] -> [E, H, n * Q, d]: the rows of one example side by side."""
+    if shared == 1:
+        return x_RHQd
+    H, Q, d = x_RHQd.shape[1:]
+    return x_RHQd.view(-1, shared, H, Q, d).transpose(1, 2).reshape(-1, H, shared * Q, d)
+
+
+def _per_row(x: Tensor, shared: int, Q: int) -> Tensor:
+    """The inverse of `_per_example`."""
+    if shared == 1:
+        return x
+    E, H, _, d = x.shape
+    return x.view(E, H, shared, Q, d).transpose(1, 2).reshape(E * shared, H, Q, d)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, eager_mask)

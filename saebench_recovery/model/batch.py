@@ -1,0 +1,176 @@
+"""Examples as tensors: a left-padded prefix, and a right-padded window of what is run.
+
+The window starts at each example's first perturbed position, so that all examples of a batch
+start in the same column whatever their length, and every row of an example shares its prefix.
+A whole pass is the window that starts at position 0, with an empty prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from saebench_recovery.model.examples import Example
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens before each example's window, left-padded: [E, P]."""
+
+    ids_EP: Tensor
+    mask_EP: Tensor
+    position_EP: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of E examples in R = E * C' rows.
+
+    Single-token candidates are all read from one row (C' = 1); longer ones take a row each,
+    with the candidate appended to the prompt (teacher forcing). `length_R` counts its tokens, and
+    `settled_R` sums the log-probabilities of those that no pass over the window can change.
+    """
+
+    examples: tuple[Example, ...]
+    ids_RQ: Tensor
+    mask_RQ: Tensor  # False on padding
+    position_RQ: Tensor  # absolute token positions
+    readout_E: Tensor  # column of the last prompt token
+    candidate_EC: Tensor  # candidate ids, -1 where there is none; first tokens if longer
+    forced_RQ: Tensor | None  # token id that column should predict, -1 elsewhere
+    prefix: Prefix
+    length_R: Tensor
+    settled_R: Tensor
+
+    @property
+    def rows_per_example(self) -> int:
+        return self.ids_RQ.shape[0] // self.readout_E.shape[0]
+
+    def columns(self, position_EP: Tensor) -> Tensor:
+        """Window column [R, P] of absolute positions, -1 where there is none."""
+        position_RP = position_EP.repeat_interleave(self.rows_per_example, 0)
+        column_RP = position_RP - self.position_RQ[:, :1]
+        return torch.where(position_RP < 0, -1, column_RP)
+
+    def at_columns(self, column_RP: Tensor) -> Tensor:
+        """Bool [R, Q]: the columns listed in `column_RP`."""
+        wide = column_RP[:, :, None] == torch.arange(
+            self.ids_RQ.shape[1], device=self.ids_RQ.device
+        )
+        return wide.any(1)
+
+    def rows(self, index_E: Tensor) -> Batch:
+        """The windows of some examples (their prefix stays with whoever cached it)."""
+        C = self.rows_per_example
+        index_R = (index_E[:, None] * C + torch.arange(C, device=index_E.device)).flatten()
+        return Batch(
+            tuple(self.examples[i] for i in index_E.tolist()),
+            self.ids_RQ[index_R],
+            self.mask_RQ[index_R],
+            self.position_RQ[index_R],
+            self.readout_E[index_E],
+            self.candidate_EC[index_E],
+            None if self.forced_RQ is None else self.forced_RQ[index_R],
+            self.prefix,
+            self.length_R[index_R],
+            self.settled_R[index_R],
+        )
+
+    def saying(self, ids_EK: Tensor) -> Batch:
+        """The same windows with other tokens at their start."""
+        ids_RK = ids_EK.repeat_interleave(self.rows_per_example, 0)
+        return replace(self, ids_RQ=torch.cat([ids_RK, self.ids_RQ[:, ids_RK.shape[1] :]], 1))
+
+    def after(self, count: int) -> Batch:
+        """The windows without their first columns, which stand in a longer prefix instead."""
+        return replace(self._cut(slice(count, None)), readout_E=self.readout_E - count)
+
+    def before(self, count: int, settled_R: Tensor) -> Batch:
+        """The windows' first columns; what the others predict is settled."""
+        return replace(self._cut(slice(count)), settled_R=self.settled_R + settled_R)
+
+    def _cut(self, columns: slice) -> Batch:
+        return replace(
+            self,
+            ids_RQ=self.ids_RQ[:, columns],
+            mask_RQ=self.mask_RQ[:, columns],
+            position_RQ=self.position_RQ[:, columns],
+            forced_RQ=None if self.forced_RQ is None else self.forced_RQ[:, columns],
+        )
+
+
+def batch(
+    examples: Sequence[Example], first: Sequence[int] | None = None, device: str = "cpu"
+) -> Batch:
+    """Lay out examples; window i starts at position `first[i]` (default 0: the whole pass)."""
+    start = list(first) if first is not None else [0] * len(examples)
+    width = max(len(e.candidates) for e in examples)
+    forced = any(len(c) > 1 for e in examples for c in e.candidates)
+    windows, targets, offsets = [], [], []
+    for example, begin in zip(examples, start, strict=True):
+        if not 0 <= begin < len(example.prompt):
+            raise ValueError(f"{example.id}: window start {begin} lies outside the prompt")
+        # Absent candidates repeat the first one, so that every example has as many rows.
+        answers = [
+            *example.candidates,
+            *[example.candidates[0]] * (width - len(example.candidates)),
+        ]
+        for answer in answers if forced else [()]:
+            tokens = (*example.prompt, *answer)
+            windows.append(torch.tensor(tokens[begin:]))
+            offsets.append(begin)
+            wanted = torch.full((len(tokens) - begin,), -1)
+            if answer:
+                wanted[-len(answer) - 1 : -1] = torch.tensor(answer)
+            targets.append(wanted)
+    ids_RQ = pad_sequence(windows, batch_first=True)
+    mask_RQ = pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in windows], True)
+    position_RQ = torch.tensor(offsets)[:, None] + torch.arange(ids_RQ.shape[1])
+    candidates = [torch.tensor([c[0] for c in e.candidates]) for e in examples]
+    length = torch.tensor([len(e.prompt) for e in examples])
+    forced_RQ = pad_sequence(targets, True, -1)
+    made = Batch(
+        tuple(examples),
+        ids_RQ,
+        mask_RQ,
+        position_RQ,
+        length - torch.tensor(start) - 1,
+        pad_sequence(candidates, True, -1),
+        forced_RQ if forced else None,
+        _prefix(examples, start),
+        (forced_RQ >= 0).sum(1),
+        torch.zeros(len(windows)),
+    )
+    return _to(made, device)
+
+
+def tokens_only(ids_RQ: Tensor, mask_RQ: Tensor, position_RQ: Tensor) -> Batch:
+    """Rows of tokens that nothing is read from, such as a prefix or a token just generated."""
+    none = torch.empty(ids_RQ.shape[0], 0, dtype=torch.long, device=ids_RQ.device)
+    last_R = torch.full_like(ids_RQ[:, 0], ids_RQ.shape[1] - 1)
+    empty = Prefix(none, none, none)
+    return Batch((), ids_RQ, mask_RQ, position_RQ, last_R, none, None, empty, none, none)
+
+
+def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
+    before = [
+        torch.tensor(e.prompt[:begin], dtype=torch.long)
+        for e, begin in zip(examples, start, strict=True)
+    ]
+    ids_EP = pad_sequence(before, True, padding_side="left")
+    length_E = torch.tensor(start)
+    position_EP = torch.arange(ids_EP.shape[1]) - (ids_EP.shape[1] - length_E)[:, None]
+    return Prefix(ids_EP, position_EP >= 0, position_EP.clamp(min=0))
+
+
+def _to(made: Batch, device: str) -> Batch:
+    def moved(part: Batch | Prefix) -> dict[str, Any]:
+        held = {field.name: getattr(part, field.name) for field in fields(part)}
+        return {name: t.to(device) for name, t in held.items() if isinstance(t, Tensor)}
+
+    return replace(made, **moved(made), prefix=replace(made.prefix, **moved(made.prefix)))

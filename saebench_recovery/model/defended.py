@@ -1,0 +1,116 @@
+"""The active defense: one place that decides what happens at a site, and in which order.
+
+Threat models: under `reclamp` the perturbation comes before the defense at the same site, which
+therefore runs again on the perturbed state; under `post` it is added after the defense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.hooks import Edit
+from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.perturbation import ResidualDelta
+from saebench_recovery.model.roles import Intervention
+from saebench_recovery.spec import ThreatModel
+
+
+@dataclass
+class Trace:
+    """What a pass looked like at the watched sites, per site [R, Q, ...], float32.
+
+    `before` and `after` are the residual stream around the defense; `z` and `p` are the
+    defended latents' activations and pre-activations, read after the intervention.
+    """
+
+    before: dict[Site, Tensor] = field(default_factory=dict)
+    after: dict[Site, Tensor] = field(default_factory=dict)
+    z: dict[Site, Tensor] = field(default_factory=dict)
+    p: dict[Site, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DefendedModel:
+    """A fitted defense on a target, applied at every site, every pass and every token.
+
+    At a site the residual is float32 while a delta is added, the defense intervenes and the
+    latents are read; what the next block receives is rounded to the model's own precision.
+    """
+
+    target: LanguageModel
+    defense: Intervention | None
+    threat_model: ThreatModel = "reclamp"
+
+    def edits(
+        self,
+        batch: Batch,
+        delta: ResidualDelta | None = None,
+        trace: Trace | None = None,
+        watch: tuple[Site, ...] = (),
+    ) -> Mapping[Site, Edit]:
+        """Edits for a batch, with a perturbation [E, P, D] if given.
+
+        `trace` is filled at the sites in `watch` and at every defended site.
+        """
+        defended = self.defense.latents if self.defense is not None else {}
+        perturbed = delta.values if delta is not None else {}
+        sites = {*defended, *perturbed, *watch}
+        return {site: self._edit(site, batch, delta, trace) for site in sorted(sites)}
+
+    def _edit(
+        self, site: Site, batch: Batch, delta: ResidualDelta | None, trace: Trace | None
+    ) -> Edit:
+        added = None
+        if delta is not None and site in delta.values:
+            added = _placed(delta.values[site], batch.columns(delta.positions_EP), batch)
+
+        def edit(resid_RQD: Tensor) -> Tensor:
+            # Rounded to a bfloat16 model's precision, a delta would move latents that it must not.
+            before = resid_RQD.float()
+            if added is not None and self.threat_model == "reclamp":
+                before = before + added
+            after = self._defended(site, batch, before)
+            if added is not None and self.threat_model == "post":
+                after = after + added
+            if trace is not None:
+                self._record(trace, site, before, after)
+            return after.to(resid_RQD.dtype)
+
+        return edit
+
+    def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:
+        if self.defense is None or site not in self.defense.latents:
+            return resid_RQD
+        changed = self.defense.intervene(site, resid_RQD)
+        if changed.shape != resid_RQD.shape:
+            raise ValueError(f"{self.defense.name}.intervene changed the residual's shape")
+        spared = ~batch.mask_RQ
+        if self.target.bos is not None and not self.defense.config.include_bos:
+            spared = spared | (batch.position_RQ == 0)
+        return torch.where(spared[:, :, None], resid_RQD, changed)
+
+    def _record(self, trace: Trace, site: Site, before: Tensor, after: Tensor) -> None:
+        trace.before[site], trace.after[site] = before, after
+        if self.defense is not None and site in self.defense.latents:
+            latents = self.defense.latents[site]
+            trace.z[site] = latents.read(after)
+            trace.p[site] = latents.preactivation(after)
+
+
+def _placed(values_EPD: Tensor, column_RP: Tensor, batch: Batch) -> Tensor:
+    """Delta rows at their window columns: [R, Q, D], zero elsewhere."""
+    values_RPD = values_EPD.repeat_interleave(batch.rows_per_example, 0)
+    R, Q = batch.ids_RQ.shape
+    inside_RP = (column_RP >= 0) & (column_RP < Q)
+    # Rows outside the window go to one behind its last: copying rows is much cheaper than adding.
+    row_R1 = torch.arange(R, device=column_RP.device)[:, None]
+    place_RP = torch.where(inside_RP, row_R1 * Q + column_RP, R * Q)
+    empty = values_RPD.new_zeros(R * Q + 1, values_RPD.shape[2])
+    placed = empty.index_copy(0, place_RP.flatten(), values_RPD.flatten(0, 1))
+    return placed[:-1].view(R, Q, -1)

@@ -1,0 +1,54 @@
+"""What passes between the model and a task: examples and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a task.
+
+    `prompt` holds the token ids, with exactly one BOS where the model uses one. `candidates`
+    are the answers to compare, each a tuple of token ids; the first one *is* the behaviour.
+    `wrong` is an answer that neither the clean nor the defended model gives, if the task knows
+    one. `cluster` names the source item: intervals treat examples of one cluster as dependent.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    wrong: tuple[int, ...] | None = None
+    cluster: str = ""
+
+    def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
+        return replace(self, candidates=candidates)
+
+    def with_inserted(self, at: int, ids: Iterable[int]) -> Example:
+        """The same with more tokens before the prompt's token `at`, or behind its last one."""
+        return replace(self, prompt=(*self.prompt[:at], *ids, *self.prompt[at:]))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one pass of the model shows a task, one entry per example, in float32.
+
+    `scores_EC`: the logit of each candidate at the readout (single-token candidates) or its
+    mean log-probability (longer ones); -inf where an example has fewer candidates.
+    `logprobs_EV`: next-token log-probabilities at the readout, where they were asked for.
+    `pooled_ED`: mean residual over content tokens, for a task that pools (scores are then
+    empty). `texts`: greedy continuations, for a task that generates.
+    """
+
+    examples: tuple[Example, ...]
+    scores_EC: Tensor
+    logprobs_EV: Tensor | None = None
+    pooled_ED: Tensor | None = None
+    texts: tuple[str, ...] | None = None
+
+
+Run = Callable[[Sequence[Example]], Iterable[Output]]
+"""Runs examples and yields their outputs, some at a time and in their order."""

@@ -1,0 +1,259 @@
+"""Passes through the model: whole, or only its tail over a frozen prefix.
+
+Nothing is computed twice: a tail starts at the first perturbed site and position, reads the
+keys and values of earlier positions from a cache, and computes only the logits that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.attention import FrozenPrefix, reading
+from saebench_recovery.model.batch import Batch, Prefix, tokens_only
+from saebench_recovery.model.examples import Output
+from saebench_recovery.model.hooks import Edit, blocks, edited, entry, start_block, starting_at
+from saebench_recovery.model.language_model import LanguageModel
+
+# Which edits hold for a batch: the active defense, and a perturbation where there is one.
+Edits = Callable[[Batch], Mapping[Site, Edit]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a tail begins: the site, the residual that enters there, and the frozen prefix.
+
+    `prefix_mask_EP` marks the prefix's real tokens; E examples serve R = E * n rows. `pooled`
+    is the prefix's share in a mean over content tokens: its sum [E, D] and count [E, 1]. A tail
+    `at_tokens` begins with its own tokens, and no residual is put in their place.
+    """
+
+    site: Site
+    resid_RQD: Tensor
+    prefix: FrozenPrefix
+    prefix_mask_EP: Tensor
+    pooled: tuple[Tensor, Tensor] | None = None
+    at_tokens: bool = False
+
+    def contains(self, site: Site) -> bool:
+        """Whether the edit at `site` is in the residual already, and must not be made again."""
+        at = entry(self.site)
+        return site < at or site == at != self.site
+
+    def rows(self, index_R: Tensor, index_E: Tensor) -> Start:
+        """Some rows and the prefixes that they read, in equal groups."""
+        prefix, mask = self.prefix.gather(index_E), self.prefix_mask_EP[index_E]
+        resid = self.resid_RQD if self.at_tokens else self.resid_RQD[index_R]
+        pooled = self.pooled and (self.pooled[0][index_E], self.pooled[1][index_E])
+        return Start(self.site, resid, prefix, mask, pooled, self.at_tokens)
+
+
+def forward(
+    target: LanguageModel,
+    batch: Batch,
+    edits: Mapping[Site, Edit],
+    start: Start | None = None,
+    *,
+    pool: Site | None = None,
+    distribution: bool = False,
+) -> Output:
+    """Run a batch, whole (`start` is None: windows begin at 0) or from `start`.
+
+    Returns the candidates' scores [E, C] in float32 and, if asked for, the next-token
+    log-probabilities [E, V] at the readout. With `pool`, the mean residual [E, D] over content
+    tokens at that site instead, and no later layer is run.
+    """
+    if start is not None:
+        edits = {site: edit for site, edit in edits.items() if not start.contains(site)}
+    if pool is not None:
+        resid_RQD = until_site(target, batch, edits, start, pool)
+        pooled_ED = _content_mean(target, batch, resid_RQD, start)[:: batch.rows_per_example]
+        return Output(batch.examples, pooled_ED[:, :0], pooled_ED=pooled_ED)
+    hidden_RQD = final_states(target, batch, edits, start)
+    scores_EC = _scores(target, batch, hidden_RQD)
+    if not distribution:
+        return Output(batch.examples, scores_EC)
+    first = torch.arange(len(batch.readout_E), device=hidden_RQD.device)
+    readout_ED = hidden_RQD[first * batch.rows_per_example, batch.readout_E]
+    return Output(batch.examples, scores_EC, target.logits(readout_ED).log_softmax(-1))
+
+
+@torch.no_grad()
+def prefill(
+    target: LanguageModel,
+    prefix: Prefix,
+    window: Batch,
+    edits: Edits,
+    window_edits: Mapping[Site, Edit],
+    site: Site,
+    pool: Site | None = None,
+) -> Start:
+    """Cache what a tail from `site` needs, with the defense active on every position.
+
+    Runs the prefixes of E examples once, and then the window's R = E * n rows with
+    `window_edits` (the same edits, perhaps recording). `pool` is where the task pools, if it does.
+    """
+    length = prefix.ids_EP.shape[1]
+    frozen = FrozenPrefix(length, [None] * len(blocks(target.model)))
+    pooled: list[tuple[Tensor, Tensor]] = []
+    if length:
+        cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
+        left = tokens_only(prefix.ids_EP, prefix.mask_EP, prefix.position_EP)
+        left_edits = dict(edits(left))
+        if pool is not None:
+            made = left_edits.get(pool)
+
+            def add_up(resid_EPD: Tensor) -> Tensor:
+                changed = resid_EPD if made is None else made(resid_EPD)
+                pooled.append(_content_sum(target, left, changed))
+                return changed
+
+            left_edits[pool] = add_up
+        with edited(target.model, left_edits):
+            run_tokens(target, left, prefix.mask_EP, cache)
+        frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
+    block = start_block(site)
+    kept: list[Tensor] = []
+    wanted = window_edits.get(entry(site))
+
+    def keep(resid: Tensor) -> Tensor:
+        changed = resid if wanted is None else wanted(resid)
+        # Edits at the site itself are made again in every tail.
+        kept.append(resid if entry(site) == site else changed)
+        return changed
+
+    whole = Start(Site(0, "hook_resid_pre"), torch.empty(0), frozen, prefix.mask_EP)
+    with edited(target.model, {**window_edits, entry(site): keep}), reading(frozen):
+        run_tokens(target, window, _attention_mask(window, whole), frozen)
+    late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
+    share = pooled[0] if pooled else None
+    return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP, share)
+
+
+@torch.no_grad()
+def narrowed(
+    target: LanguageModel, window: Batch, edits: Mapping[Site, Edit], start: Start, column: int
+) -> tuple[Batch, Start]:
+    """The columns of a window up to the last that is perturbed, where no block follows the site.
+
+    Positions do not mix any more, so what later columns predict is computed here, once.
+    """
+    last, width = max(column, int(window.readout_E.max())) + 1, window.ids_RQ.shape[1]
+    mixing = start_block(start.site) < target.depth()
+    if mixing or last >= width or window.forced_RQ is None:
+        return window, start
+    later_RQ = window.forced_RQ.index_fill(1, torch.arange(last, device=target.device), -1)
+    settled_R = _forced(target, later_RQ, final_states(target, window, edits, start))
+    return window.before(last, settled_R), replace(start, resid_RQD=start.resid_RQD[:, :last])
+
+
+def final_states(
+    target: LanguageModel, batch: Batch, edits: Mapping[Site, Edit], start: Start | None = None
+) -> Tensor:
+    """Final-norm output [R, Q, D] of the window."""
+    if start is None:
+        with edited(target.model, edits):
+            return run_tokens(target, batch, batch.mask_RQ, None)
+    injected = starting_at(target.model, start_block(start.site), start.resid_RQD)
+    # Edit hooks are installed before the injection, which prepends itself where both meet.
+    with (
+        edited(target.model, edits),
+        nullcontext() if start.at_tokens else injected,
+        reading(start.prefix) if start.prefix.length else nullcontext(),
+    ):
+        return run_tokens(target, batch, _attention_mask(batch, start), start.prefix)
+
+
+class _SiteReached(Exception):  # noqa: N818
+    """Leaves a forward pass once the pooled site has been seen."""
+
+
+def until_site(
+    target: LanguageModel, batch: Batch, edits: Mapping[Site, Edit], start: Start | None, site: Site
+) -> Tensor:
+    """The residual [R, Q, D] as edited at `site`; later layers are not run."""
+    wanted = edits.get(site)
+    if start is not None and not start.at_tokens and start.site == entry(site) == site:
+        return start.resid_RQD if wanted is None else wanted(start.resid_RQD)
+    reached: list[Tensor] = []
+
+    def stop(resid: Tensor) -> Tensor:
+        reached.append(resid if wanted is None else wanted(resid))
+        raise _SiteReached
+
+    with suppress(_SiteReached):
+        final_states(target, batch, {**edits, site: stop}, start)
+    return reached[0]
+
+
+def content(target: LanguageModel, batch: Batch) -> Tensor:
+    """Bool [R, Q]: real tokens other than BOS, whose activations are outliers."""
+    keep = batch.mask_RQ
+    return keep & (batch.position_RQ > 0) if target.bos is not None else keep
+
+
+def _content_mean(
+    target: LanguageModel, batch: Batch, resid_RQD: Tensor, start: Start | None
+) -> Tensor:
+    total_RD, count_R1 = _content_sum(target, batch, resid_RQD)
+    if start is not None and start.pooled is not None:
+        share = total_RD.shape[0] // start.pooled[0].shape[0]
+        total_RD = total_RD + start.pooled[0].repeat_interleave(share, 0)
+        count_R1 = count_R1 + start.pooled[1].repeat_interleave(share, 0)
+    return total_RD / count_R1.clamp(min=1)
+
+
+def _content_sum(target: LanguageModel, batch: Batch, resid_RQD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum [R, D] over content tokens, and their number [R, 1]."""
+    weight_RQ1 = content(target, batch)[:, :, None].float()
+    return (resid_RQD.float() * weight_RQ1).sum(1), weight_RQ1.sum(1)
+
+
+def _attention_mask(batch: Batch, start: Start) -> Tensor:
+    """2-D mask [R, P + Q] over prefix and window."""
+    shared = batch.ids_RQ.shape[0] // max(1, start.prefix_mask_EP.shape[0])
+    return torch.cat([start.prefix_mask_EP.repeat_interleave(shared, 0), batch.mask_RQ], 1)
+
+
+def run_tokens(
+    target: LanguageModel, batch: Batch, mask: Tensor, cache: DynamicCache | FrozenPrefix | None
+) -> Tensor:
+    """Final-norm output of a batch's tokens; what the attention sees is up to `mask`, `cache`."""
+    model: Any = target.model
+    output = model.base_model(
+        input_ids=batch.ids_RQ,
+        attention_mask=mask.long(),
+        position_ids=batch.position_RQ,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden.to(batch.ids_RQ.device)
+
+
+def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
+    """Candidates' scores [E, C], float32."""
+    E = len(batch.readout_E)
+    if batch.forced_RQ is None:
+        readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
+        present_EC = batch.candidate_EC >= 0
+        logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
+        return logits_EC.masked_fill(~present_EC, -torch.inf)
+    total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
+    scores_EC = (total_R / batch.length_R).view(E, -1)
+    return scores_EC.masked_fill(batch.candidate_EC < 0, -torch.inf)
+
+
+def _forced(target: LanguageModel, forced_RQ: Tensor, hidden_RQD: Tensor) -> Tensor:
+    """Sum [R] of the log-probabilities of the tokens that each row should predict."""
+    row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
+    logprob = target.logits(hidden_RQD[row, column]).log_softmax(-1)
+    each = logprob.gather(1, forced_RQ[row, column][:, None])[:, 0]
+    return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)

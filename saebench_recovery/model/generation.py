@@ -1,0 +1,147 @@
+"""Greedy generation with the defense and a perturbation active at every token.
+
+Each pass knows its tokens' absolute positions, so a delta acts where it belongs although the
+cache makes every later pass one token long; the published code lost most of its delta there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from saebench_recovery.model.batch import Batch, tokens_only
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.examples import Example
+from saebench_recovery.model.forward import run_tokens
+from saebench_recovery.model.hooks import edited
+from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.perturbation import ResidualDelta
+
+LOOK_EVERY = 4  # tokens between looks at which rows have ended: a look costs a device sync
+
+
+def written(
+    active: DefendedModel,
+    examples: Sequence[Example],
+    new_tokens: int,
+    meter: Meter,
+    delta: ResidualDelta | None = None,
+) -> tuple[str, ...]:
+    """What the defended model writes after each prompt, up to `new_tokens`, without specials."""
+    found = continued(active, examples, new_tokens, meter, delta)
+    tokenizer = active.target.tokenizer
+    return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in found)
+
+
+@torch.no_grad()
+def continued(
+    active: DefendedModel,
+    examples: Sequence[Example],
+    new_tokens: int,
+    meter: Meter,
+    delta: ResidualDelta | None = None,
+) -> list[tuple[int, ...]]:
+    """The ids that the defended model adds to each prompt, up to `new_tokens`, its end included.
+
+    Examples with one prompt (other budgets, another wanted answer) share the pass over what
+    comes before their first perturbed position.
+    """
+    step, mask_RT, cache = _prefilled(active, examples, meter, delta)
+    ends = torch.tensor(_ends(active.target), dtype=torch.long, device=mask_RT.device)
+    rows = torch.arange(len(examples), device=mask_RT.device)
+    found_RT = torch.full((len(examples), new_tokens), -1, device=mask_RT.device)
+    going = torch.ones_like(rows, dtype=torch.bool)
+    for index in range(new_tokens):
+        token = _next(active, step, mask_RT, cache, meter, delta)
+        found_RT[rows, index] = torch.where(going, token, -1)
+        going = going & ~torch.isin(token, ends)
+        position = step.position_RQ[:, -1] + 1
+        if index % LOOK_EVERY == LOOK_EVERY - 1:
+            left = going.nonzero()[:, 0]
+            if left.numel() == 0:
+                break
+            if left.numel() < going.numel():
+                rows, token, position, mask_RT, going = (
+                    t[left] for t in (rows, token, position, mask_RT, going)
+                )
+                cache.batch_select_indices(left.cpu())  # a block's device takes these
+                delta = None if delta is None else delta.rows(left)
+        new_R1 = torch.ones_like(mask_RT[:, :1])
+        mask_RT = torch.cat([mask_RT, new_R1], 1)
+        step = tokens_only(token[:, None], new_R1, position[:, None])
+    return [tuple(t for t in row if t >= 0) for row in found_RT.tolist()]
+
+
+def _prefilled(
+    active: DefendedModel, examples: Sequence[Example], meter: Meter, delta: ResidualDelta | None
+) -> tuple[Batch, Tensor, DynamicCache]:
+    """The last tokens of every prompt, still to be run, with their mask and what they can see.
+
+    These parts are equally long, and padded on the left as what comes before them is. So there
+    is never padding between two real tokens: a sliding window would count it.
+    """
+    device = active.target.device
+    prompts = [example.prompt for example in examples]
+    width = 1
+    if delta is not None:
+        first = torch.where(delta.positions_EP < 0, 10**9, delta.positions_EP).amin(1).tolist()
+        width = max(1, *(len(p) - f for p, f in zip(prompts, first, strict=True)))
+    before = [prompt[:-width] for prompt in prompts]
+    place = {tokens: i for i, tokens in enumerate(dict.fromkeys(before))}
+    row_R = torch.tensor([place[tokens] for tokens in before], device=device)
+    cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
+    shared, shared_mask_EP = _left_padded(list(place), list(map(len, place)), device)
+    if shared.ids_RQ.shape[1]:
+        _next(active, shared, shared_mask_EP, cache, meter)
+        cache.batch_select_indices(row_R.cpu())
+    step, mask_RQ = _left_padded([p[-width:] for p in prompts], list(map(len, prompts)), device)
+    return step, torch.cat([shared_mask_EP[row_R], mask_RQ], 1), cache
+
+
+def _left_padded(
+    rows: Sequence[tuple[int, ...]], ends: Sequence[int], device: str
+) -> tuple[Batch, Tensor]:
+    """Rows of tokens that end before position `ends`, and their mask; padding lies before 0."""
+    ids_RQ = pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], True, 0, "left")
+    Q = ids_RQ.shape[1]
+    position_RQ = torch.tensor(ends)[:, None] + torch.arange(-Q, 0)
+    mask_RQ = (position_RQ >= 0).to(device)
+    return tokens_only(ids_RQ.to(device), mask_RQ, position_RQ.to(device)), mask_RQ
+
+
+def _next(
+    active: DefendedModel,
+    step: Batch,
+    mask_RT: Tensor,
+    cache: DynamicCache,
+    meter: Meter,
+    delta: ResidualDelta | None = None,
+) -> Tensor:
+    """The most likely token [R] after each row; the cache grows by the step's tokens."""
+    target = active.target
+
+    def work() -> Tensor:
+        # Padding has a place before the prompt, for the delta's sake, but no embedding there.
+        inside = replace(step, position_RQ=step.position_RQ.clamp(min=0))
+        with edited(target.model, active.edits(step, delta)):
+            hidden_RQD = run_tokens(target, inside, mask_RT, cache)
+        return target.logits(hidden_RQD[:, -1]).argmax(-1)
+
+    R, Q = step.ids_RQ.shape
+    # All one-token passes count as one kind: their pasts differ by a few tokens of attention.
+    return meter.run(work, rows=R, tokens=Q, layers=target.depth(), logits="last")
+
+
+def _ends(target: LanguageModel) -> list[int]:
+    """Tokens after which nothing is written: a chat model has an end of turn beside its EOS."""
+    model: Any = target.model
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    several = declared if isinstance(declared, list) else [declared]
+    return sorted({end for end in (*several, target.tokenizer.eos_token_id) if end is not None})

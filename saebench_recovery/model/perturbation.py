@@ -1,0 +1,85 @@
+"""What an attack changes, as plain data: rows added to the residual stream, or another prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.examples import Example
+
+
+class Perturbation(ABC):
+    """What an attack returns, one per example: replayable in a fresh process from its tensors."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors, an entry per example, ready for a safetensors file."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Those of some examples."""
+
+    @abstractmethod
+    def norm_E(self) -> Tensor | None:
+        """Length [E] of each, or None where there is nothing to measure."""
+
+    @abstractmethod
+    def applied(
+        self, examples: Sequence[Example]
+    ) -> tuple[Sequence[Example], ResidualDelta | None]:
+        """What is run in place of the examples: their prompts as perturbed, and a delta on them."""
+
+
+@dataclass(frozen=True)
+class ResidualDelta(Perturbation):
+    """Rows added to the residual stream at absolute token positions.
+
+    `values[site]` is float32 [E, P, D]; `positions_EP` holds token indices into each example's
+    own prompt (BOS is 0), -1 where an example perturbs fewer positions.
+    """
+
+    values: Mapping[Site, Tensor]
+    positions_EP: Tensor
+
+    def __post_init__(self) -> None:
+        for site, values_EPD in self.values.items():
+            if values_EPD.dtype != torch.float32:
+                raise TypeError(f"a delta is float32, not {values_EPD.dtype} (site {site})")
+            if values_EPD.shape[:2] != self.positions_EP.shape:
+                raise ValueError(
+                    f"delta {tuple(values_EPD.shape)} at {site} does not fit positions "
+                    f"{tuple(self.positions_EP.shape)}"
+                )
+
+    def norm_E(self) -> Tensor:
+        """Frobenius norm per example, over sites and positions."""
+        squares = [values.flatten(1).square().sum(1) for values in self.values.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def rows(self, index: Tensor) -> Self:
+        values = {site: values[index] for site, values in self.values.items()}
+        return replace(self, values=values, positions_EP=self.positions_EP[index])
+
+    def applied(
+        self, examples: Sequence[Example]
+    ) -> tuple[Sequence[Example], ResidualDelta | None]:
+        return examples, self
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"delta/{site}": v.detach().cpu() for site, v in self.values.items()}
+        return {**named, "positions": self.positions_EP.cpu()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ResidualDelta:
+        values = {
+            Site.parse(name.removeprefix("delta/")): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("delta/")
+        }
+        return cls(values, tensors["positions"])

@@ -1,0 +1,1 @@
+"""What an attack may change, and what that costs in drift."""

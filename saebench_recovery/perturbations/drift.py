@@ -1,0 +1,184 @@
+"""How far the defended latents moved from where the defense put them.
+
+Activations and pre-activations are read after the intervention, in float32, at every defended
+site. Each scope (perturbed positions, readout, later ones) has its own figures, pooled over
+sites and over the scope's positions of one sequence row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.sae.latents import Latents
+from saebench_recovery.schema import Drift
+from saebench_recovery.spec import Limits
+
+METRICS = tuple(Drift.model_fields)
+
+# The limit on |z - z0| where neither the defended nor the clean pass has any activation to
+# compare with: a latent that is off stays at exactly 0, so this only forgives rounding.
+ABSOLUTE_LIMIT = 1e-4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The defended latents in one pass, per site [R, Q, S]: activation z, pre-activation p."""
+
+    z_RQS: Mapping[Site, Tensor]
+    p_RQS: Mapping[Site, Tensor]
+
+    def at(self, column_RK: Tensor) -> Reading:
+        """The same at some columns; beyond the last one stands for padding."""
+
+        def picked(values_RQS: Tensor) -> Tensor:
+            index = column_RK.clamp(max=values_RQS.shape[1] - 1)[:, :, None]
+            return values_RQS.gather(1, index.expand(-1, -1, values_RQS.shape[2]))
+
+        z_RKS, p_RKS = (
+            {site: picked(values) for site, values in readings.items()}
+            for readings in (self.z_RQS, self.p_RQS)
+        )
+        return Reading(z_RKS, p_RKS)
+
+
+@dataclass(frozen=True)
+class ScopeDrift:
+    """Drift in one scope.
+
+    `metrics` holds every metric of `schema.Drift` as a float32 [R], NaN where it is undefined.
+    `present_R`: rows that have a position in the scope. `scale_R`, `decode_scale_R`: the norms
+    that limits are relative to; 0 where there is none.
+    """
+
+    metrics: dict[str, Tensor]
+    present_R: Tensor
+    scale_R: Tensor
+    decode_scale_R: Tensor
+
+
+def drift(
+    reference: Reading,
+    recovered: Reading,
+    clean: Reading,
+    latents: Mapping[Site, Latents],
+    scopes: Mapping[str, Tensor],
+) -> dict[str, ScopeDrift]:
+    """Drift of a recovered pass from the defended reference, per scope.
+
+    Args:
+        reference: the defended pass without a perturbation (z0, p0).
+        recovered: the pass that is judged (z, p), under the active defense.
+        clean: the pass without defense, which sets the scale where the reference has none.
+        latents: the defended latents per site; their decoder rows weigh the decode drift, in the
+            SAE's output coordinates.
+        scopes: bool [R, Q] per scope: the positions that count.
+    """
+    sites = sorted(latents)
+    z0, z, zc = ([reading.z_RQS[s] for s in sites] for reading in (reference, recovered, clean))
+    gap = [a - b for a, b in zip(z, z0, strict=True)]
+    p_gap = [recovered.p_RQS[s] - reference.p_RQS[s] for s in sites]
+    decoded = [
+        [latents[s].decoded(v) for s, v in zip(sites, values, strict=True)]
+        for values in (gap, z0, zc)
+    ]
+
+    def within(scope_RQ: Tensor) -> ScopeDrift:
+        l2, z0_norm, clean_norm = (_norm(v, scope_RQ) for v in (gap, z0, zc))
+        decode_l2, decode_z0, decode_clean = (_norm(v, scope_RQ) for v in decoded)
+        eligible = _sum([v <= 0 for v in z0], scope_RQ)
+        switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
+        # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
+        # relative drift of 3.3e7 was once published.
+        undefined = z0_norm == 0
+        metrics = {
+            "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
+            "l2": l2,
+            "linf": _largest(gap, scope_RQ),
+            "decode_l2": decode_l2,
+            "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
+            "floor_violation": (
+                _norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
+            ).masked_fill(undefined, torch.nan),
+            "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
+            "preactivation_linf": _largest(p_gap, scope_RQ),
+        }
+        present_R = scope_RQ.any(1)
+        return ScopeDrift(
+            {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
+            present_R,
+            torch.where(undefined, clean_norm, z0_norm),
+            torch.where(decode_z0 == 0, decode_clean, decode_z0),
+        )
+
+    return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+
+
+def scopes(laid: Batch, positions_EP: Tensor) -> dict[str, Tensor]:
+    """Where drift is measured, as separate figures, bool [E, Q] per scope."""
+    C = laid.rows_per_example
+    column_EP = laid.columns(positions_EP)
+    perturbed_EQ = laid.at_columns(column_EP)[::C]
+    first_E = torch.where(column_EP < 0, 10**9, column_EP).amin(1)[::C]
+    column_Q = torch.arange(perturbed_EQ.shape[1], device=perturbed_EQ.device)
+    later_EQ = (column_Q > first_E[:, None]) & ~perturbed_EQ & laid.mask_RQ[::C]
+    return {
+        "perturbed": perturbed_EQ,
+        "readout": column_Q == laid.readout_E[:, None],
+        "later": later_EQ,
+    }
+
+
+def within_limits(drift: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:
+    """Rows [R] whose drift and decode drift are inside the limits in every scope they have.
+
+    The limits are relative to the defended norm; where that is 0 (a defense that switches its
+    latents off), to the clean pass's norm in the same scope; and where that is 0 as well, the
+    drift may be at most `ABSOLUTE_LIMIT`. A drift that is NaN is never inside.
+    """
+    return (_worst(drift, "l2") <= limits.drift) & (_worst(drift, "decode_l2") <= limits.decode)
+
+
+def tightest_limit(drift: Mapping[str, ScopeDrift]) -> Tensor:
+    """The smallest limit [R] on both that a row is inside of."""
+    return torch.maximum(_worst(drift, "l2"), _worst(drift, "decode_l2"))
+
+
+def _worst(drift: Mapping[str, ScopeDrift], metric: str) -> Tensor:
+    """The largest relative drift [R] of any scope that a row has; infinite where it is NaN."""
+    every = [
+        _relative(s.metrics[metric], s.scale_R if metric == "l2" else s.decode_scale_R)
+        .nan_to_num(torch.inf, posinf=torch.inf)
+        .masked_fill(~s.present_R, 0)
+        for s in drift.values()
+    ]
+    return torch.stack(every).amax(0)
+
+
+def _relative(drift_R: Tensor, scale_R: Tensor) -> Tensor:
+    """Of nothing, an absolute drift is as good as none, or beyond every limit."""
+    without = torch.where(drift_R <= ABSOLUTE_LIMIT, 0.0, torch.inf)
+    return torch.where(scale_R > 0, drift_R / scale_R, without)
+
+
+def _norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates)."""
+    return _sum([v.square() for v in values], scope_RQ).sqrt()
+
+
+def _sum(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    return torch.stack([_in_scope(v, scope_RQ).sum((1, 2)) for v in values]).sum(0)
+
+
+def _largest(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    return torch.stack([_in_scope(v.abs(), scope_RQ).amax((1, 2)) for v in values]).amax(0)
+
+
+def _in_scope(values_RQS: Tensor, scope_RQ: Tensor) -> Tensor:
+    """Zero outside the scope, whatever padding columns hold."""
+    return torch.where(scope_RQ[:, :, None], values_RQS.float(), 0.0)

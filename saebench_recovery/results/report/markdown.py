@@ -1,0 +1,103 @@
+"""Leaderboards as a page to read: for each task, defenses down, attacks across."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.results.leaderboard import Entry, Leaderboard, grouped
+from saebench_recovery.results.report.summary import mean_number, task_of
+
+NONE = "-"
+LEGEND = """\
+A cell holds the share of valid flips that the attack recovered with the defended latents in place
+(drift inside the limits), and in brackets, where it differs, the share that it recovered at all.
+`*`: the row carries a flag, which stands in the JSON file. `seen`: the share of perturbed prompts
+on which the defense's detector rang. Defenses come in the order of their worst case. A task with
+several targets shows the unweighted mean over them."""
+
+
+def page(boards: Iterable[Leaderboard]) -> str:
+    """Markdown of some leaderboards of one target."""
+    entries = [e for board in boards for group in board.groups for e in group.entries]
+    lines = [f"# {entries[0].row.target}", "", LEGEND]
+    for comparable in grouped(entries, _terms):
+        row = comparable[0].row
+        budget = f"budget {row.budget:g} ({row.budget_unit})"
+        lines += ["", f"## {row.threat_model}, {budget}, seed {row.seed}"]
+        for of_task in grouped(comparable, lambda e: task_of(e.row)):
+            lines += ["", f"### {task_of(of_task[0].row)}", "", *_table(of_task)]
+    return "\n".join(lines) + "\n"
+
+
+def _terms(entry: Entry) -> list[object]:
+    row = entry.row
+    return [row.threat_model, row.budget, row.budget_unit, row.seed]
+
+
+def _table(entries: Sequence[Entry]) -> list[str]:
+    defense, attack = _labels(entries, "defense"), _labels(entries, "attack")
+    attacks = sorted({attack(e) for e in entries})
+    rows = [
+        {a: [e for e in of_defense if attack(e) == a] for a in attacks}
+        for of_defense in grouped(entries, defense)
+    ]
+    rows.sort(key=lambda by_attack: max(_rate(found) for found in by_attack.values()))
+    heads = ["defense", "flips / examples", "retained", "KL", *attacks]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    for by_attack in rows:
+        # Flips and side effects are the defense's own, whatever attacks it.
+        own = next(found for found in by_attack.values() if found)
+        cells = [
+            defense(own[0]),
+            f"{sum(e.row.examples.valid for e in own)} / {sum(e.row.examples.n for e in own)}",
+            _mean([e.row.side_effects.retain_accuracy_defended for e in own], ".2f"),
+            _mean([e.row.side_effects.kl for e in own], ".2g"),
+            *(_cell(found) for found in by_attack.values()),
+        ]
+        lines.append(_line(cells))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(entries: Sequence[Entry]) -> str:
+    constrained = _mean([e.row.constrained.rate for e in entries], ".2f")
+    recovered = _mean([e.row.recovery.rate for e in entries], ".2f")
+    flag = "*" if any(e.row.flags for e in entries) else ""
+    rung = [e.row.detection.attacked.rate for e in entries if e.row.detection is not None]
+    seen = f", seen {_mean(rung, '.2f')}" if rung and recovered != NONE else ""
+    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{seen}"
+
+
+def _rate(entries: Sequence[Entry]) -> float:
+    return mean_number([e.row.constrained.rate or 0 for e in entries]) or 0.0
+
+
+def _mean(values: Sequence[float | None], how: str) -> str:
+    found = mean_number(values)
+    return NONE if found is None else format(found, how)
+
+
+def _labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
+    """What each entry's plugin is called: its name, and settings in which namesakes differ."""
+
+    def name(entry: Entry) -> str:
+        return str(getattr(entry.row, kind))
+
+    seen: dict[str, dict[str, set[str]]] = {}
+    for entry in entries:
+        for key, value in entry.config[kind].items():
+            seen.setdefault(name(entry), {}).setdefault(key, set()).add(canonical_json(value))
+
+    def label(entry: Entry) -> str:
+        differing = [
+            f"{key}={canonical_json(value)}"
+            for key, value in entry.config[kind].items()
+            if len(seen[name(entry)][key]) > 1
+        ]
+        return " ".join([name(entry), *differing])
+
+    return label

@@ -1,0 +1,65 @@
+"""A run under a protocol: our figures beside the published ones, and in what it departs."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from saebench_recovery.protocols.apply import departures
+from saebench_recovery.protocols.compare import Figure, compare
+from saebench_recovery.protocols.experiment import experiments
+from saebench_recovery.schema import RunResult
+
+NONE = "-"
+
+
+def print_comparison(console: Console, result: RunResult) -> None:
+    """Print what the protocol that the run names has to say of it.
+
+    Raises:
+        UserError: this version does not know the protocol.
+    """
+    protocol, (task,) = result.spec["protocol"], result.spec["tasks"]
+    experiment = experiments(protocol)[task]
+    if lines := compare(result, experiment):
+        arm = experiment.arms[result.spec["attack"]]
+        table = Table(title=f"{experiment.title}: {arm.title}", caption=experiment.source)
+        table.add_column("", style="bold")
+        for heading in ("ours", "published"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for line in lines:
+            ours = NONE if line.ours is None else figure(line.ours)
+            table.add_row(line.measure, ours, figure(line.theirs), line.note)
+        console.print(table)
+    else:
+        console.print(f"nothing is published about {result.spec['attack']} in these rows")
+    for departure in departures(result.spec, experiment):
+        console.print(f"[bold]departs:[/bold] {escape(departure)}", highlight=False)
+    settings = (
+        experiment.run,
+        experiment.defense_config,
+        experiment.settings_of(result.spec["attack"]),
+        experiment.task_config,
+    )
+    deviations = sum(s.basis == "deviation" for group in settings for s in group.values())
+    console.print(
+        f"{deviations + len(experiment.differences)} differences from the published protocol are "
+        "by design: see docs/protocol.md",
+        highlight=False,
+    )
+
+
+def figure(shown: Figure) -> str:
+    """Such as "37/37 = 1.000 [0.906, 1.000]"; "-" where there is none."""
+    if shown.value is None:
+        return NONE
+    text = f"{shown.value:.3f}"
+    if shown.n is not None:
+        text = f"{shown.k}/{shown.n} = {text}"
+    elif shown.low is None and shown.value == int(shown.value):  # mostly a count
+        text = f"{shown.value:.0f}"
+    if shown.low is None or shown.high is None:
+        return text
+    return f"{text} \\[{shown.low:.3f}, {shown.high:.3f}]"

@@ -1,0 +1,1 @@
+"""Sparse autoencoders as we read them: latents, activation functions, files."""

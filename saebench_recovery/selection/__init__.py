@@ -1,0 +1,1 @@
+"""Which latents carry a behaviour: gradients, probes, the refusal direction."""

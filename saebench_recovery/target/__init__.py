@@ -1,1 +1,0 @@
-"""One door to a model with its SAEs."""

@@ -1,0 +1,1 @@
+"""Models with their SAEs: presets, the hub, packaged weights, chat, the embedded organism."""

@@ -1,0 +1,1 @@
+"""The embedded model's invented world, and its weights."""

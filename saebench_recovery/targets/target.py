@@ -1,0 +1,133 @@
+"""A causal language model with its SAEs, as tasks, defenses and attacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.examples import Example
+from saebench_recovery.model.hooks import blocks
+from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.targets.presets import Preset
+
+
+@dataclass(frozen=True, eq=False)  # a target is only itself
+class Target(LanguageModel):
+    """A model and the dictionaries at its hook points.
+
+    `neutral` is text, and `retained` are prompts with answers, that belong to no task: what a
+    defense does to them is a side effect. `commits` are those of the hub's repositories that
+    something has been read from so far.
+    """
+
+    dictionaries: Mapping[Site, Dictionary]
+    preset: Preset
+    neutral: Sequence[str]
+    retained: Sequence[tuple[str, str, tuple[str, ...]]]
+    commits: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for site in self.dictionaries:
+            if site.layer >= len(blocks(self.model)):
+                raise UserError(
+                    f"SAE at {site}, but {self.name} has {len(blocks(self.model))} blocks"
+                )
+
+    @property
+    def bos(self) -> int | None:
+        found: int | None = self.tokenizer.bos_token_id
+        return found if self.preset.bos else None
+
+    def site_for(self, task: str, wanted: str | None) -> Site:
+        """The hook point to defend: the wanted one, or the target's own for the task.
+
+        Raises:
+            UserError: the target has no SAE there.
+        """
+        site = Site.parse(wanted or self.preset.tasks[task].site)
+        self.dictionary(site)
+        return site
+
+    def dictionary(self, site: Site) -> Dictionary:
+        """The SAE at a site.
+
+        Raises:
+            UserError: there is none, or it was trained for a model of another width.
+        """
+        if site not in self.dictionaries:
+            known = ", ".join(str(s) for s in sorted(self.dictionaries))
+            raise UserError(f"{self.name} has no SAE at {site}; it has: {known}")
+        config: Any = self.model.config
+        found = self.dictionaries[site]
+        if found.d_model != config.hidden_size:
+            raise UserError(
+                f"the SAE at {site} reads {found.d_model} dimensions, but {self.name} has "
+                f"{config.hidden_size}: it was trained for another model"
+            )
+        return found
+
+    def sites_after(self, site: Site, last: Site | None = None) -> list[Site]:
+        """Later hook points that have an SAE, in their order, up to the last that is read."""
+        later = sorted(other for other in self.dictionaries if other > site)
+        return [other for other in later if last is None or other <= last]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt; see `prompt`.
+
+        Raises:
+            UserError: the text itself contains a BOS.
+        """
+        return self.prompt(self._ids(text))
+
+    def prompt(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt of these tokens: behind one BOS where the target uses one, else without.
+
+        Raises:
+            UserError: there is a BOS among them already.
+        """
+        made = tuple(ids) if self.bos is None else (self.bos, *ids)
+        self._check_bos("a prompt", made)
+        return made
+
+    def single_token(self, text: str) -> int | None:
+        """The id of an answer that is one token, else None."""
+        ids = self._answer(text)
+        return ids[0] if len(ids) == 1 else None
+
+    def example(
+        self,
+        id: str,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        wrong: str | None = None,
+        cluster: str = "",
+    ) -> Example:
+        """An example from texts; answers carry their leading space."""
+        ids = tuple(self._answer(text) for text in candidates)
+        unwanted = None if wrong is None else self._answer(wrong)
+        return Example(id, self.encode(prompt), ids, unwanted, cluster or id)
+
+    def retained_examples(self) -> list[Example]:
+        """Questions about facts that no task removes, each with its answer first."""
+        return [
+            self.example(f"retain/{i}", prompt, [answer, *others])
+            for i, (prompt, answer, others) in enumerate(self.retained)
+        ]
+
+    def _answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that goes on after another, with the space that it begins with.
+
+        By itself it could get one more: some tokenizers put a space before every text.
+        """
+        before, both = self._ids("\n"), self._ids(f"\n{text}")
+        together = both[: len(before)] != before
+        return self._ids(text) if together else both[len(before) :]
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,1 @@
+"""How SAEs and the embedded model are trained."""

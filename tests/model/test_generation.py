@@ -1,0 +1,202 @@
+"""Generation with a cache is the cache-free loop, and no part of a delta is lost in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, get_args
+
+import pytest
+import torch
+from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Example, ResidualDelta
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.generation import continued, written
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.spec import ThreatModel
+from tests.plain import Edit, plain_logits, plain_model
+from tests.tiny import (
+    ARCHITECTURES,
+    BOS,
+    EOS,
+    VOCABULARY,
+    WIDTH,
+    WINDOW,
+    shared_target,
+    tiny_model,
+    tiny_target,
+)
+
+SITE = Site.parse("blocks.1.hook_resid_post")
+LENGTHS = (5, 12, 9, 9)  # the second alone is longer than the sliding window
+NEW = 6
+# Per example: the end of the prompt, its answer, both, and the middle of the prompt.
+POSITIONS = ((4, -1, -1, -1), (12, 13, 15, -1), (8, 9, 10, 11), (2, 5, 9, -1))
+
+assert max(LENGTHS) > WINDOW > min(LENGTHS)
+
+
+def prompts() -> list[Example]:
+    """The last two examples have one prompt."""
+    drawn = torch.Generator().manual_seed(0)
+
+    def tokens(length: int) -> list[int]:
+        return torch.randint(3, VOCABULARY, (length - 1,), generator=drawn).tolist()
+
+    made = [Example(str(i), (BOS, *tokens(n)), ((5,), (6,))) for i, n in enumerate(LENGTHS)]
+    return [*made[:3], replace(made[3], prompt=made[2].prompt)]
+
+
+def random_delta(positions: Sequence[Sequence[int]] = POSITIONS) -> ResidualDelta:
+    positions_EP = torch.tensor(positions)
+    drawn = torch.Generator().manual_seed(1)
+    values_EPD = 3 * torch.randn(*positions_EP.shape, WIDTH, generator=drawn)
+    return ResidualDelta({SITE: values_EPD * (positions_EP >= 0)[..., None]}, positions_EP)
+
+
+def clamped(architecture: str, threat_model: ThreatModel = "reclamp") -> DefendedModel:
+    target = shared_target(architecture)
+    defense = Clamp(Clamp.Config(value=4.0, positive_only=False))
+    defense.latents = {SITE: target.dictionary(SITE).defended(torch.arange(0, 96, 8))}
+    return DefendedModel(target, defense, threat_model)
+
+
+@cache
+def reference(architecture: str) -> Any:
+    return plain_model(tiny_model(architecture))
+
+
+def plainly(
+    architecture: str, active: DefendedModel, example: Example, delta: ResidualDelta, row: int
+) -> tuple[int, ...]:
+    """One example, without a cache: the whole sequence again for every token."""
+    ids = example.prompt
+    for _ in range(NEW):
+
+        def edit(resid_1TD: Tensor, length: int = len(ids)) -> Tensor:
+            positions_P = delta.positions_EP[row]
+            here = (positions_P >= 0) & (positions_P < length)
+            added_1TD = torch.zeros_like(resid_1TD)
+            added_1TD[0, positions_P[here]] = delta.values[SITE][row][here]
+            before = active.threat_model == "reclamp"
+            moved = resid_1TD + added_1TD if before else resid_1TD
+            if active.defense is not None:
+                changed = active.defense.intervene(SITE, moved)
+                moved = torch.cat([moved[:, :1], changed[:, 1:]], 1)  # BOS is spared
+            return moved if before else moved + added_1TD
+
+        edits: dict[str, Edit] = {str(SITE): edit}
+        ids = (*ids, int(plain_logits(reference(architecture), ids, edits)[-1].argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(example.prompt) :]
+
+
+@pytest.mark.parametrize("threat_model", get_args(ThreatModel))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation_equals_a_loop_without_a_cache(
+    architecture: str, threat_model: ThreatModel
+) -> None:
+    """A batch of prompts of several lengths, two of them equal, each with its own delta."""
+    active, examples, delta = clamped(architecture, threat_model), prompts(), random_delta()
+    found = continued(active, examples, NEW, Meter(), delta)
+    wanted = [plainly(architecture, active, e, delta, i) for i, e in enumerate(examples)]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_and_company_change_nothing(architecture: str) -> None:
+    active, examples, delta = clamped(architecture), prompts(), random_delta()
+    together = continued(active, examples, NEW, Meter(), delta)
+    bare = continued(active, examples, NEW, Meter())
+    for i, example in enumerate(examples):
+        alone = delta.rows(torch.tensor([i]))
+        assert continued(active, [example], NEW, Meter(), alone) == [together[i]]
+        assert continued(active, [example], NEW, Meter()) == [bare[i]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_row_of_a_delta_moves_the_residual_where_it_stands(architecture: str) -> None:
+    """Each perturbed position is passed exactly once, and exactly its own row is added there."""
+
+    class Watch(Clamp):
+        """Notes what the defense is given."""
+
+        def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+            seen.append(resid_BTD)
+            return resid_BTD
+
+    active = clamped(architecture)
+    assert active.defense is not None
+    watching = Watch()
+    watching.latents = active.defense.latents
+    active = replace(active, defense=watching)
+    example = prompts()[1]
+    start = len(example.prompt) - 1
+    for position in range(1, start + NEW):
+        delta = random_delta([[position]])
+        runs = []
+        for moved in (None, delta):
+            seen: list[Tensor] = []
+            ids = continued(active, [example], NEW, Meter(), moved)
+            runs.append((torch.cat(seen, 1)[0], ids[0]))
+        (before_TD, before), (after_TD, after) = runs
+        index = max(0, position - start)
+        assert before_TD.shape[0] == after_TD.shape[0] == start + NEW
+        assert torch.allclose(after_TD[:position], before_TD[:position], atol=1e-5)
+        gap_D = after_TD[position] - before_TD[position]
+        assert torch.allclose(gap_D, delta.values[SITE][0, 0], atol=1e-4)
+        assert after[:index] == before[:index]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_rows_in_the_answer_change_what_is_written_after_them(architecture: str) -> None:
+    active, example = clamped(architecture), prompts()[1]
+    start = len(example.prompt) - 1
+    (bare,) = continued(active, [example], NEW, Meter())
+    for position in range(start, start + NEW):
+        delta = random_delta([[position]])
+        large = replace(delta, values={SITE: 100 * delta.values[SITE]})
+        (found,) = continued(active, [example], NEW, Meter(), large)
+        index = position - start
+        assert found[:index] == bare[:index]
+        assert found[index:] != bare[index:]
+
+
+def test_rows_stop_at_their_end_and_the_others_go_on() -> None:
+    """Whatever the model writes often serves as its end: rows then stop at different tokens."""
+    target = tiny_target("gpt2")
+    active, examples = DefendedModel(target, None), prompts()
+    whole = continued(active, examples, 20, Meter())
+    for end in {token for row in whole for token in row}:
+        model: Any = target.model
+        model.generation_config.eos_token_id = [end, VOCABULARY]
+        found = continued(active, examples, 20, Meter())
+        for row, full in zip(found, whole, strict=True):
+            stop = full.index(end) + 1 if end in full else len(full)
+            assert row == full[:stop]
+
+
+def test_work_on_shared_prompts_is_done_once() -> None:
+    active, example = clamped("gpt2"), prompts()[1]
+    P, few, many = len(example.prompt), Meter(), Meter()
+    positions = [[P - 1]]
+    continued(active, [example], NEW, few, random_delta(positions))
+    continued(active, [example] * 8, NEW, many, random_delta(positions * 8))
+    layers = active.target.depth()
+    assert few.token_layers == (P - 1 + NEW) * layers
+    assert many.token_layers == (P - 1 + 8 * NEW) * layers
+
+
+def test_texts_hold_no_special_tokens() -> None:
+    active = DefendedModel(shared_target("gpt2"), None)
+    for text, ids in zip(
+        written(active, prompts(), NEW, Meter()),
+        continued(active, prompts(), NEW, Meter()),
+        strict=True,
+    ):
+        assert active.target.encode(text) == (BOS, *(token for token in ids if token > EOS))

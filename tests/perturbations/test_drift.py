@@ -1,0 +1,172 @@
+"""Drift per scope: formulas, what is undefined, and what the limits forgive."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.perturbations.drift import (
+    ABSOLUTE_LIMIT,
+    METRICS,
+    Reading,
+    ScopeDrift,
+    drift,
+    within_limits,
+)
+from saebench_recovery.sae.files import from_state
+from saebench_recovery.sae.latents import Latents
+from saebench_recovery.spec import Limits
+
+FIRST, SECOND = Site.parse("blocks.1.hook_resid_post"), Site.parse("blocks.2.hook_resid_post")
+D, S = 5, 2
+
+
+def latents_at(site: Site, decoder_SD: Tensor | None = None) -> Latents:
+    state = {
+        "W_enc": torch.eye(D)[:, :S],
+        "W_dec": torch.eye(D)[:S] if decoder_SD is None else decoder_SD,
+        "b_enc": torch.zeros(S),
+        "b_dec": torch.zeros(D),
+    }
+    return from_state({}, state, site).defended(torch.arange(S))
+
+
+def reading(p_QS: list[list[float]] | Tensor, site: Site = FIRST) -> Reading:
+    """One row; activations are the relu of the pre-activations."""
+    p_RQS = torch.as_tensor(p_QS)[None]
+    return Reading({site: p_RQS.relu()}, {site: p_RQS})
+
+
+def measure(
+    reference: Reading,
+    recovered: Reading,
+    clean: Reading | None = None,
+    scope: list[bool] | None = None,
+    decoder_SD: Tensor | None = None,
+) -> ScopeDrift:
+    q = next(iter(reference.z_RQS.values())).shape[1]
+    scopes = {"scope": torch.tensor([scope or [True] * q])}
+    latents = {FIRST: latents_at(FIRST, decoder_SD)}
+    return drift(reference, recovered, clean or reference, latents, scopes)["scope"]
+
+
+def figures(result: ScopeDrift) -> dict[str, float]:
+    assert set(result.metrics) == set(METRICS)
+    return {name: values.item() for name, values in result.metrics.items()}
+
+
+def test_formulas() -> None:
+    # Position 0: latent 0 falls from 3 to 2; latent 1 stays off but its pre-activation moves.
+    # Position 1: latent 0 rises from 4 to 6; latent 1 is switched on.
+    result = figures(
+        measure(reading([[3.0, -1.0], [4.0, -1.0]]), reading([[2.0, -0.25], [6.0, 2.0]]))
+    )
+    assert result["l2"] == pytest.approx(3.0)  # sqrt(1 + 4 + 4)
+    assert result["relative_l2"] == pytest.approx(3 / 5)
+    assert result["linf"] == pytest.approx(2.0)
+    assert result["decode_l2"] == pytest.approx(3.0)  # orthonormal decoder rows
+    assert result["decode_relative"] == pytest.approx(3 / 5)
+    assert result["floor_violation"] == pytest.approx(1 / 5)
+    assert result["reactivated_fraction"] == pytest.approx(1 / 2)
+    assert result["preactivation_linf"] == pytest.approx(3.0)
+
+
+def test_decode_drift_sees_latents_that_cancel() -> None:
+    opposed = torch.tensor([[1.0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0]])
+    before, after = reading([[1.0, 2.0]]), reading([[2.0, 3.0]])
+    result = figures(measure(before, after, decoder_SD=opposed))
+    assert result["l2"] == pytest.approx(math.sqrt(2))
+    assert result["decode_l2"] == pytest.approx(0.0)
+
+
+def test_movement_below_the_threshold_is_seen_in_the_preactivation_only() -> None:
+    result = figures(measure(reading([[1.0, -5.0]]), reading([[1.0, -0.5]])))
+    assert result["l2"] == 0
+    assert result["preactivation_linf"] == pytest.approx(4.5)
+
+
+def test_sites_are_pooled_in_quadrature() -> None:
+    sites = (FIRST, SECOND)
+    ones = torch.ones(1, 1, S)
+    before = Reading(dict.fromkeys(sites, ones), dict.fromkeys(sites, ones))
+    after = Reading({FIRST: ones + 3, SECOND: ones + 4}, {FIRST: ones + 3, SECOND: ones - 9})
+    latents = {s: latents_at(s) for s in sites}
+    result = figures(drift(before, after, before, latents, {"a": torch.tensor([[True]])})["a"])
+    assert result["l2"] == pytest.approx(math.sqrt(2 * (9 + 16)))
+    assert result["relative_l2"] == pytest.approx(math.sqrt(50 / 4))
+    assert result["linf"] == pytest.approx(4.0)
+    assert result["decode_l2"] == pytest.approx(math.sqrt(50))
+    assert result["preactivation_linf"] == pytest.approx(9.0)
+
+
+def test_only_the_scope_counts_whatever_stands_elsewhere() -> None:
+    before = reading([[1.0, 1.0], [1.0, 1.0], [math.nan, math.inf]])
+    after = reading([[1.0, 1.0], [2.0, 1.0], [math.nan, 0.0]])
+    assert figures(measure(before, after, scope=[True, False, False]))["linf"] == 0
+    assert figures(measure(before, after, scope=[True, True, False]))["linf"] == pytest.approx(1)
+
+
+def test_undefined_figures_are_nan_not_huge() -> None:
+    off = figures(measure(reading([[-1.0, -1.0]]), reading([[2.0, -1.0]])))
+    assert math.isnan(off["relative_l2"])
+    assert math.isnan(off["decode_relative"])
+    assert math.isnan(off["floor_violation"])
+    assert off["l2"] == pytest.approx(2.0)
+    assert off["reactivated_fraction"] == pytest.approx(1 / 2)
+    on = figures(measure(reading([[1.0, 1.0]]), reading([[1.0, 1.0]])))
+    assert math.isnan(on["reactivated_fraction"])
+    assert on["relative_l2"] == 0
+
+
+def test_a_scope_without_positions_is_nan_and_does_not_constrain() -> None:
+    result = measure(reading([[1.0, 1.0]]), reading([[9.0, 1.0]]), scope=[False])
+    assert all(math.isnan(value) for value in figures(result).values())
+    assert within_limits({"later": result}, Limits()).tolist() == [True]
+
+
+class TestLimits:
+    def judge(self, before: Reading, after: Reading, clean: Reading | None = None) -> bool:
+        return bool(within_limits({"a": measure(before, after, clean)}, Limits()).item())
+
+    def test_relative_to_the_defended_reading(self) -> None:
+        assert self.judge(reading([[1.0, 0.0]]), reading([[1.049, 0.0]]))
+        assert not self.judge(reading([[1.0, 0.0]]), reading([[1.051, 0.0]]))
+
+    def test_relative_to_the_clean_reading_where_the_defense_switched_all_off(self) -> None:
+        off, clean = reading([[-1.0, 0.0]]), reading([[10.0, 0.0]])
+        assert self.judge(off, reading([[0.4, 0.0]]), clean)
+        assert not self.judge(off, reading([[0.6, 0.0]]), clean)
+
+    def test_absolute_where_nothing_was_ever_on(self) -> None:
+        off = reading([[-1.0, -1.0]])
+        assert self.judge(off, off)
+        assert self.judge(off, reading([[ABSOLUTE_LIMIT / 2, 0.0]]))
+        assert not self.judge(off, reading([[0.01, 0.0]]))
+
+    def test_decode_drift_has_its_own_limit(self) -> None:
+        # The drift along the large decoder row is small in z and large in the residual.
+        decoder = torch.tensor([[1.0, 0, 0, 0, 0], [0, 100.0, 0, 0, 0]])
+        before, after = reading([[10.0, 0.0]]), reading([[10.0, 0.1]])
+        result = {"a": measure(before, after, decoder_SD=decoder)}
+        assert not within_limits(result, Limits()).item()
+        assert within_limits(result, Limits(decode=2.0)).item()
+
+    def test_every_scope_must_hold_and_nan_never_does(self) -> None:
+        still = measure(reading([[1.0, 1.0]]), reading([[1.0, 1.0]]))
+        moved = measure(reading([[1.0, 1.0]]), reading([[2.0, 1.0]]))
+        broken = measure(reading([[1.0, 1.0]]), reading([[math.nan, 1.0]]))
+        assert within_limits({"a": still, "b": still}, Limits()).item()
+        assert not within_limits({"a": still, "b": moved}, Limits()).item()
+        assert not within_limits({"a": still, "b": broken}, Limits()).item()
+
+    def test_rows_are_judged_alone(self) -> None:
+        before = Reading({FIRST: torch.ones(3, 1, S)}, {FIRST: torch.ones(3, 1, S)})
+        z = torch.ones(3, 1, S) * torch.tensor([1.0, 1.01, 2.0])[:, None, None]
+        scopes = {"a": torch.tensor([[True], [True], [True]])}
+        latents = {FIRST: latents_at(FIRST)}
+        result = drift(before, Reading({FIRST: z}, {FIRST: z}), before, latents, scopes)
+        assert within_limits(result, Limits()).tolist() == [True, True, False]

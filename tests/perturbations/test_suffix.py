@@ -1,0 +1,243 @@
+"""A suffix in the window is a suffix in the whole prompt, whichever way it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Example, SoftSuffix, TokenSuffix
+from saebench_recovery.model.adaptive_batches import Pieces
+from saebench_recovery.model.batch import batch
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.suffix import (
+    EMBEDDED,
+    SuffixProblem,
+    build_suffix,
+    random_suffix,
+)
+from saebench_recovery.scoring.passes import whole_pass
+from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
+
+LENGTH = 5
+BEHIND = 2  # tokens of a prompt that follow the suffix, where it does not stand at the end
+NEAR: Mapping[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+SHAPES = ("next token", "several tokens", "in the prompt", "pooled")
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Each architecture, with the shapes spread over them.
+several = pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [(a, SHAPES[(i + j) % 4]) for j in range(2) for i, a in enumerate(ARCHITECTURES)],
+)
+
+
+class Inside(TinyTask):
+    def insertion(self, example: Example) -> int:
+        return len(example.prompt) - BEHIND
+
+
+class Pooled(TinyTask):
+    """Its margin is the first residual coordinate less the second, averaged over the text."""
+
+    pool = Site.parse(SITES[1])
+
+    def margins(self, output: object) -> Tensor:
+        pooled_ED: Tensor = output.pooled_ED  # type: ignore[attr-defined]
+        return pooled_ED[:, :2] - pooled_ED[:, 1:3]
+
+
+class Answers(TinyTask):
+    candidates = ((11, 12, 13), (21,), (31, 32))
+
+
+TASKS = {
+    "next token": TinyTask(),
+    "several tokens": Answers(),
+    "in the prompt": Inside(),
+    "pooled": Pooled(),
+}
+
+
+def posed(
+    architecture: str,
+    shape: str = "next token",
+    kind: Literal["tokens", "embeddings"] = "tokens",
+    count: int = 4,
+) -> SuffixProblem:
+    """Two neighbouring rows of each prompt, with other candidates, under a clamp."""
+    target, task = shared_target(architecture), TASKS[shape]
+    clamp = Clamp(Clamp.Config(latents=8))
+    clamp.fit(target, TinyTask())
+    examples = list(task.examples(target, "evaluation"))[:count]
+    groups = [[e, e.with_candidates(*reversed(e.candidates))] for e in examples]
+    return build_suffix(
+        kind,
+        LENGTH,
+        DefendedModel(target, clamp),
+        task,
+        groups,
+        torch.ones(count, 2),
+        torch.ones(count),
+        0,
+        Meter(),
+    )
+
+
+def random_ids(*shape: int, seed: int = 0) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 90, shape, generator=drawn)
+
+
+def from_tokens(problem: SuffixProblem, suffix: TokenSuffix | SoftSuffix) -> Tensor:
+    """Objective [N] in a pass over the whole prompts."""
+    examples, delta = suffix.applied(problem.plain)
+    output = whole_pass(problem.active, problem.task, batch(examples), Meter(), delta)
+    return problem.task.objective(output)
+
+
+@several
+def test_the_windows_objective_is_that_of_the_whole_prompt(architecture: str, shape: str) -> None:
+    problem = posed(architecture, shape)
+    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    torch.testing.assert_close(problem.objective(suffix), from_tokens(problem, suffix), **NEAR)
+    soft = displaced(problem)
+    torch.testing.assert_close(problem.objective(soft), from_tokens(problem, soft), **NEAR)
+
+
+@several
+def test_candidates_that_share_a_beginning_are_whole_candidates(
+    architecture: str, shape: str
+) -> None:
+    problem = posed(architecture, shape)
+    base_NL = random_ids(problem.size, LENGTH)
+    objective_N, _, heard = problem.promising(base_NL, 4)
+    expected_N = from_tokens(problem, problem.suffix(base_NL))
+    torch.testing.assert_close(objective_N, expected_N, **NEAR)
+    for first in (0, 2, LENGTH - 1):
+        ids_NBL = base_NL[:, None].repeat(1, 2, 1)
+        ids_NBL[:, :, first:] = random_ids(problem.size, 2, LENGTH - first, seed=first)
+        found_NB = problem.candidates(ids_NBL, first, heard, Pieces(5, 5))
+        for b in range(2):
+            whole_N = from_tokens(problem, problem.suffix(ids_NBL[:, b]))
+            torch.testing.assert_close(found_NB[:, b], whole_N, **NEAR)
+
+
+def displaced(problem: SuffixProblem, size: float = 0.5) -> SoftSuffix:
+    drawn = torch.Generator().manual_seed(1)
+    bare = problem.zeros()
+    values = {s: size * torch.randn(v.shape, generator=drawn) for s, v in bare.values.items()}
+    return replace(bare, values=values)
+
+
+@pytest.mark.parametrize("obfuscation", [0.0, 2.0])
+@every_shape
+def test_soft_gradients_are_finite_differences(shape: str, obfuscation: float) -> None:
+    problem = posed("gpt2", shape, "embeddings").obfuscating(obfuscation, 100.0)
+    soft = displaced(problem)
+    _, grads = problem.gradient(soft)
+    (value,), (grad,) = soft.values.values(), grads.values()
+    size_N = grad.flatten(1).norm(dim=1)
+    step = 0.01 * grad / size_N[:, None, None]
+    ahead, behind = (
+        problem.objective(replace(soft, values={EMBEDDED: value + sign * step})) for sign in (1, -1)
+    )
+    close_N = torch.isclose((ahead - behind) / 0.02, size_N, rtol=0.05)
+    assert (size_N > 0).all()
+    assert close_N.float().mean() > 0.6  # for some rows a latent switches on or off in between
+
+
+@every_architecture
+def test_one_hot_gradients_rank_tokens_as_the_embedding_does(architecture: str) -> None:
+    """The best first-order token has the largest product of its embedding with the gradient."""
+    problem = posed(architecture)
+    base_NL = random_ids(problem.size, LENGTH)
+    _, best_NLK, _ = problem.promising(base_NL, 3)
+    said = problem.saying(base_NL)
+    _, grads = said.gradient(said.zeros())
+    score_NLV = grads[EMBEDDED] @ problem.active.target.embedding.weight.T
+    allowed = problem.words.allowed_V
+    expected = score_NLV.masked_fill(~allowed, -torch.inf).topk(3).indices
+    assert torch.equal(best_NLK, expected)
+    assert allowed[best_NLK].all()
+
+
+def test_rows_and_pieces_change_nothing() -> None:
+    problem = posed("llama")
+    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    index = torch.tensor([5, 0, 2])
+    part = problem.rows(index)
+    torch.testing.assert_close(
+        part.objective(suffix.rows(index)), problem.objective(suffix)[index], **NEAR
+    )
+    assert part.examples == tuple(problem.examples[i] for i in index.tolist())
+
+
+def test_the_empty_suffix_is_the_prompt_itself() -> None:
+    problem = posed("gpt2")
+    output = whole_pass(problem.active, problem.task, batch(problem.plain), Meter())
+    torch.testing.assert_close(
+        problem.objective(problem.nothing()), problem.task.objective(output), **NEAR
+    )
+
+
+def test_random_suffixes_do_not_depend_on_the_batch() -> None:
+    problem = posed("gpt2")
+    whole = random_suffix(problem, "control")
+    part = random_suffix(problem.rows(torch.tensor([2, 4])), "control")
+    assert part.texts == (whole.texts[2], whole.texts[4])
+    assert problem.words.allowed_V[whole.ids_EL].all()
+
+
+def test_suffixes_come_back_from_their_tensors() -> None:
+    problem = posed("gpt2")
+    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    again = TokenSuffix.from_tensors(suffix.tensors())
+    assert again.texts == suffix.texts
+    assert again.applied(problem.plain) == suffix.applied(problem.plain)
+    soft = displaced(problem)
+    returned = SoftSuffix.from_tensors(soft.tensors())
+    torch.testing.assert_close(from_tokens(problem, returned), from_tokens(problem, soft))
+
+
+def test_a_context_too_short_for_the_suffix_is_one_clear_line() -> None:
+    class Long(TinyTask):
+        def examples(self, target: object, split: object) -> Sequence[Example]:
+            return [Example("long", (1, *[5] * 59), ((11,), (21,)))]
+
+    target = shared_target("gpt2")
+    clamp = Clamp(Clamp.Config(latents=8))
+    clamp.fit(target, TinyTask())
+    (example,) = Long().examples(target, "evaluation")
+    one = torch.ones(1, 1)
+    active = DefendedModel(target, clamp)
+    with pytest.raises(UserError, match=r"suffix of 5 tokens does not fit.*-A length") as caught:
+        build_suffix("tokens", 5, active, Long(), [[example]], one, one[0], 0, Meter())
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_shrink_when_memory_runs_out_and_grow_again() -> None:
+    pieces, seen, fits = Pieces(8, 64), list[int](), 3
+
+    def work(rows: Tensor) -> Tensor:
+        seen.append(len(rows))
+        if len(rows) > fits:
+            raise torch.OutOfMemoryError
+        return rows
+
+    assert pieces.over(40, 1, work).tolist() == list(range(40))
+    assert seen[:3] == [8, 4, 2]
+    fits = 100
+    pieces.over(1600, 1, work)
+    assert pieces.rows == 64
+    fits = 0
+    with pytest.raises(UserError, match="does not fit"):
+        pieces.over(4, 1, work)

@@ -1,0 +1,76 @@
+"""The trail of a search: what each row has cost, and had cost when it got there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from saebench_recovery.attacks._ascent import ascend
+from saebench_recovery.attacks.orthogonal import Orthogonal
+
+from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.perturbations.problem import Problem
+from tests.test_soundness import a_problem
+
+
+def fresh() -> Problem:
+    problem = a_problem()
+    return replace(problem, meter=Meter(), trail=Trail(problem.size, "cpu"))
+
+
+def test_rows_share_what_is_spent() -> None:
+    problem = fresh()
+    problem.gradient(problem.zeros())
+    problem.objective(problem.zeros())
+    spent_N = problem.trail.spent_N
+    assert (spent_N == spent_N[0]).all()
+    torch.testing.assert_close(float(spent_N.sum()), problem.meter.flops)
+
+
+def test_rows_that_were_dropped_cost_nothing_more() -> None:
+    problem = fresh()
+    problem.gradient(problem.zeros())
+    once = float(problem.trail.spent_N[0])
+    index = torch.arange(0, problem.size, 2)
+    part = problem.rows(index).rows(torch.arange(len(index) // 2))  # a selection of a selection
+    part.gradient(part.zeros())
+    kept = torch.zeros(problem.size, dtype=torch.bool)
+    kept[index[: len(index) // 2]] = True
+    assert torch.equal(problem.trail.spent_N > once, kept)
+
+
+def test_the_first_time_is_kept() -> None:
+    trail = Trail(3, "cpu")
+    everywhere = torch.arange(3)
+    for reached in ([False, True, False], [True, True, False]):
+        trail.spend(everywhere, 5.0)
+        trail.reach(everywhere, torch.tensor(reached))
+    assert trail.first_N.tolist() == [10.0, 5.0, torch.inf]
+
+
+def test_scoring_leaves_no_trail() -> None:
+    problem = fresh()
+    problem.metered(Meter()).gradient(problem.zeros())
+    assert not problem.trail.spent_N.any()
+
+
+def test_an_allowance_pays_for_as_many_first_steps() -> None:
+    problem = fresh()
+    problem.gradient(problem.zeros())
+    cost = float(problem.trail.spent_N[0])
+    assert problem.affordable(7) == 7  # without an allowance, the attack's own steps
+    assert replace(problem, allowance=12.5 * cost).affordable(7) == 12
+    assert replace(problem, allowance=0.1 * cost).affordable(7) == 1
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_an_ascent_spends_its_allowance(share: float) -> None:
+    problem = fresh()
+    problem.gradient(problem.zeros())
+    allowance = share * 20 * float(problem.trail.spent_N[0])
+    problem = replace(fresh(), allowance=allowance)
+    out_of_reach = replace(problem, goal_N=problem.goal_N + 100)  # so that none is done before
+    ascend(out_of_reach, out_of_reach.fences(constrained=True), Orthogonal.Config(steps=20))
+    most = float(problem.trail.spent_N.max())
+    assert 0.8 * allowance < most < 1.2 * allowance

@@ -1,0 +1,180 @@
+"""Runs are compared flip by flip, on what all of them attacked, and differences are named."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.cli import main
+from saebench_recovery.results.compare import Comparison, compare
+from saebench_recovery.results.store import RunFolder
+from saebench_recovery.schema import ExampleRow, Provenance, RunResult
+from saebench_recovery.spec import RunSpec
+from tests.fakes import SITE, made, row
+
+Stored = Callable[..., Path]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """Write a run on task alpha from `(id, recovered)` pairs or rows, and return its folder."""
+    numbers = itertools.count()
+
+    def store(
+        flips: Sequence[tuple[str, bool]] | Sequence[ExampleRow],
+        attack: str = "orthogonal",
+        task: str = "alpha",
+        settings: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> Path:
+        examples = [e if isinstance(e, ExampleRow) else flip(*e) for e in flips]
+        examples = [e.model_copy(update={"task": task}) for e in examples]
+        said = RunSpec(attack=attack, tasks=(task,), **spec)
+        configs = {"site": SITE, "defense": settings or {}, "attack": {}, "task": {}}
+        result = RunResult(
+            status="complete",
+            identity=f"run{next(numbers)}",
+            spec={**said.model_dump(mode="json"), "resolved": {task: configs}},
+            provenance=made(Provenance),
+            rows=(row(task, attack=attack),),
+        )
+        folder = RunFolder(tmp_path / "runs", result.identity)
+        folder.save(result, examples, {})
+        return folder.path
+
+    return store
+
+
+def flip(id: str, recovered: bool, **said: Any) -> ExampleRow:
+    return made(ExampleRow, id=id, recovered=recovered, constrained=recovered, **said)
+
+
+def only(runs: Sequence[Path], **said: Any) -> Comparison:
+    (found,) = compare(runs, **said)
+    return found
+
+
+def test_only_flips_that_all_runs_attacked_count(stored: Stored) -> None:
+    first = stored([("a", True), ("b", True), ("c", False)])
+    second = stored([("b", True), ("c", True), ("d", True)], "unconstrained")
+    found = only([first, second])
+    assert found.flips == 2
+    assert [(side.recovery.k, side.recovery.n) for side in found.sides] == [(1, 2), (2, 2)]
+    assert any("valid flips: 3 | 3" in line for line in found.unequal)
+
+
+def test_differences_are_paired(stored: Stored) -> None:
+    ids = [f"flip{i}" for i in range(40)]
+    first = stored([(id, i % 2 == 0) for i, id in enumerate(ids)])
+    second = stored([(id, i % 2 == 0 or i < 20) for i, id in enumerate(ids)], "unconstrained")
+    recovery = next(p for p in only([first, second]).pairs if p.measure == "recovery")
+    assert (recovery.first_larger, recovery.this_larger) == (0, 10)
+    assert recovery.difference == pytest.approx(0.25)
+    assert recovery.p_value == pytest.approx(2 * 0.5**10)  # ten coins that all fell one way
+    assert recovery.low is not None
+    assert recovery.low > 0
+
+
+def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
+    def drifts(*values: float | None) -> list[ExampleRow]:
+        scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
+        return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
+
+    first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
+    second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
+    drift = next(p for p in only([first, second]).pairs if p.measure == "drift")
+    assert drift.difference == pytest.approx((-0.4 - 0.4 + 0.1 + 0) / 4)
+    assert (drift.first_larger, drift.this_larger) == (2, 1)
+
+
+def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
+    flips = [(f"flip{i}", i < 5) for i in range(9)]
+    found = only([stored(flips), stored(flips, "unconstrained")])
+    assert {(p.difference, p.p_value) for p in found.pairs} == {(0.0, 1.0)}
+    assert found.unequal == ()
+
+
+def test_the_interval_resamples_source_items(stored: Stored) -> None:
+    def at(clusters: int) -> float:
+        flips = [
+            [flip(str(i), i % clusters < own, cluster=f"{i % clusters}") for i in range(60)]
+            for own in (0, clusters // 2)
+        ]
+        pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).pairs[0]
+        assert pair.low is not None
+        assert pair.high is not None
+        return pair.high - pair.low
+
+    assert at(6) > 2 * at(60)
+
+
+def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
+    cheap = [flip(str(i), True, flops=10.0, flops_recovers=5.0) for i in range(4)]
+    dear = [flip(str(i), True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
+    idle = [flip(str(i), True) for i in range(4)]  # spends nothing, and sets no limit
+    runs = [stored(cheap), stored(dear, "unconstrained"), stored(idle, "random-direction")]
+    plain, matched = only(runs), only(runs, match_flops=True)
+    assert [side.recovery.k for side in plain.sides] == [4, 4, 4]
+    assert any("FLOPs" in line for line in plain.unequal)
+    assert matched.flops == 10.0
+    assert [side.recovery.k for side in matched.sides] == [4, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 3}, "seed: 0 | 3"),
+        ({"budget": 0.25}, "budget: 0.5 | 0.25"),
+        ({"threat_model": "post"}, "threat_model: reclamp | post"),
+        ({"settings": {"latents": 9}}, "defense latents: 4 | 9"),
+    ],
+    ids=str,
+)
+def test_unequal_footing_is_named(stored: Stored, changed: dict[str, Any], named: str) -> None:
+    flips, settings = [("a", True)], {"settings": {"latents": 4}}
+    found = only([stored(flips, **settings), stored(flips, **{**settings, **changed})])
+    assert found.unequal == (named,)
+
+
+def test_runs_that_are_called_the_same_are_told_apart(stored: Stored) -> None:
+    flips = [("a", True)]
+    runs = [stored(flips, settings={"latents": n}) for n in (4, 9)]
+    names = [side.name for side in only(runs).sides]
+    assert ["latents=4" in names[0], "latents=9" in names[1]] == [True, True]
+
+
+def test_what_cannot_be_compared_is_one_line(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stored([("a", True)])
+    for others, reason in (
+        ([], "two or more"),
+        ([stored([("a", True)], task="beta")], "no task in common"),
+        ([stored([("b", True)])], "no valid flip in common"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            compare([run, *others])
+    monkeypatch.setattr("sys.argv", ["saebench", "compare", str(run), str(run), "--match", "time"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --match 'time': only flops can be matched\n"
+
+
+def test_the_tables_show_every_run(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flips = [(f"flip{i}", i < 5) for i in range(9)]
+    runs = [stored(flips), stored([(id, True) for id, _ in flips], "unconstrained", seed=3)]
+    monkeypatch.setattr("sys.argv", ["saebench", "compare", *map(str, runs)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for expected in ("9 flips in common", "clamp against unconstrained", "+0.44", "seed: 0 | 3"):
+        assert expected in shown
