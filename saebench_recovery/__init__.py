@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saebench_recovery.registry import register_attack, register_defense, register_task
     from saebench_recovery.runs.run import run
+
+# In a clone `defenses`, `attacks` and `tasks` stand at the repository's root: a script there runs
+# against the clone, whether or not anything is installed.
+_clone = Path(__file__).resolve().parent.parent
+if all((_clone / name / "__init__.py").is_file() for name in ("attacks", "defenses", "tasks")):
+    __path__.append(str(_clone))
 
 __version__ = "0.1.0"
 __all__ = ["register_attack", "register_defense", "register_task", "run"]

@@ -72,9 +72,9 @@ def figures(row: Any) -> dict[str, Any]:
 
 def main(file: Path, defenses: list[str], attacks: list[str]) -> None:
     import torch
-    from saebench_recovery.base.errors import UserError
 
     from saebench_recovery import run
+    from saebench_recovery.base.errors import UserError
     from saebench_recovery.registry import listing
 
     torch.set_num_threads(1)

@@ -1,3 +1,64 @@
-"""What is written to disk, as frozen pydantic models."""
+"""What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
-from saebench_recovery.schema.row import *  # noqa
+from saebench_recovery.schema.facts import (
+    Compute,
+    Cost,
+    ExampleCounts,
+    Examples,
+    Facts,
+    PerturbationKind,
+    SideEffects,
+)
+from saebench_recovery.schema.record import Constraint, Record, Texts
+from saebench_recovery.schema.row import (
+    ComputePoint,
+    Controls,
+    Curve,
+    CurvePoint,
+    Detection,
+    Drift,
+    DriftPoint,
+    Row,
+    SuiteMember,
+)
+from saebench_recovery.schema.run import Provenance, RunResult
+from saebench_recovery.schema.values import (
+    SCHEMA_VERSION,
+    Count,
+    Finite,
+    Mean,
+    Rate,
+    Share,
+    Stored,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Compute",
+    "ComputePoint",
+    "Constraint",
+    "Controls",
+    "Cost",
+    "Count",
+    "Curve",
+    "CurvePoint",
+    "Detection",
+    "Drift",
+    "DriftPoint",
+    "ExampleCounts",
+    "Examples",
+    "Facts",
+    "Finite",
+    "Mean",
+    "PerturbationKind",
+    "Provenance",
+    "Rate",
+    "Record",
+    "Row",
+    "RunResult",
+    "Share",
+    "SideEffects",
+    "Stored",
+    "SuiteMember",
+    "Texts",
+]

@@ -1,63 +1,16 @@
-"""The typed result of a run: `RunResult` holds one `Row` per (task, attack); pure pydantic.
-
-NaN and infinity are rejected everywhere; a rate or mean over nothing is null, never zero.
-"""
+"""A row: what the records of one (target, task, defense, attack) add up to."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pydantic import Field
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from saebench_recovery.schema.facts import Compute, Examples, PerturbationKind, SideEffects
+from saebench_recovery.schema.record import Constraint
+from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
-SCHEMA_VERSION = 1
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Record(BaseModel):
-    """Base of everything that is written to disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(Record):
-    """`k` of `n` with a 95 % Wilson interval, widened by the design effect of clusters."""
-
-    k: Count
-    n: Count
-    rate: Share | None
-    low: Share | None
-    high: Share | None
-
-
-class Mean(Record):
-    """A mean over `n` examples with a 95 % percentile-bootstrap interval over clusters."""
-
-    n: Count
-    mean: Finite | None
-    median: Finite | None
-    max: Finite | None
-    low: Finite | None
-    high: Finite | None
-
-
-class Examples(Record):
-    n: Count = Field(description="evaluation examples")
-    base: Count = Field(description="the clean model shows the behaviour")
-    valid: Count = Field(description="... and the defended model does not: valid flips")
-    learned: Count = Field(description="valid flips that an attack learned from, not scored")
-    clusters: Count = Field(description="source items among the scored flips")
-
-
-class Constrained(Rate):
-    limits: Limits
-
-
-class CurvePoint(Record):
+class CurvePoint(Stored):
     """Recovery and wrong-target injection at one relative budget."""
 
     budget: Finite
@@ -65,21 +18,21 @@ class CurvePoint(Record):
     wrong_target: Rate
 
 
-class ComputePoint(Record):
+class ComputePoint(Stored):
     """Recovery if the search had ended once it had spent so much on each flip."""
 
     flops: Finite
     recovery: Rate
 
 
-class DriftPoint(Record):
+class DriftPoint(Stored):
     """Recovery with drift and decode drift at most so large in every scope."""
 
     limit: Finite
     recovery: Rate
 
 
-class Curve(Record):
+class Curve(Stored):
     points: tuple[CurvePoint, ...]
     compute: tuple[ComputePoint, ...] = Field(
         default=(), description="up to the most that was spent on any flip"
@@ -97,13 +50,13 @@ class Curve(Record):
     )
 
 
-class Controls(Record):
+class Controls(Stored):
     nothing: Rate = Field(description="zero perturbation: must be zero on valid flips")
     random_direction: Rate = Field(description="random direction of the attack's own norm")
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
 
 
-class Drift(Record):
+class Drift(Stored):
     """How far the defended latents moved from where the defense put them, in one scope."""
 
     relative_l2: Mean = Field(description="|z - z0| / |z0|; examples with |z0| = 0 left out")
@@ -116,22 +69,7 @@ class Drift(Record):
     preactivation_linf: Mean = Field(description="max |p - p0|: sees below the threshold")
 
 
-class Constraint(Record):
-    """How strictly the attack kept the defended latents in place, by construction."""
-
-    kind: Literal["none", "exact", "first-order"]
-    rank: Count = Field(description="dimensions of the residual stream that are forbidden")
-    note: str = ""
-
-
-class PerturbationKind(Record):
-    """What the attack changes: the residual stream, or the prompt by a suffix."""
-
-    kind: Literal["residual", "tokens", "embeddings", "several"] = "residual"
-    length: Count | None = Field(default=None, description="tokens of the suffix")
-
-
-class SuiteMember(Record):
+class SuiteMember(Stored):
     """One attack of a suite, on the flips that those before it left unbroken."""
 
     attack: str
@@ -140,7 +78,7 @@ class SuiteMember(Record):
     flops: Count
 
 
-class Detection(Record):
+class Detection(Stored):
     """What a defense's detector rings on; prompts ring if one of their tokens does."""
 
     stated: Share = Field(description="undisturbed prompts that may ring, as calibrated")
@@ -149,44 +87,7 @@ class Detection(Record):
     recovered: Rate = Field(description="... among those whose behaviour came back")
 
 
-class SideEffects(Record):
-    retain_n: Count
-    retain_accuracy_clean: Share | None
-    retain_accuracy_defended: Share | None = Field(
-        description="among retain examples that the clean model gets right"
-    )
-    kl: Finite | None = Field(description="mean KL(clean || defended) per neutral token, nats")
-    ce_increase: Finite | None = Field(description="cross-entropy on neutral text, nats/token")
-    figures: dict[str, Finite] = Field(
-        default_factory=dict, description="what only this task reports"
-    )
-
-
-class Cost(Record):
-    """Work done; FLOPs are counted from matrix products, forward and backward."""
-
-    forward: Count = Field(description="forward passes, in sequence rows")
-    backward: Count = Field(description="backward passes, in sequence rows")
-    token_layers: Count = Field(description="tokens times blocks run forward")
-    flops: Count
-    seconds: Finite
-    peak_bytes: Count | None = Field(
-        description="most memory in use at once, all accelerators together; null on the CPU"
-    )
-
-
-class Compute(Record):
-    """Work, and what stayed in memory meanwhile: it is part of every `peak_bytes`."""
-
-    attack: Cost
-    scoring: Cost
-    model_bytes: Count | None = Field(default=None, description="weights of the model")
-    dictionary_bytes: Count | None = Field(
-        default=None, description="what of the defended SAEs was kept where the model is"
-    )
-
-
-class Row(Record):
+class Row(Stored):
     """One (target, task, defense, attack) under one threat model."""
 
     task: str
@@ -201,82 +102,54 @@ class Row(Record):
     seed: int
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples
-    recovery: Rate
-    constrained: Constrained
-    base_like: Rate
-    fidelity: Mean
+    limits: Limits = Field(description="of a constrained and of a base-like recovery")
+    measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
     curve: Curve
-    controls: Controls
     constraint: Constraint
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
     figures: dict[str, Mean] = Field(description="what only this task reports")
     detection: Detection | None = Field(default=None, description="for a defense with a detector")
-    zero_reactivation: Rate = Field(description="recovered and no eligible latent switched on")
-    norm: Mean = Field(description="relative norm of the delta; null for tokens")
     perturbation: PerturbationKind = PerturbationKind()
     suite: tuple[SuiteMember, ...] = Field(default=(), description="in the order of their turns")
     side_effects: SideEffects
     compute: Compute
     flags: tuple[str, ...] = ()
 
+    @property
+    def recovery(self) -> Rate:
+        """The behaviour is back, with the defense active."""
+        return self._rate("recovery")
 
-class Provenance(Record):
-    """What produced the numbers."""
+    @property
+    def constrained(self) -> Rate:
+        """... and drift is inside the limits in every scope."""
+        return self._rate("constrained")
 
-    packages: dict[str, str]
-    git_commit: str | None
-    target_hash: str
-    commits: dict[str, str] = Field(
-        default_factory=dict,
-        description="of the hub's repositories that model and SAEs were read from",
-    )
-    data_hash: str
-    device: str
-    dtype: str
-    seconds: Finite
+    @property
+    def base_like(self) -> Rate:
+        """... and the output is close to the clean one."""
+        return self._rate("base_like")
 
+    @property
+    def fidelity(self) -> Mean:
+        return self._mean("fidelity")
 
-class RunResult(Record):
-    """`result.json`."""
+    @property
+    def norm(self) -> Mean:
+        """Relative norm of the perturbation; null for tokens."""
+        return self._mean("norm")
 
-    schema_version: int = SCHEMA_VERSION
-    status: Literal["partial", "complete"]
-    identity: str
-    spec: dict[str, Any]
-    provenance: Provenance
-    rows: tuple[Row, ...]
+    @property
+    def controls(self) -> Controls:
+        """What the same flips show without the attack's merit."""
+        return Controls(**{name: self._rate(name) for name in Controls.model_fields})
 
+    def _rate(self, name: str) -> Rate:
+        found = self.measures[name]
+        assert isinstance(found, Rate)
+        return found
 
-class Texts(Record):
-    """One line of `texts.jsonl`, written only on request: what was asked and what was said."""
-
-    task: str
-    id: str
-    prompt: str
-    clean: str
-    defended: str
-    recovered: str = Field(description="at the headline budget, whether it counts or not")
-
-
-class ExampleRow(Record):
-    """One line of `examples.jsonl`: ids and figures, no text."""
-
-    task: str
-    attack: str = Field(description="of a suite, the one whose perturbation this is")
-    id: str
-    cluster: str
-    recovered: bool
-    constrained: bool
-    base_like: bool
-    fidelity: Finite
-    objective_clean: Finite
-    objective_defended: Finite
-    objective_recovered: Finite
-    relative_norm: Finite | None
-    smallest_norm: Finite | None
-    smallest_norm_wrong: Finite | None
-    flops: Finite = Field(default=0, description="spent on it by the search")
-    flops_recovers: Finite | None = Field(
-        default=None, description="... when its objective was first reached; null if it never was"
-    )
-    drift: dict[str, dict[str, float | None]]
+    def _mean(self, name: str) -> Mean:
+        found = self.measures[name]
+        assert isinstance(found, Mean)
+        return found

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants, file_download
-from tests.hub_fixtures import MODEL, SAES
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
@@ -23,6 +22,7 @@ from saebench_recovery.sae.host import Host
 from saebench_recovery.targets.hub import load_sae
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import name_of_parts, presets
+from tests.hub_fixtures import MODEL, SAES
 from tests.hub_server import TOKEN, Hub
 from tests.layouts import write_llama_scope
 from tests.saes import close, residual

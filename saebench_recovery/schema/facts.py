@@ -1,0 +1,92 @@
+"""Facts of a run on one task that no single flip holds: what a row needs beside its records."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from saebench_recovery.schema.values import Count, Finite, Rate, Share, Stored
+from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
+
+
+class ExampleCounts(Stored):
+    n: Count = Field(description="evaluation examples")
+    base: Count = Field(description="the clean model shows the behaviour")
+    valid: Count = Field(description="... and the defended model does not: valid flips")
+    learned: Count = Field(description="valid flips that an attack learned from, not scored")
+
+
+class Examples(ExampleCounts):
+    clusters: Count = Field(description="source items among the scored flips")
+
+
+class PerturbationKind(Stored):
+    """What the attack changes: the residual stream, or the prompt by a suffix or beginning."""
+
+    kind: str = Field(default="residual", description="a space, or `several` of a suite")
+    length: Count | None = Field(default=None, description="tokens that are put into the prompt")
+
+
+class SideEffects(Stored):
+    retain_n: Count
+    retain_accuracy_clean: Share | None
+    retain_accuracy_defended: Share | None = Field(
+        description="among retain examples that the clean model gets right"
+    )
+    kl: Finite | None = Field(description="mean KL(clean || defended) per neutral token, nats")
+    ce_increase: Finite | None = Field(description="cross-entropy on neutral text, nats/token")
+    figures: dict[str, Finite] = Field(
+        default_factory=dict, description="what only this task reports"
+    )
+
+
+class Cost(Stored):
+    """Work done; FLOPs are counted from matrix products, forward and backward."""
+
+    forward: Count = Field(description="forward passes, in sequence rows")
+    backward: Count = Field(description="backward passes, in sequence rows")
+    token_layers: Count = Field(description="tokens times blocks run forward")
+    flops: Count
+    seconds: Finite
+    peak_bytes: Count | None = Field(
+        description="most memory in use at once, all accelerators together; null on the CPU"
+    )
+
+
+class Compute(Stored):
+    """Work, and what stayed in memory meanwhile: it is part of every `peak_bytes`."""
+
+    attack: Cost
+    scoring: Cost
+    model_bytes: Count | None = Field(default=None, description="weights of the model")
+    dictionary_bytes: Count | None = Field(
+        default=None, description="what of the defended SAEs was kept where the model is"
+    )
+
+
+class Facts(Stored):
+    """One task of a run, fitted and attacked; `aggregate` makes its row from these and records."""
+
+    task: str
+    target: str
+    defense: str
+    attack: str
+    threat_model: ThreatModel
+    budget: Finite = Field(description="largest norm of the perturbation")
+    budget_unit: BudgetUnit
+    curve_budgets: tuple[Finite, ...] = Field(
+        description="relative budgets at which the curve is read; none where nothing has a norm"
+    )
+    limits: Limits
+    seed: int
+    features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
+    examples: ExampleCounts
+    perturbation: PerturbationKind
+    constrained: bool = Field(description="the attack says that it keeps the latents in place")
+    members: tuple[str, ...] = Field(description="the attacks of a suite in order; else the one")
+    member_flops: tuple[Count, ...]
+    side_effects: SideEffects
+    stated_false_alarms: Share | None = Field(description="of a defense with a detector")
+    false_alarms: Rate | None = Field(description="evaluation prompts that ring undisturbed")
+    compute: Compute
+    forced_sae: bool = Field(description="an SAE was read where its metadata do not place it")
+    rounded: bool = Field(description="the model computes in less than float32")

@@ -1,0 +1,40 @@
+"""What every stored model is made of: frozen, finite, and null where there is nothing to count."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 2
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Stored(BaseModel):
+    """Base of everything that is written to disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Stored):
+    """`k` of `n` with a 95 % Wilson interval, widened by the design effect of clusters."""
+
+    k: Count
+    n: Count
+    rate: Share | None
+    low: Share | None
+    high: Share | None
+
+
+class Mean(Stored):
+    """A mean over `n` examples with a 95 % percentile-bootstrap interval over clusters."""
+
+    n: Count
+    mean: Finite | None
+    median: Finite | None
+    max: Finite | None
+    low: Finite | None
+    high: Finite | None

@@ -1,0 +1,48 @@
+"""What scoring writes as it goes: a chunk of flips at a time, so that a killed run loses only one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from saebench_recovery.schema import Cost, Record, Texts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some flips of one task under one attack (of a suite, one member), in their order.
+
+    `tensors` and `metadata` are the evidence, as `perturbations.evidence` packs it.
+    """
+
+    records: Sequence[Record]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    attacking: Cost
+    scoring: Cost
+    texts: Sequence[Texts] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A chunk that is on disk already."""
+
+    records: Sequence[Record]
+    attacking: Cost
+    scoring: Cost
+
+
+class Journal(Protocol):
+    """Where chunks go; `results.store` keeps them on disk."""
+
+    def written(self, task: str, attack: str) -> Sequence[Written]:
+        """The chunks that an earlier run left, in their order."""
+        ...
+
+    def append(self, task: str, attack: str, chunk: Chunk) -> None:
+        """Keep one more chunk; when this returns, a kill does not lose it."""
+        ...
