@@ -1,4 +1,4 @@
-"""Projected gradient ascent on a residual perturbation, and random directions beside it.
+"""Projected gradient ascent on a residual perturbation.
 
 The projection acts on the perturbation itself after every step. Projecting only its gradient,
 as the published code does, lets Adam's per-coordinate scaling leave the null space.
@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
 from saebench_recovery.attacks._residual import ResidualAttack
 from torch import Tensor
 
-from saebench_recovery.base.seeds import generators
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.perturbations.constraints import Constraint
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import excess, total_norm
 
 MOMENTUM = 0.75
 LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
@@ -59,19 +58,15 @@ class ResidualAscent(ResidualAttack):
         return self.config.objective == "restore"
 
     def fit(self, problem: Problem) -> None:
-        fences = problem.fences(self.constrained)
-        self._shared = ascend_shared(problem, fences, self.config)
+        self._shared = ascend_shared(problem, self.config)
 
     def search(self, problem: Problem) -> ResidualDelta:
-        fences = problem.fences(self.constrained)
         if self.config.shared:
-            return spread(problem, fences, self._shared)
-        return ascend(problem, fences, self.config)
+            return spread(problem, self._shared)
+        return ascend(problem, self.config)
 
 
-def ascend(
-    problem: Problem, constraints: Mapping[Site, Constraint], config: ResidualAscent.Config
-) -> ResidualDelta:
+def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
     """Momentum ascent on the objective, kept in the constraint set and the budget ball.
 
     Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
@@ -80,56 +75,101 @@ def ascend(
     gained and of what is still missing. Where the problem gives an allowance, the number of steps
     is what it pays for.
     """
-    found = problem.zeros()
-    goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
-    rows = torch.arange(problem.size, device=goal_N.device)
-    part, fences, values = problem, dict(constraints), dict(found.values)
-    best, momentum = dict(values), {s: torch.zeros_like(v) for s, v in values.items()}
-    best_N = first_N = seen_N = torch.full_like(goal_N, -torch.inf)
+    result = problem.zeros()
+    climb = Climb.of(problem, config)
     steps = config.steps
     for step in count():
-        delta = ResidualDelta(values, part.positions_NP)
         last = step == steps
+        delta = replace(result, values=climb.values, positions_EP=climb.problem.positions_NP)
         if last:
-            objective_N = part.objective(delta)
-        else:
-            objective_N, grads = part.gradient(delta)
-        better_N = (objective_N > best_N) & (best_N < goal_N)
-        best_N = torch.where(better_N, objective_N, best_N)
-        best = {s: torch.where(better_N[:, None, None], v, best[s]) for s, v in values.items()}
-        if step == 0:
-            first_N, steps = best_N, problem.affordable(steps)
-        if last:
+            climb.keep(climb.problem.objective(delta))
             break
+        objective_N, grads = climb.problem.gradient(delta)
+        climb.keep(objective_N)
+        if step == 0:
+            climb.first_N, steps = climb.best_N, problem.affordable(steps)
         if step == 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
-            least_N = STALLED * torch.minimum(best_N - first_N, goal_N - best_N)
-            index = part.groups((best_N < goal_N) & ~(best_N - seen_N < least_N))
-            seen_N = best_N
-            if index.numel() <= MOSTLY * rows.numel():
-                for site, value in best.items():
-                    found.values[site][rows] = value
+            index = climb.unfinished()
+            if index.numel() <= MOSTLY * climb.rows.numel():
+                climb.store(result)
                 if index.numel() == 0:
-                    return found
-                rows, part = rows[index], part.rows(index)
-                fences = {s: f.rows(index) for s, f in fences.items()}
-                goal_N, best_N, first_N, seen_N = (
-                    t[index] for t in (goal_N, best_N, first_N, seen_N)
-                )
-                values, grads, momentum, best = (
-                    {s: t[index] for s, t in group.items()}
-                    for group in (values, grads, momentum, best)
-                )
-        length_N = _rate(config.lr, step, steps) * part.budget_N
-        values = _step(values, grads, momentum, length_N)
-        values = project(values, fences, part.budget_N)
-    for site, value in best.items():
-        found.values[site][rows] = value
-    return found
+                    return result
+                climb, grads = climb.of_rows(index), {s: g[index] for s, g in grads.items()}
+        length_N = _rate(config.lr, step, steps) * climb.problem.budget_N
+        climb.step(grads, length_N)
+    climb.store(result)
+    return result
 
 
-def ascend_shared(
-    problem: Problem, constraints: Mapping[Site, Constraint], config: ResidualAscent.Config
-) -> dict[Site, Tensor]:
+@dataclass
+class Climb:
+    """The rows of a problem that an ascent still works on."""
+
+    problem: Problem
+    rows: Tensor
+    goal_N: Tensor
+    values: dict[Site, Tensor]
+    best: dict[Site, Tensor]
+    momentum: dict[Site, Tensor]
+    best_N: Tensor
+    first_N: Tensor
+    seen_N: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, config: ResidualAscent.Config) -> Self:
+        values = dict(problem.zeros().values)
+        goal_N = problem.goal_N * (1 if problem.matches_distribution else config.margin)
+        nothing_N = torch.full_like(goal_N, -torch.inf)
+        return cls(
+            problem,
+            torch.arange(problem.size, device=goal_N.device),
+            goal_N,
+            values,
+            dict(values),
+            {s: torch.zeros_like(v) for s, v in values.items()},
+            nothing_N,
+            nothing_N,
+            nothing_N,
+        )
+
+    def keep(self, objective_N: Tensor) -> None:
+        """Keep the iterates that are the best so far, until their goal is reached."""
+        better_N = (objective_N > self.best_N) & (self.best_N < self.goal_N)
+        self.best_N = torch.where(better_N, objective_N, self.best_N)
+        self.best = {
+            s: torch.where(better_N[:, None, None], v, self.best[s]) for s, v in self.values.items()
+        }
+
+    def unfinished(self) -> Tensor:
+        """Rows that have neither reached their goal nor stalled since the last look."""
+        least_N = STALLED * torch.minimum(self.best_N - self.first_N, self.goal_N - self.best_N)
+        going_N = (self.best_N < self.goal_N) & ~(self.best_N - self.seen_N < least_N)
+        self.seen_N = self.best_N
+        return self.problem.groups(going_N)
+
+    def step(self, grads: Mapping[Site, Tensor], length_N: Tensor) -> None:
+        self.values = self.problem.project(_step(self.values, grads, self.momentum, length_N))
+
+    def store(self, result: ResidualDelta) -> None:
+        for site, value in self.best.items():
+            result.values[site][self.rows] = value
+
+    def of_rows(self, index: Tensor) -> Self:
+        return replace(
+            self,
+            problem=self.problem.rows(index),
+            **{
+                name: getattr(self, name)[index]
+                for name in ("rows", "goal_N", "best_N", "first_N", "seen_N")
+            },
+            **{
+                name: {s: t[index] for s, t in getattr(self, name).items()}
+                for name in ("values", "best", "momentum")
+            },
+        )
+
+
+def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site, Tensor]:
     """One direction [V, 1, D] per site and variant that recovers as many examples as it can.
 
     A route that serves examples it was not fitted on exists in the model; it is not injected
@@ -139,10 +179,10 @@ def ascend_shared(
     empty = {s: v[:variants, :1] for s, v in problem.zeros().values.items()}
     shared, momentum = dict(empty), dict(empty)
     one_V = torch.ones(variants, device=problem.budget_N.device)
-    goal_N = problem.goal_N * (config.margin if problem.wanted_NV is None else 1)
+    goal_N = problem.goal_N * (1 if problem.matches_distribution else config.margin)
     step, steps = 0, config.steps
     while step < steps:
-        objective_N, grads = problem.gradient(spread(problem, constraints, shared))
+        objective_N, grads = problem.gradient(spread(problem, shared))
         steps = problem.affordable(steps) if step == 0 else steps
         unmet = (objective_N < goal_N)[:, None, None]
         # Examples that are done have no say, so that the rest are not drowned by easy ones.
@@ -151,20 +191,19 @@ def ascend_shared(
             for s, g in grads.items()
         }
         shared = _step(shared, total, momentum, _rate(config.lr, step, steps) * one_V)
-        shared = _inside_ball(shared, one_V)
+        factor_V = excess(shared, one_V)
+        shared = {s: v * factor_V[:, None, None] for s, v in shared.items()}
         step += 1
     return shared
 
 
-def spread(
-    problem: Problem, constraints: Mapping[Site, Constraint], shared: Mapping[Site, Tensor]
-) -> ResidualDelta:
+def spread(problem: Problem, shared: Mapping[Site, Tensor]) -> ResidualDelta:
     """A shared direction [V, 1, D] at every perturbed position, at each example's own budget."""
-    there_NP1 = (problem.positions_NP >= 0)[:, :, None].float()
-    length_N11 = (problem.budget_N / there_NP1.flatten(1).sum(1).sqrt())[:, None, None]
+    acts_NP1 = (problem.positions_NP >= 0)[:, :, None].float()
+    length_N11 = (problem.budget_N / acts_NP1.flatten(1).sum(1).sqrt())[:, None, None]
     repeats = problem.size // problem.variants
-    values = {s: u.repeat(repeats, 1, 1) * there_NP1 * length_N11 for s, u in shared.items()}
-    return ResidualDelta(project(values, constraints, problem.budget_N), problem.positions_NP)
+    values = {s: u.repeat(repeats, 1, 1) * acts_NP1 * length_N11 for s, u in shared.items()}
+    return replace(problem.zeros(), values=problem.project(values))
 
 
 def _rate(first: float, step: int, steps: int) -> float:
@@ -184,55 +223,8 @@ def _step(
     published, scales each coordinate instead; after projection that no longer points uphill, and
     it stops short of what the budget allows.
     """
-    share = ((1 - MOMENTUM) / _norm(grads).clamp(min=1e-30))[:, None, None]
+    share = ((1 - MOMENTUM) / total_norm(grads).clamp(min=1e-30))[:, None, None]
     for site, grad in grads.items():
         momentum[site] = torch.addcmul(MOMENTUM * momentum[site], share, grad)
-    scale = (length_N / _norm(momentum).clamp(min=1e-30))[:, None, None]
+    scale = (length_N / total_norm(momentum).clamp(min=1e-30))[:, None, None]
     return {site: torch.addcmul(value, scale, momentum[site]) for site, value in values.items()}
-
-
-def project(
-    values: Mapping[Site, Tensor], constraints: Mapping[Site, Constraint], budget_N: Tensor
-) -> dict[Site, Tensor]:
-    """Into the constraint set, then into the budget ball without leaving the set."""
-    inside = {s: constraints[s].project(v) for s, v in values.items()}
-    factor_N = _excess(inside, budget_N)
-    return {s: constraints[s].shrink(v, factor_N) for s, v in inside.items()}
-
-
-def _inside_ball(values: Mapping[Site, Tensor], radius_N: Tensor) -> dict[Site, Tensor]:
-    factor_N = _excess(values, radius_N)
-    return {s: v * factor_N[:, None, None] for s, v in values.items()}
-
-
-def _excess(values: Mapping[Site, Tensor], radius_N: Tensor) -> Tensor:
-    """Factor [N], at most 1, that brings each example's norm over all sites into the ball."""
-    return (radius_N / _norm(values).clamp(min=1e-30)).clamp(max=1.0)
-
-
-def _norm(values: Mapping[Site, Tensor]) -> Tensor:
-    """Norm [N] of each example over all sites."""
-    each: list[Tensor] = [torch.linalg.vector_norm(v, dim=(1, 2)) for v in values.values()]
-    return torch.stack(each).square().sum(0).sqrt()
-
-
-def random_direction(
-    problem: Problem, constraints: Mapping[Site, Constraint], norm_N: Tensor, label: str
-) -> ResidualDelta:
-    """A Gaussian direction of the given norm per example, inside the constraint set.
-
-    Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
-    it does not depend on how examples are batched.
-    """
-    empty = problem.zeros()
-    values = {}
-    for site, value in empty.values.items():
-        drawn = torch.empty(value.shape)
-        label_here = f"{label}/{site}"
-        for n, generator in enumerate(generators(problem.seed, label_here, problem.examples)):
-            drawn[n] = torch.randn(value.shape[1:], generator=generator)
-        values[site] = drawn.to(value.device) * (problem.positions_NP >= 0)[:, :, None]
-    # Far outside the ball, so that projecting always ends on its sphere.
-    size_N = ResidualDelta(values, empty.positions_EP).norm_E()
-    far = {s: v * (1e3 * norm_N / size_N)[:, None, None] for s, v in values.items()}
-    return replace(empty, values=project(far, constraints, norm_N))

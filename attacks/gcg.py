@@ -16,23 +16,27 @@ from torch import Generator, Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.seeds import generators
-from saebench_recovery.interfaces import TokenSuffix
-from saebench_recovery.model.adaptive_batches import Pieces
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.retokenise import Gap, first_stable, neighbourly
-from saebench_recovery.perturbations.suffix import TRIES, SuffixProblem
+from saebench_recovery.perturbations.replacements import batches_for, evaluated, noted, proposed
+from saebench_recovery.perturbations.retokenise import (
+    Gap,
+    Vocabulary,
+    first_stable,
+    stable_neighbours,
+)
+from saebench_recovery.perturbations.suffix_tokens import TRIES, SuffixTokens, TokenSuffix
 from saebench_recovery.registry import register_attack
 
 SPARE = 2  # replacements drawn for each that is tried: some are unstable or drawn twice
 LOOKED_AT = 16  # of the best candidates, until one is stable
-PIECE = 2**21  # residual numbers of candidates that run at once
+BATCH = 2**21  # residual numbers of candidates that run at once
 
 
 @register_attack("gcg")
 class GreedyCoordinateGradient(SuffixAttack):
     """Replaces tokens of the suffix by those that the gradient proposes and a pass confirms."""
 
-    suffix = "tokens"
+    space = "tokens"
 
     class Config(SuffixAttack.Config):
         steps: int = Field(default=16, ge=1, le=10_000)
@@ -59,46 +63,74 @@ class GreedyCoordinateGradient(SuffixAttack):
     config: Config
 
     def search(self, problem: Problem) -> TokenSuffix:
-        assert isinstance(problem, SuffixProblem)
         config = self.config
-        problem = problem.obfuscating(config.drift_penalty, config.margin)
-        gaps = problem.gaps()
-        allowed = problem.words.allowed_V.nonzero()[:, 0]
-        drawn = list(generators(problem.seed, "gcg", problem.examples))
-        kept = Buffer.of(_first(problem, gaps, drawn), config.buffer)
+        problem = SuffixTokens.of(problem).penalised(problem, config.drift_penalty, config.margin)
+        space = SuffixTokens.of(problem)
+        gaps = space.gaps()
+        drawn = list(generators(problem.seed, "gcg", [e.id for e in problem.examples]))
+        kept = Buffer.of(_first(space, gaps, drawn), config.buffer)
         goal_N = config.margin * problem.goal_N
-        pieces = _pieces(problem)
+        batches = batches_for(problem, BATCH)
         left = kept.begun.nonzero()[:, 0]
         step, steps = 0, config.steps
         while step < steps and left.numel():
-            part, here = problem.rows(left), [gaps[n] for n in left.tolist()]
+            part = problem.rows(left)
+            here, each = [gaps[n] for n in left.tolist()], [drawn[n] for n in left.tolist()]
             base_NL, place_N = kept.next(left)
-            objective_N, best_NLK, heard = part.promising(base_NL, config.topk)
+            objective_N, best_NLK, recorded = proposed(part, base_NL, config.topk)
             kept.learn(left, place_N, objective_N)
-            coordinates = _coordinates(config, step / steps)
-            each = [drawn[n] for n in left.tolist()]
-            best_NLK = _or_any(best_NLK, allowed, each)
-            proposed = _proposals(base_NL, best_NLK, each, config, coordinates)
-            usable = neighbourly(part.words, here, proposed.flatten(1, 2)).view(proposed.shape[:3])
-            ids, tried = _chosen(base_NL, proposed, usable, config)
-            found = [
-                part.candidates(ids[:, first], first, heard, pieces) for first in range(self.length)
+            candidates = self._candidates(space, here, base_NL, best_NLK, each, step / steps)
+            values = [
+                evaluated(part, candidates.ids[:, first], first, recorded, batches)
+                for first in range(space.length)
             ]
-            found_NT = torch.stack(found, 1).masked_fill(~tried, -torch.inf).flatten(1)
-            top = found_NT.topk(min(LOOKED_AT, found_NT.shape[1]))
-            top_NTL = ids.flatten(1, 2)[torch.arange(len(left))[:, None], top.indices]
-            chosen_N = first_stable(part.words, here, top_NTL, top.values > -torch.inf)
-            row = torch.arange(len(left), device=left.device)
-            value_N = top.values[row, chosen_N].masked_fill(chosen_N < 0, -torch.inf)
-            kept.add(left, top_NTL[row, chosen_N], value_N)
-            part.reached(value_N)
+            ids_NL, value_N = candidates.best(torch.stack(values, 1), space.words, here)
+            kept.add(left, ids_NL, value_N)
+            noted(part, value_N)
             if step == 0:
                 steps = problem.affordable(steps)
             step += 1
             left = left[kept.best(left)[1] < goal_N[left]]
         every = torch.arange(problem.size, device=goal_N.device)
         ids_NL, _ = kept.best(every)
-        return problem.suffix(ids_NL.masked_fill(~kept.begun[:, None], -1))
+        return space.suffix(ids_NL.masked_fill(~kept.begun[:, None], -1))
+
+    def _candidates(
+        self,
+        space: SuffixTokens,
+        gaps: list[Gap],
+        base_NL: Tensor,
+        best_NLK: Tensor,
+        drawn: list[Generator],
+        done: float,
+    ) -> Candidates:
+        """Suffixes to try in the place of the base, after a share `done` of the steps."""
+        allowed = space.words.allowed_V.nonzero()[:, 0]
+        best_NLK = _or_any(best_NLK, allowed, drawn)
+        drawn_NLTL = _proposals(
+            base_NL, best_NLK, drawn, self.config, _coordinates(self.config, done)
+        )
+        usable = stable_neighbours(space.words, gaps, drawn_NLTL.flatten(1, 2))
+        ids, tried = _chosen(base_NL, drawn_NLTL, usable.view(drawn_NLTL.shape[:3]), self.config)
+        return Candidates(ids, tried)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Suffixes [N, L, B, L], those at [:, i] changed first in token i; which [N, L, B] to try."""
+
+    ids: Tensor
+    tried: Tensor
+
+    def best(self, value_NLB: Tensor, words: Vocabulary, gaps: list[Gap]) -> tuple[Tensor, Tensor]:
+        """The best suffix [N, L] of each row that is stable, and its value; -inf if none is."""
+        value_NT = value_NLB.masked_fill(~self.tried, -torch.inf).flatten(1)
+        top = value_NT.topk(min(LOOKED_AT, value_NT.shape[1]))
+        row = torch.arange(len(value_NT), device=value_NT.device)
+        top_NTL = self.ids.flatten(1, 2)[row[:, None], top.indices]
+        chosen_N = first_stable(words, gaps, top_NTL, top.values > -torch.inf)
+        value_N = top.values[row, chosen_N].masked_fill(chosen_N < 0, -torch.inf)
+        return top_NTL[row, chosen_N], value_N
 
 
 @dataclass
@@ -149,24 +181,26 @@ def _coordinates(config: GreedyCoordinateGradient.Config, done: float) -> int:
     return max(1, min(config.length, round(config.coordinates * share)))
 
 
-def _first(problem: SuffixProblem, gaps: list[Gap], drawn: list[Generator]) -> Tensor:
+def _first(space: SuffixTokens, gaps: list[Gap], drawn: list[Generator]) -> Tensor:
     """What each suffix [N, L] begins as: an ordinary token over and over, where that is stable.
 
     Raises:
         UserError: no suffix is stable in any prompt.
     """
-    allowed = problem.words.allowed_V.nonzero()[:, 0].cpu()
-    shape = (TRIES, problem.length)
+    allowed = space.words.allowed_V.nonzero()[:, 0].cpu()
+    shape = (TRIES, space.length)
     random = [allowed[torch.randint(len(allowed), shape, generator=g)] for g in drawn]
-    plain = torch.tensor(problem.words.ordinary[:TRIES])[:, None].expand(-1, problem.length)
-    ids_NTL = torch.stack([torch.cat([plain, ids]) for ids in random]).to(problem.at_N.device)
-    chosen_N = first_stable(problem.words, gaps, ids_NTL, neighbourly(problem.words, gaps, ids_NTL))
+    plain = torch.tensor(space.words.ordinary[:TRIES])[:, None].expand(-1, space.length)
+    ids_NTL = torch.stack([torch.cat([plain, ids]) for ids in random]).to(space.positions_NP.device)
+    chosen_N = first_stable(
+        space.words, gaps, ids_NTL, stable_neighbours(space.words, gaps, ids_NTL)
+    )
     if (chosen_N < 0).all():
         raise UserError(
-            f"no suffix of {problem.length} tokens of {problem.active.target.name} is tokenised as "
+            f"no suffix of {space.length} tokens of {space.words.target.name} is tokenised as "
             "it was searched; try another -A length"
         )
-    first_NL = ids_NTL[torch.arange(problem.size), chosen_N]
+    first_NL = ids_NTL[torch.arange(space.size), chosen_N]
     return first_NL.masked_fill(chosen_N[:, None] < 0, -1)
 
 
@@ -216,11 +250,3 @@ def _chosen(
     order = usable.int().argsort(dim=-1, descending=True, stable=True)[..., :count]
     index = order[..., None].expand(-1, -1, -1, proposed.shape[-1])
     return proposed.gather(2, index), usable.gather(2, order)
-
-
-def _pieces(problem: SuffixProblem) -> Pieces:
-    """An accelerator that runs out of memory says so; elsewhere pieces never grow."""
-    _, Q, D = problem.start.resid_RQD.shape
-    rows = PIECE // (Q * D * problem.batch.rows_per_example)
-    on_accelerator = problem.start.resid_RQD.device.type != "cpu"
-    return Pieces(rows, 2**20 if on_accelerator else rows)

@@ -110,12 +110,12 @@ class Jacobian(ResidualAscent):
             look = model.look(delta_NF, linearise=fresh)
             rows = look.rows if fresh else rows
             objective_N = look.objective_N.masked_fill(look.drift_N > limit, -torch.inf)
-            model.problem.reached(objective_N)
+            model.note(objective_N)
             better_N = (objective_N > best_N[place_N]) & (best_N[place_N] < goal_N[place_N])
             best_N[place_N] = torch.where(better_N, objective_N, best_N[place_N])
             best_NF[place_N] = torch.where(better_N[:, None], delta_NF, best_NF[place_N])
             if whole.allowance is not None:  # a device sync
-                spent.append(float(whole.trail.spent_N[whole.row_N].amax()))
+                spent.append(float(whole.spent_N().amax()))
             steps = self._steps(whole.allowance, spent)
             if step >= steps:
                 break
@@ -146,12 +146,12 @@ class Jacobian(ResidualAscent):
         Between Jacobians the last one serves, as in a chord method.
         """
         values, gradient = (model.delta(v).values for v in (delta_NF, look.gradient_NF))
-        change_NF = model.fenced(model.flat(_step(values, gradient, momentum, length_N))) - delta_NF
+        change_NF = model.inside(model.flat(_step(values, gradient, momentum, length_N))) - delta_NF
         if rows is not None:
             change_NF = rows.remove(change_NF)
             if self._corrected:
                 change_NF = change_NF + rows.correction(look.moved_NK)
-        delta_NF = model.fenced(delta_NF + change_NF)
+        delta_NF = model.inside(delta_NF + change_NF)
         excess_N: Tensor = delta_NF.norm(dim=1) / model.problem.budget_N.clamp_min(1e-30)
         return delta_NF / excess_N.clamp_min(1)[:, None]
 

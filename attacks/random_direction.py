@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from saebench_recovery.attacks._ascent import random_direction
 from saebench_recovery.attacks._residual import ResidualAttack
 
-from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.interfaces import Perturbation
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.registry import register_attack
 
@@ -16,5 +15,5 @@ class RandomDirection(ResidualAttack):
 
     constrained = True
 
-    def search(self, problem: Problem) -> ResidualDelta:
-        return random_direction(problem, problem.constraints, problem.budget_N, "attack")
+    def search(self, problem: Problem) -> Perturbation:
+        return problem.random(problem.budget_N, "attack")

@@ -12,7 +12,7 @@ from saebench_recovery.attacks._suffix import SuffixAttack
 
 from saebench_recovery.interfaces import Perturbation
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.suffix import SuffixProblem
+from saebench_recovery.perturbations.suffix_embeddings import SuffixEmbeddings
 from saebench_recovery.registry import register_attack
 
 
@@ -20,7 +20,7 @@ from saebench_recovery.registry import register_attack
 class SoftSuffixAscent(SuffixAttack):
     """Gradient ascent on the embeddings of an ordinary token, repeated."""
 
-    suffix = "embeddings"
+    space = "embeddings"
 
     class Config(SuffixAttack.Config):
         steps: int = Field(default=20, ge=1, le=10_000)
@@ -37,8 +37,7 @@ class SoftSuffixAscent(SuffixAttack):
     config: Config
 
     def search(self, problem: Problem) -> Perturbation:
-        assert isinstance(problem, SuffixProblem)
         config = self.config
-        problem = problem.obfuscating(config.obfuscation, config.margin)
+        problem = SuffixEmbeddings.penalised(problem, config.obfuscation, config.margin)
         ascent = ResidualAscent.Config(steps=config.steps, lr=config.lr, margin=config.margin)
-        return ascend(problem, problem.fences(constrained=False), ascent)
+        return ascend(problem, ascent)

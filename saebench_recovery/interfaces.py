@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,16 +19,18 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
-from saebench_recovery.perturbations.suffixes import SoftSuffix, TokenSuffix
+from saebench_recovery.model.roles import Intervention, Judge
+from saebench_recovery.perturbations.answer_beginning import Beginning
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.suffix_embeddings import SoftSuffix
+from saebench_recovery.perturbations.suffix_tokens import TokenSuffix
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Constraint
-
-if TYPE_CHECKING:
-    from saebench_recovery.perturbations.problem import Problem
-    from saebench_recovery.sae.latents import Latents
-    from saebench_recovery.targets.target import Target
+from saebench_recovery.targets.target import Target
 
 __all__ = [
     "Attack",
+    "Beginning",
     "Defense",
     "Example",
     "Output",
@@ -172,6 +173,13 @@ class Task(Plugin, ABC):
             )
         return example.with_candidates(wrong, *(c for c in example.candidates if c != wrong))
 
+    def beginnings(self) -> Sequence[str]:
+        """Beginnings of answers that show the behaviour, for attacks that write them.
+
+        None by default; for tasks that generate.
+        """
+        return ()
+
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
         """Run-level figures that the task's field asks for, beside the other side effects.
 
@@ -286,17 +294,17 @@ class Defense(Plugin, ABC):
 
 
 class Attack(Plugin, ABC):
-    """A constrained search for a perturbation that brings the behaviour back.
+    """A search for a perturbation that brings the behaviour back.
+
+    `space` is the kind of perturbation that it searches (`perturbations.kinds`): rows added to
+    the residual stream, tokens or embeddings of a suffix, the beginning of the answer.
 
     `constrained` says that it stays in the problem's constraint sets by construction; the
     scoring holds it to that and flags a row that moved the defended latents all the same.
-
-    `suffix` says that it puts tokens into the prompt, `"tokens"` of its choice or `"embeddings"`
-    that it displaces, instead of adding to the residual stream; it is handed a `SuffixProblem`.
     """
 
     constrained: bool = False
-    suffix: ClassVar[Literal["tokens", "embeddings"] | None] = None
+    space: ClassVar[str] = "residual"
 
     def suite(self) -> Sequence[Attack]:
         """The attacks that it stands for, each tried on what those before left unbroken."""
@@ -309,7 +317,7 @@ class Attack(Plugin, ABC):
 
     def promise(self, problem: Problem) -> Constraint:
         """How the defended latents are kept in place in this problem, by construction."""
-        return problem.promise if self.constrained else Constraint(kind="none", rank=0)
+        return problem.space.promise
 
     @property
     def learns(self) -> bool:
@@ -321,11 +329,11 @@ class Attack(Plugin, ABC):
         """Whether it aims at the clean model's whole output distribution, not the margin."""
         return False
 
-    def sites(self, defense: Defense) -> list[Site]:
+    def sites(self, defense: Intervention) -> list[Site]:
         """Perturbed hook points, in the order of the forward pass: the first defended one."""
         return [min(defense.latents)]
 
-    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+    def positions(self, task: Judge, example: Example) -> tuple[int, ...]:
         """Absolute token positions that may be perturbed in an example: the task's own choice."""
         return task.positions(example)
 
@@ -344,9 +352,4 @@ class Attack(Plugin, ABC):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        copies = {
-            name: getattr(problem, name).clone()
-            for name in ("positions_NP", "budget_N", "scale_N", "goal_N")
-        }
-        found = self.search(replace(problem, **copies))
-        return problem.admit(found, constrained=self.constrained)
+        return problem.admit(self.search(problem.copied()))

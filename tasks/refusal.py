@@ -24,7 +24,6 @@ from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.generation import continued
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.registry import register_task
 from saebench_recovery.selection.refusal_direction import (
     aligned,
@@ -240,7 +239,7 @@ class Refusal(Task):
         for begin in range(0, len(asked), CHUNK):
             part = asked[begin : begin + CHUNK]
             clean = DefendedModel(target, None)
-            answers += continued(clean, part, self.config.answer_tokens, Meter())
+            answers += continued(clean, part, self.config.answer_tokens)
         openings = [_decoded(target, answer) for answer in answers]
         complying = [c == "compliance" for c in self._judged(target, asked, openings)]
         # Byte-level vocabularies put the space before a first word into its token.

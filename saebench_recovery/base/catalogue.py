@@ -66,6 +66,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.soft_suffix:SoftSuffixAscent",
             "free embeddings behind the prompt, displaced within the budget",
         ),
+        "prefill": (
+            "saebench_recovery.attacks.prefill:Prefill",
+            "beginnings of the answer, written for the model, which then goes on by itself",
+        ),
         "auto-v1": (
             "saebench_recovery.attacks.auto:AutoV1",
             "the standard suite without parameters: worst case over several attacks",

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from torch import Generator
 
-from saebench_recovery.interfaces import Example
 
-
-def generators(seed: int, label: str, examples: Sequence[Example]) -> Iterator[Generator]:
-    """One for each: from the run's seed, `label`, the example's id and how often it came before."""
+def generators(seed: int, label: str, ids: Sequence[str]) -> Iterator[Generator]:
+    """One for each: from the run's seed, `label`, the id and how often it came before."""
     seen: dict[str, int] = {}
-    for example in examples:
-        seen[example.id] = seen.get(example.id, 0) + 1
-        key = f"{seed}/{label}/{example.id}/{seen[example.id]}"
+    for id in ids:
+        seen[id] = seen.get(id, 0) + 1
+        key = f"{seed}/{label}/{id}/{seen[id]}"
         number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
         yield Generator().manual_seed(number)

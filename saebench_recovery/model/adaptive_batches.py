@@ -1,4 +1,4 @@
-"""Work in pieces as large as memory allows."""
+"""Work in batches as large as memory allows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 
-PATIENCE = 8  # pieces that must fit before larger ones are tried
+PATIENCE = 8  # batchs that must fit before larger ones are tried
 
 
-class Pieces:
-    """Rows per piece: halved whenever memory runs out, and doubled again once several fitted.
+class AdaptiveBatches:
+    """Rows per batch: halved whenever memory runs out, and doubled again once several fitted.
 
     `most` bounds the growth where running out of memory would not raise.
     """
@@ -24,7 +24,7 @@ class Pieces:
     def over(self, total: int, group: int, work: Callable[[Tensor], Tensor]) -> Tensor:
         """Concatenated results of `work(indices)` on all of `total` rows.
 
-        `group` neighbours share something: pieces hold whole groups, if any fits.
+        `group` neighbours share something: batchs hold whole groups, if any fits.
 
         Raises:
             UserError: not even one row fits.

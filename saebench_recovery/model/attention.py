@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.model.meter import note_twofold
 
 NAME = "saebench_prefix"
 
@@ -31,17 +32,17 @@ class FrozenLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, length: int, keys: Tensor | None, values: Tensor | None, *, listening: bool = False
+        self, length: int, keys: Tensor | None, values: Tensor | None, *, recording: bool = False
     ) -> None:
         super().__init__()
         self.length, self.keys, self.values = length, keys, values
-        self.listening = listening
-        self.heard: tuple[Tensor, Tensor] | None = None
+        self.recording = recording
+        self.recorded: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.listening:
-            self.heard = key.detach(), value.detach()
+        if self.recording:
+            self.recorded = key.detach(), value.detach()
         return key, value
 
     def get_seq_length(self) -> int:
@@ -60,24 +61,24 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
         length: int,
         keys_values: list[tuple[Tensor, Tensor] | None],
         *,
-        listening: bool = False,
+        recording: bool = False,
     ) -> None:
         self.length, self.keys_values = length, keys_values
         pairs = [kv or (None, None) for kv in keys_values]
-        super().__init__(layers=[FrozenLayer(length, *kv, listening=listening) for kv in pairs])
+        super().__init__(layers=[FrozenLayer(length, *kv, recording=recording) for kv in pairs])
 
-    def listening(self) -> FrozenPrefix:
+    def recording(self) -> FrozenPrefix:
         """The same prefix, which keeps the keys and values of the next pass over it."""
-        return FrozenPrefix(self.length, self.keys_values, listening=True)
+        return FrozenPrefix(self.length, self.keys_values, recording=True)
 
-    def extended(self, heard: FrozenPrefix, count: int, rows_per_example: int) -> FrozenPrefix:
+    def extended(self, recorded: FrozenPrefix, count: int, rows_per_example: int) -> FrozenPrefix:
         """A prefix for each example of a pass: its own, and `count` tokens that it then ran."""
         longer: list[tuple[Tensor, Tensor] | None] = []
-        for past, layer in zip(self.keys_values, heard.layers, strict=True):
-            if layer.heard is None:  # a layer that did not run
+        for past, layer in zip(self.keys_values, recorded.layers, strict=True):
+            if layer.recorded is None:  # a layer that did not run
                 longer.append(None)
                 continue
-            own = [t[::rows_per_example, :, :count] for t in layer.heard]
+            own = [t[::rows_per_example, :, :count] for t in layer.recorded]
             if past is not None and self.length:
                 share = own[0].shape[0] // past[0].shape[0]
                 pairs = zip(past, own, strict=True)
@@ -142,6 +143,7 @@ def attention(
         scores = scores + attention_mask[:, :, None]
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
     length = key.shape[-2]
+    note_twofold(2 * 2.0 * R * H * Q * d * length)
     # One split: the backward pass of two slices would fill and add two whole tensors.
     before, own = weights.split_with_sizes([weights.shape[-1] - length, length], -1)
     mixed = own @ value

@@ -81,7 +81,7 @@ class Batch:
             self.settled_R[index_R],
         )
 
-    def saying(self, ids_EK: Tensor) -> Batch:
+    def with_first_tokens(self, ids_EK: Tensor) -> Batch:
         """The same windows with other tokens at their start."""
         ids_RK = ids_EK.repeat_interleave(self.rows_per_example, 0)
         return replace(self, ids_RQ=torch.cat([ids_RK, self.ids_RQ[:, ids_RK.shape[1] :]], 1))

@@ -82,6 +82,7 @@ class DefendedModel:
                 self._record(trace, site, before, after)
             return after.to(resid_RQD.dtype)
 
+        edit.recording = trace is not None  # type: ignore[attr-defined]  # see `hooks.kinds`
         return edit
 
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:

@@ -19,8 +19,17 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.model.attention import FrozenPrefix, reading
 from saebench_recovery.model.batch import Batch, Prefix, tokens_only
 from saebench_recovery.model.examples import Output
-from saebench_recovery.model.hooks import Edit, blocks, edited, entry, start_block, starting_at
+from saebench_recovery.model.hooks import (
+    Edit,
+    blocks,
+    edited,
+    entry,
+    kinds,
+    start_block,
+    starting_at,
+)
 from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.meter import counted
 
 # Which edits hold for a batch: the active defense, and a perturbation where there is one.
 Edits = Callable[[Batch], Mapping[Site, Edit]]
@@ -100,7 +109,7 @@ def prefill(
     Runs the prefixes of E examples once, and then the window's R = E * n rows with
     `window_edits` (the same edits, perhaps recording). `pool` is where the task pools, if it does.
     """
-    length = prefix.ids_EP.shape[1]
+    length, depth = prefix.ids_EP.shape[1], target.depth()
     frozen = FrozenPrefix(length, [None] * len(blocks(target.model)))
     pooled: list[tuple[Tensor, Tensor]] = []
     if length:
@@ -116,8 +125,12 @@ def prefill(
                 return changed
 
             left_edits[pool] = add_up
-        with edited(target.model, left_edits):
-            run_tokens(target, left, prefix.mask_EP, cache)
+
+        def run_prefix() -> Tensor:
+            with edited(target.model, left_edits):
+                return run_tokens(target, left, prefix.mask_EP, cache)
+
+        _counted(target, left, left_edits, None, depth, run_prefix)
         frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
     block = start_block(site)
     kept: list[Tensor] = []
@@ -130,8 +143,14 @@ def prefill(
         return changed
 
     whole = Start(Site(0, "hook_resid_pre"), torch.empty(0), frozen, prefix.mask_EP)
-    with edited(target.model, {**window_edits, entry(site): keep}), reading(frozen):
-        run_tokens(target, window, _attention_mask(window, whole), frozen)
+
+    def run_window() -> Tensor:
+        with edited(target.model, {**window_edits, entry(site): keep}), reading(frozen):
+            return run_tokens(target, window, _attention_mask(window, whole), frozen)
+
+    _counted(
+        target, window, window_edits, replace(whole, at_tokens=True), target.depth(), run_window
+    )
     late = [kv if i >= block else None for i, kv in enumerate(frozen.keys_values)]
     share = pooled[0] if pooled else None
     return Start(site, kept[0], FrozenPrefix(length, late), prefix.mask_EP, share)
@@ -158,6 +177,16 @@ def final_states(
     target: LanguageModel, batch: Batch, edits: Mapping[Site, Edit], start: Start | None = None
 ) -> Tensor:
     """Final-norm output [R, Q, D] of the window."""
+
+    def work() -> Tensor:
+        return _window(target, batch, edits, start)
+
+    return _counted(target, batch, edits, start, target.depth(), work)
+
+
+def _window(
+    target: LanguageModel, batch: Batch, edits: Mapping[Site, Edit], start: Start | None
+) -> Tensor:
     if start is None:
         with edited(target.model, edits):
             return run_tokens(target, batch, batch.mask_RQ, None)
@@ -169,6 +198,22 @@ def final_states(
         reading(start.prefix) if start.prefix.length else nullcontext(),
     ):
         return run_tokens(target, batch, _attention_mask(batch, start), start.prefix)
+
+
+def _counted(
+    target: LanguageModel,
+    batch: Batch,
+    edits: Mapping[Site, Edit],
+    start: Start | None,
+    depth: int,
+    work: Callable[[], Tensor],
+) -> Tensor:
+    """Do a window's pass through the blocks before `depth`, and count it."""
+    R, Q = batch.ids_RQ.shape
+    first = 0 if start is None or start.at_tokens else start_block(start.site)
+    past = 0 if start is None else start.prefix.length
+    kind = (Q, first, depth, past, *kinds(edits))
+    return counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * (depth - first))
 
 
 class _SiteReached(Exception):  # noqa: N818
@@ -188,9 +233,12 @@ def until_site(
         reached.append(resid if wanted is None else wanted(resid))
         raise _SiteReached
 
-    with suppress(_SiteReached):
-        final_states(target, batch, {**edits, site: stop}, start)
-    return reached[0]
+    def work() -> Tensor:
+        with suppress(_SiteReached):
+            _window(target, batch, {**edits, site: stop}, start)
+        return reached[0]
+
+    return _counted(target, batch, edits, start, target.depth(site), work)
 
 
 def content(target: LanguageModel, batch: Batch) -> Tensor:

@@ -19,9 +19,9 @@ from saebench_recovery.model.batch import Batch, tokens_only
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.forward import run_tokens
-from saebench_recovery.model.hooks import edited
+from saebench_recovery.model.hooks import edited, kinds
 from saebench_recovery.model.language_model import LanguageModel
-from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.meter import counted
 from saebench_recovery.model.perturbation import ResidualDelta
 
 LOOK_EVERY = 4  # tokens between looks at which rows have ended: a look costs a device sync
@@ -31,11 +31,10 @@ def written(
     active: DefendedModel,
     examples: Sequence[Example],
     new_tokens: int,
-    meter: Meter,
     delta: ResidualDelta | None = None,
 ) -> tuple[str, ...]:
     """What the defended model writes after each prompt, up to `new_tokens`, without specials."""
-    found = continued(active, examples, new_tokens, meter, delta)
+    found = continued(active, examples, new_tokens, delta)
     tokenizer = active.target.tokenizer
     return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in found)
 
@@ -45,7 +44,6 @@ def continued(
     active: DefendedModel,
     examples: Sequence[Example],
     new_tokens: int,
-    meter: Meter,
     delta: ResidualDelta | None = None,
 ) -> list[tuple[int, ...]]:
     """The ids that the defended model adds to each prompt, up to `new_tokens`, its end included.
@@ -53,13 +51,13 @@ def continued(
     Examples with one prompt (other budgets, another wanted answer) share the pass over what
     comes before their first perturbed position.
     """
-    step, mask_RT, cache = _prefilled(active, examples, meter, delta)
+    step, mask_RT, cache = _prefilled(active, examples, delta)
     ends = torch.tensor(_ends(active.target), dtype=torch.long, device=mask_RT.device)
     rows = torch.arange(len(examples), device=mask_RT.device)
     found_RT = torch.full((len(examples), new_tokens), -1, device=mask_RT.device)
     going = torch.ones_like(rows, dtype=torch.bool)
     for index in range(new_tokens):
-        token = _next(active, step, mask_RT, cache, meter, delta)
+        token = _next(active, step, mask_RT, cache, delta)
         found_RT[rows, index] = torch.where(going, token, -1)
         going = going & ~torch.isin(token, ends)
         position = step.position_RQ[:, -1] + 1
@@ -80,7 +78,7 @@ def continued(
 
 
 def _prefilled(
-    active: DefendedModel, examples: Sequence[Example], meter: Meter, delta: ResidualDelta | None
+    active: DefendedModel, examples: Sequence[Example], delta: ResidualDelta | None
 ) -> tuple[Batch, Tensor, DynamicCache]:
     """The last tokens of every prompt, still to be run, with their mask and what they can see.
 
@@ -99,7 +97,7 @@ def _prefilled(
     cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
     shared, shared_mask_EP = _left_padded(list(place), list(map(len, place)), device)
     if shared.ids_RQ.shape[1]:
-        _next(active, shared, shared_mask_EP, cache, meter)
+        _next(active, shared, shared_mask_EP, cache)
         cache.batch_select_indices(row_R.cpu())
     step, mask_RQ = _left_padded([p[-width:] for p in prompts], list(map(len, prompts)), device)
     return step, torch.cat([shared_mask_EP[row_R], mask_RQ], 1), cache
@@ -121,22 +119,25 @@ def _next(
     step: Batch,
     mask_RT: Tensor,
     cache: DynamicCache,
-    meter: Meter,
     delta: ResidualDelta | None = None,
 ) -> Tensor:
     """The most likely token [R] after each row; the cache grows by the step's tokens."""
     target = active.target
 
+    edits = active.edits(step, delta)
+    R, Q = step.ids_RQ.shape
+
     def work() -> Tensor:
         # Padding has a place before the prompt, for the delta's sake, but no embedding there.
         inside = replace(step, position_RQ=step.position_RQ.clamp(min=0))
-        with edited(target.model, active.edits(step, delta)):
-            hidden_RQD = run_tokens(target, inside, mask_RT, cache)
-        return target.logits(hidden_RQD[:, -1]).argmax(-1)
+        with edited(target.model, edits):
+            return run_tokens(target, inside, mask_RT, cache)
 
-    R, Q = step.ids_RQ.shape
     # All one-token passes count as one kind: their pasts differ by a few tokens of attention.
-    return meter.run(work, rows=R, tokens=Q, layers=target.depth(), logits="last")
+    kind = ("generation", Q, *kinds(edits))
+    layers = target.depth()
+    hidden_RQD = counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * layers)
+    return target.logits(hidden_RQD[:, -1]).argmax(-1)
 
 
 def _ends(target: LanguageModel) -> list[int]:

@@ -46,6 +46,11 @@ def entry(site: Site) -> Site:
     return Site(site.layer, "hook_resid_pre") if inside else site
 
 
+def kinds(edits: Mapping[Site, Edit]) -> list[tuple[Site, bool]]:
+    """What a pass costs depends on where it is edited, and whether latents are read there."""
+    return [(site, getattr(edit, "recording", False)) for site, edit in sorted(edits.items())]
+
+
 @contextmanager
 def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Replace the activation at each site by `edit(activation)` while the context is open.

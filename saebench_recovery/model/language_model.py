@@ -16,6 +16,7 @@ from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.batch import batch as laid_out
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.hooks import blocks, home_of, start_block
+from saebench_recovery.model.meter import count_product
 
 
 @dataclass(frozen=True, eq=False)  # a model is only itself
@@ -69,6 +70,41 @@ class LanguageModel:
         """Blocks that a pass runs: all of them, or those before a pooled site."""
         return len(blocks(self.model)) if pool is None else start_block(pool)
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt; see `prompt`.
+
+        Raises:
+            UserError: the text itself contains a BOS.
+        """
+        return self.prompt(self._ids(text))
+
+    def prompt(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt of these tokens: behind one BOS where the target uses one, else without.
+
+        Raises:
+            UserError: there is a BOS among them already.
+        """
+        made = tuple(ids) if self.bos is None else (self.bos, *ids)
+        self._check_bos("a prompt", made)
+        return made
+
+    def single_token(self, text: str) -> int | None:
+        """The id of an answer that is one token, else None."""
+        ids = self.answer(text)
+        return ids[0] if len(ids) == 1 else None
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that goes on after another, with the space that it begins with.
+
+        By itself it could get one more: some tokenizers put a space before every text.
+        """
+        before, both = self._ids("\n"), self._ids(f"\n{text}")
+        together = both[: len(before)] != before
+        return self._ids(text) if together else both[len(before) :]
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def batch(self, examples: Sequence[Example], first: Sequence[int] | None = None) -> Batch:
         """Examples laid out for the model, window i from position `first[i]` on (default: 0).
 
@@ -95,6 +131,7 @@ class LanguageModel:
         head = self._head
         there_ND = hidden_ND.to(head.weight.device)
         logits_NV = nn.functional.linear(there_ND, head.weight, head.bias)
+        count_product(logits_NV, 2.0 * logits_NV.numel() * hidden_ND.shape[1])
         return self._capped(logits_NV.to(hidden_ND.device, torch.float32))
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
@@ -105,6 +142,7 @@ class LanguageModel:
             return weight[ids_NC.to(weight.device)].to(hidden_ND.device, torch.float32)
 
         logits_NC = (rows(head.weight) @ hidden_ND.float()[:, :, None])[:, :, 0]
+        count_product(logits_NC, 2.0 * logits_NC.numel() * hidden_ND.shape[1])
         return self._capped(logits_NC if head.bias is None else logits_NC + rows(head.bias))
 
     @property

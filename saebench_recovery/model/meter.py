@@ -1,26 +1,49 @@
-"""Compute accounting: passes, token-layers, FLOPs, seconds and peak memory."""
+"""Compute accounting: passes, token-layers, FLOPs, seconds and peak memory.
+
+Work is counted where the model runs, for whoever asked for it: every meter that is open when a
+pass is made counts it, and counts its backward pass when that is made. FLOPs are those of matrix
+products. They are measured once for each kind of pass, because measuring slows small models
+several times over, and scaled by the number of rows after that.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saebench_recovery.schema import Cost
 
-T = TypeVar("T")
+_open: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
+_costs: WeakKeyDictionary[nn.Module, dict[Hashable, PassCost]] = WeakKeyDictionary()
+_twofold: list[float] = []  # while a pass is measured: products whose factors both have a gradient
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """FLOPs of one row of a kind of pass.
+
+    Weights are frozen, so a product has one gradient, which costs what the product costs; only
+    where both factors depend on what is differentiated (attention among a window's own tokens)
+    it has two.
+    """
+
+    forward: float
+    backward: float
 
 
 class Trail:
     """What the search has cost each of N rows, and had cost when its objective was first reached.
 
-    FLOPs of the passes through the tail, in float64 [N]; `first_N` is infinite until then. Every
-    selection of a problem's rows writes into the one trail of the whole problem.
+    FLOPs in float64 [N]; `first_N` is infinite until then. Every selection of a problem's rows
+    writes into the one trail of the whole problem.
     """
 
     def __init__(self, size: int, device: torch.device | str) -> None:
@@ -28,7 +51,7 @@ class Trail:
         self.first_N = torch.full_like(self.spent_N, torch.inf)
 
     def spend(self, row_N: Tensor, flops: float) -> None:
-        """Add a pass that cost so many FLOPs a row."""
+        """Add work that cost so many FLOPs a row."""
         self.spent_N[row_N] += flops
 
     def reach(self, row_N: Tensor, reached_N: Tensor) -> None:
@@ -38,59 +61,27 @@ class Trail:
 
 
 class Meter:
-    """Adds up the work of one role (the attack, or the scoring).
-
-    FLOPs of matrix products, forward and backward, are counted once per kind of pass, because
-    counting slows small models several times over, and scaled by the number of rows after that.
-    """
+    """Adds up the work of one role (the attack, or the scoring) while it is open."""
 
     def __init__(self) -> None:
         self.forward = self.backward = self.token_layers = 0
         self.flops = 0.0
         self.seconds = 0.0
         self.peak_bytes = 0
-        self._per_row: dict[Hashable, float] = {}
-
-    def run(
-        self,
-        work: Callable[[], T],
-        *,
-        rows: int,
-        tokens: int,
-        layers: int,
-        prefix: int = 0,
-        backward: bool = False,
-        logits: str = "candidates",
-    ) -> T:
-        """Do `work`, a pass over `rows` rows of `tokens` tokens through `layers` blocks.
-
-        `prefix` cached tokens stand before them, and `logits` names which logits are computed:
-        both cost FLOPs too, so they are part of the kind of pass.
-        """
-        kind = (tokens, layers, prefix, backward, logits)
-        if kind in self._per_row:
-            result = work()
-        else:
-            with FlopCounterMode(display=False) as counter:
-                result = work()
-            self._per_row[kind] = counter.get_total_flops() / rows
-        self.forward += rows
-        self.backward += rows * backward
-        self.token_layers += rows * tokens * layers
-        self.flops += self._per_row[kind] * rows
-        return result
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the wall-clock seconds spent inside, and note the most memory in use meanwhile."""
+    def counting(self) -> Iterator[None]:
+        """Count all passes made inside, the wall-clock seconds and the most memory in use."""
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         devices = range(torch.cuda.device_count() if in_use else 0)
         for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
+        token = _open.set((*_open.get(), self))
         try:
             yield
         finally:
+            _open.reset(token)
             for device in devices:
                 torch.cuda.synchronize(device)
             self.seconds += time.perf_counter() - started
@@ -106,3 +97,77 @@ class Meter:
             seconds=self.seconds,
             peak_bytes=self.peak_bytes or None,
         )
+
+    def _add(self, rows: int, token_layers: int, cost: PassCost) -> None:
+        self.forward += rows
+        self.token_layers += token_layers
+        self.flops += rows * cost.forward
+
+    def _add_backward(self, rows: int, cost: PassCost) -> None:
+        self.backward += rows
+        self.flops += rows * cost.backward
+
+
+def counted(
+    model: nn.Module, work: Callable[[], Tensor], *, kind: Hashable, rows: int, token_layers: int
+) -> Tensor:
+    """Do `work`, a pass of `rows` rows through the model that returns what was computed last.
+
+    `kind` names all that its FLOPs per row depend on; `token_layers` are tokens times blocks.
+    """
+    meters = _open.get()
+    if not meters:
+        return work()
+    costs = _costs.setdefault(model, {})
+    if kind in costs:
+        result = work()
+    else:
+        result, costs[kind] = _measured(work, rows)
+    cost = costs[kind]
+    for meter in meters:
+        meter._add(rows, token_layers, cost)
+    if result.requires_grad:
+
+        def backward(_: Tensor) -> None:
+            for meter in meters:
+                meter._add_backward(rows, cost)
+
+        result.register_hook(backward)
+    return result
+
+
+def count_product(result: Tensor, flops: float) -> Tensor:
+    """Count a product outside of the blocks (the unembedding), and its gradient when taken."""
+    meters = _open.get()
+
+    def add(_: Tensor | None = None) -> None:
+        for meter in meters:
+            meter.flops += flops
+
+    add()
+    if meters and result.requires_grad:
+        result.register_hook(add)
+    return result
+
+
+def count_backward(rows: int, flops_per_row: float) -> None:
+    """Count backward passes that start in the middle of the model, where no hook sees them."""
+    for meter in _open.get():
+        meter._add_backward(rows, PassCost(0.0, flops_per_row))
+
+
+def note_twofold(flops: float) -> None:
+    """Tell the measurement under way, if any, of products that have two gradients."""
+    if _twofold:
+        _twofold[-1] += flops
+
+
+def _measured(work: Callable[[], Tensor], rows: int) -> tuple[Tensor, PassCost]:
+    _twofold.append(0.0)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+    finally:
+        twofold = _twofold.pop()
+    forward = counter.get_total_flops() / rows
+    return result, PassCost(forward, forward + twofold / rows)

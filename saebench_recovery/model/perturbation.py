@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,23 +17,38 @@ from saebench_recovery.model.examples import Example
 class Perturbation(ABC):
     """What an attack returns, one per example: replayable in a fresh process from its tensors."""
 
+    kind: ClassVar[str]
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Named tensors, an entry per example, ready for a safetensors file."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `tensors`."""
 
     @abstractmethod
     def rows(self, index: Tensor) -> Self:
         """Those of some examples."""
 
-    @abstractmethod
     def norm_E(self) -> Tensor | None:
         """Length [E] of each, or None where there is nothing to measure."""
+        return None
+
+    def present_E(self) -> Tensor | None:
+        """Bool [E]: where there is a perturbation at all; None where there always is."""
+        return None
 
     @abstractmethod
     def applied(
         self, examples: Sequence[Example]
     ) -> tuple[Sequence[Example], ResidualDelta | None]:
         """What is run in place of the examples: their prompts as perturbed, and a delta on them."""
+
+    def inserted_at_E(self) -> Tensor | None:
+        """The prompt's token [E] before which tokens are inserted; None if none are."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class ResidualDelta(Perturbation):
     `values[site]` is float32 [E, P, D]; `positions_EP` holds token indices into each example's
     own prompt (BOS is 0), -1 where an example perturbs fewer positions.
     """
+
+    kind: ClassVar[str] = "residual"
 
     values: Mapping[Site, Tensor]
     positions_EP: Tensor
@@ -76,7 +93,7 @@ class ResidualDelta(Perturbation):
         return {**named, "positions": self.positions_EP.cpu()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ResidualDelta:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         values = {
             Site.parse(name.removeprefix("delta/")): tensor
             for name, tensor in tensors.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -44,3 +44,5 @@ class Judge(Protocol):
     def positions(self, example: Example) -> tuple[int, ...]: ...
 
     def insertion(self, example: Example) -> int: ...
+
+    def beginnings(self) -> Sequence[str]: ...

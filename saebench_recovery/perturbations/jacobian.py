@@ -16,10 +16,13 @@ from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import Trace
+from saebench_recovery.model.hooks import start_block
+from saebench_recovery.model.meter import count_backward
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.constraints import Constraint, Free, NullSpace, Tangent
 from saebench_recovery.perturbations.drift import Reading, drift, scopes, tightest_limit
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
 
 PRODUCTS = 16  # vector-Jacobian products of all rows that are computed at once
 # Smallest singular value, relative to the largest, that float32 Jacobian rows of unit length can
@@ -81,28 +84,29 @@ class Rows:
 class Linearised:
     """The defended latents of a problem, as functions of a flat delta [N, F] in float64.
 
-    `fences`: what is kept exactly, at the first perturbed site, whose own readings then need no
+    `exact`: what is kept exactly, at the first perturbed site, whose own readings then need no
     Jacobian. Everything else that is defended and scored is held through `Look.rows`: all of it,
     or `directions` random combinations. With a `penalty`, nothing is; the objective then loses
     `penalty * goal * (relative displacement of all readings)^2`.
     """
 
     def __init__(self, problem: Problem, directions: int | None, penalty: float | None) -> None:
+        space, engine = Residual.of(problem), problem._engine
         self.problem = problem
-        defense = problem.active.defense
+        defense = engine.active.defense
         assert defense is not None
-        self._sites = sorted(problem.constraints)
+        self._sites = sorted(space.constraints)
         self._shape = problem.zeros().values[self._sites[0]].shape[1:]
         first = self._sites[0]
         # No delta reaches what was read before its own site.
         self._latents = {s: found for s, found in defense.latents.items() if s >= first}
-        fence = problem.constraints[first]
-        loose = penalty is not None or isinstance(fence, Tangent)
-        self.fence: Constraint = Free() if loose else fence
+        own_set = space.constraints[first]
+        loose = penalty is not None or isinstance(own_set, Tangent)
+        self.exact: Constraint = Free() if loose else own_set
         later = [s for s in sorted(self._latents) if s > first]
         own = [first] if first in self._latents and loose else []
         self.held = [*own, *later]
-        self.scopes_NQ = scopes(problem.batch, problem.positions_NP)
+        self.scopes_NQ = scopes(engine.batch, problem.positions_NP)
         self._scored_NQ = torch.stack(list(self.scopes_NQ.values())).any(0)
         self._penalty = penalty
         self.mix_KM = self._combinations(directions)
@@ -113,13 +117,13 @@ class Linearised:
 
         The first look is the reference that the others drift from: it is at the zero delta.
         """
-        problem = self.problem
+        problem, engine = self.problem, self.problem._engine
 
         def work() -> Look:
             leaf = delta_NF.float().requires_grad_()
             trace = Trace()
             with torch.enable_grad():
-                objective_N = problem.differentiable(self.delta(leaf), trace)
+                objective_N = engine.objective(self.delta(leaf), trace)
                 reading = self._reading(trace)
                 if self._reference is None:
                     self._reference = _detached(reading)
@@ -127,10 +131,12 @@ class Linearised:
                 if self._penalty is not None:
                     square_N = (moved_NM / self._size(self._reference)).square().sum(1)
                     objective_N = objective_N - self._penalty * problem.goal_N * square_N
+                before = engine.meter.flops
                 (gradient_NF,) = torch.autograd.grad(
                     objective_N.sum(), leaf, retain_graph=linearise
                 )
-                rows = self._rows(moved_NM, leaf) if linearise else None
+                backward = engine.meter.flops - before
+                rows = self._rows(moved_NM, leaf, backward) if linearise else None
             found = drift(
                 self._reference, _detached(reading), self._reference, self._latents, self.scopes_NQ
             )
@@ -142,8 +148,11 @@ class Linearised:
                 rows,
             )
 
-        kind = f"candidates and {len(self.mix_KM) if linearise else 0} products"
-        return problem.tail_pass(work, backward=True, logits=kind)
+        return engine.booked(work)
+
+    def note(self, objective_N: Tensor) -> None:
+        """Note which rows have their objective with their drift allowed."""
+        self.problem._engine.reached(objective_N, self.problem.goal_N)
 
     def delta(self, flat_NF: Tensor) -> ResidualDelta:
         """The perturbation that a flat delta stands for, float32."""
@@ -157,8 +166,16 @@ class Linearised:
 
     @property
     def rank(self) -> int:
-        """Dimensions that are forbidden to a token: at the fence, and by what is held behind it."""
-        return self.fence.rank + sum(len(self._latents[s].features) for s in self.held)
+        """Dimensions forbidden to a token: at the first site, and by what is held behind it."""
+        return self.exact.rank + sum(len(self._latents[s].features) for s in self.held)
+
+    @property
+    def _share_of_tail(self) -> float:
+        """Blocks up to the last reading that is held, of those that a pass runs."""
+        engine = self.problem._engine
+        first = start_block(self._sites[0])
+        blocks = engine.active.target.depth(engine.task.pool) - first
+        return (start_block(self.held[-1]) - first) / blocks if blocks else 1.0
 
     @property
     def sketched(self) -> bool:
@@ -171,17 +188,17 @@ class Linearised:
         K, F = len(self.mix_KM), len(self._sites) * self._shape.numel()
         return 8 * (4 * K * F + min(K, F) * (F + 2 * min(K, F)))
 
-    def fenced(self, flat_NF: Tensor) -> Tensor:
+    def inside(self, flat_NF: Tensor) -> Tensor:
         """The same deltas inside what is kept exactly at the first perturbed site."""
         split = flat_NF.view(len(flat_NF), len(self._sites), *self._shape)
-        return torch.cat([self.fence.project(split[:, 0])[:, None], split[:, 1:]], 1).flatten(1)
+        return torch.cat([self.exact.project(split[:, 0])[:, None], split[:, 1:]], 1).flatten(1)
 
     def rows(self, index_N: Tensor) -> Linearised:
         """The same for some of the examples."""
         chosen = object.__new__(Linearised)
         vars(chosen).update(vars(self))
         chosen.problem = self.problem.rows(index_N)
-        chosen.fence = self.fence.rows(index_N)
+        chosen.exact = self.exact.rows(index_N)
         chosen.scopes_NQ = {name: scope[index_N] for name, scope in self.scopes_NQ.items()}
         chosen._scored_NQ = self._scored_NQ[index_N]
         if self._reference is not None:
@@ -193,7 +210,7 @@ class Linearised:
 
     def _reading(self, trace: Trace) -> Reading:
         """Of each example's first row, as drift is scored."""
-        C = self.problem.batch.rows_per_example
+        C = self.problem._engine.batch.rows_per_example
         z, p = ({s: t[s][::C] for s in self._latents} for t in (trace.z, trace.p))
         return Reading(z, p)
 
@@ -228,9 +245,12 @@ class Linearised:
         mix_KM: Tensor = torch.randn(directions, count, generator=drawn) / directions**0.5
         return mix_KM.to(device)
 
-    def _rows(self, moved_NM: Tensor, leaf_NF: Tensor) -> Rows | None:
+    def _rows(self, moved_NM: Tensor, leaf_NF: Tensor, backward_flops: float) -> Rows | None:
+        """The Jacobian; `backward_flops` is what a whole backward pass of all rows costs."""
         if not len(self.mix_KM):
             return None
+        products = len(leaf_NF) * len(self.mix_KM)
+        count_backward(products, backward_flops / len(leaf_NF) * self._share_of_tail)
         parts = []
         for mix_kM in torch.split(self.mix_KM, PRODUCTS):
             wanted_kNM = mix_kM[:, None].expand(-1, len(leaf_NF), -1)
@@ -243,8 +263,8 @@ class Linearised:
         return Rows(inside)
 
     def _tangent(self, row_NF: Tensor) -> Tensor:
-        # A linear fence has left only its own directions to move in.
-        return self.fenced(row_NF) if isinstance(self.fence, NullSpace) else row_NF
+        # A linear constraint has left only its own directions to move in.
+        return self.exactd(row_NF) if isinstance(self.exact, NullSpace) else row_NF
 
 
 def _detached(reading: Reading) -> Reading:

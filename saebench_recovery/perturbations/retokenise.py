@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
-from saebench_recovery.targets.target import Target
+from saebench_recovery.model.language_model import LanguageModel
 
 ORDINARY = (" !", "!", " x", "x", " the")  # what a suffix begins as, if it is one token
 
@@ -22,7 +22,7 @@ ORDINARY = (" !", "!", " x", "x", " the")  # what a suffix begins as, if it is o
 class Vocabulary:
     """The tokens of a target, what each says, and which may stand in a suffix."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: LanguageModel) -> None:
         self.target = target
         rows: Tensor = target.embedding.weight
         size = min(rows.shape[0], len(target.tokenizer))
@@ -34,7 +34,7 @@ class Vocabulary:
         plain = [_printing(p) and i not in special for i, p in enumerate(self.pieces)]
         self.allowed_V = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         self.allowed_V[:size] = torch.tensor(plain, device=rows.device)
-        self._apart: dict[int, bool] = {}  # by pair
+        self._separate: dict[int, bool] = {}  # by pair
 
     @property
     def ordinary(self) -> list[int]:
@@ -63,7 +63,7 @@ class Vocabulary:
         )
         return [tuple(ids) for ids in found["input_ids"]]
 
-    def apart(self, left: Tensor, right: Tensor) -> Tensor:
+    def separate(self, left: Tensor, right: Tensor) -> Tensor:
         """Bool, as the two: neighbours that a tokenizer leaves alone when they stand by themselves.
 
         Cheap, because each pair is looked up once: most suffixes that it lets pass are stable.
@@ -71,18 +71,18 @@ class Vocabulary:
         size = self.allowed_V.numel()
         key, place = torch.unique(left * size + right, return_inverse=True)
         pairs = {k: divmod(k, size) for k in key.tolist()}
-        new = {k: pair for k, pair in pairs.items() if k not in self._apart}
+        new = {k: pair for k, pair in pairs.items() if k not in self._separate}
         encoded = self.encode(["".join(self._piece(t) for t in pair) for pair in new.values()])
         found = zip(new.items(), encoded, strict=True)
-        self._apart |= {k: ids == pair for (k, pair), ids in found}
-        return torch.tensor([self._apart[k] for k in pairs], device=left.device)[place]
+        self._separate |= {k: ids == pair for (k, pair), ids in found}
+        return torch.tensor([self._separate[k] for k in pairs], device=left.device)[place]
 
     def _piece(self, token: int) -> str:
         return self.pieces[token] if token < len(self.pieces) else ""
 
 
 @cache
-def vocabulary(target: Target) -> Vocabulary:
+def vocabulary(target: LanguageModel) -> Vocabulary:
     return Vocabulary(target)
 
 
@@ -152,15 +152,15 @@ def first_stable(
     return chosen_N
 
 
-def neighbourly(words: Vocabulary, gaps: Sequence[Gap], ids_NTL: Tensor) -> Tensor:
-    """Bool [N, T]: suffixes all of whose neighbours, the prompt's included, are `apart`."""
+def stable_neighbours(words: Vocabulary, gaps: Sequence[Gap], ids_NTL: Tensor) -> Tensor:
+    """Bool [N, T]: suffixes all of whose neighbours, the prompt's included, are `separate`."""
     border_N2 = torch.tensor([gap.borders for gap in gaps], device=ids_NTL.device)
     border_NT2 = border_N2[:, None].expand(-1, ids_NTL.shape[1], -1)
     row_NTK = torch.cat([border_NT2[..., :1], ids_NTL, border_NT2[..., 1:]], 2)
     left, right = row_NTK[..., :-1], row_NTK[..., 1:]
     inside = (left >= 0) & (right >= 0)
-    apart = words.apart(left.clamp(min=0), right.clamp(min=0))
-    return (apart | ~inside).all(2)
+    separate = words.separate(left.clamp(min=0), right.clamp(min=0))
+    return (separate | ~inside).all(2)
 
 
 def _printing(piece: str) -> bool:

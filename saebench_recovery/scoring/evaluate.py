@@ -1,236 +1,174 @@
-"""One (target, task, defense, attack): from valid flips to the result row."""
+"""One (target, task, defense, attack): from a fitted defense to records of its valid flips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.splits import fraction_of
-from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, Task
-from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.model.hooks import blocks
+from saebench_recovery.base.progress import Progress
+from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.schema import ExampleRow, Examples, Row, Texts
-from saebench_recovery.scoring.aggregate import assemble, example_row
-from saebench_recovery.scoring.attack_and_score import Flip, Scored, Setting, pose, score_chunk
+from saebench_recovery.schema import (
+    Compute,
+    Cost,
+    ExampleCounts,
+    Facts,
+    PerturbationKind,
+    Rate,
+    Record,
+    SideEffects,
+)
+from saebench_recovery.scoring.attack_and_score import posed, score_chunk
+from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.journal import Journal, Written
 from saebench_recovery.scoring.monitor import false_alarms
-from saebench_recovery.scoring.passes import outputs
+from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.side_effects import side_effects
-from saebench_recovery.scoring.suite import Attempt, unbroken, worst_case
-from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
+from saebench_recovery.scoring.suite import unbroken
+from saebench_recovery.scoring.valid_flips import evaluation_examples, halves, valid_flips
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
-
-Advance = Callable[[str, int, int], None]
-
-CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
-MAX_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    row: Row
-    examples: list[ExampleRow]
-    perturbations: dict[str, Tensor]
-    texts: list[Texts]
 
 
 def evaluate(
-    target: Target, task: Task, defense: Defense, attack: Attack, spec: RunSpec, advance: Advance
-) -> Evaluation:
-    """Run one defense against one attack on one task.
+    target: Target,
+    task: Task,
+    defense: Defense,
+    attack: Attack,
+    spec: RunSpec,
+    journal: Journal,
+    progress: Progress,
+) -> Facts:
+    """Run one defense against one attack on one task, writing records to the journal.
 
-    `advance(description, done, total)` is told of progress.
+    What the journal holds already is not computed again.
 
     Raises:
         UserError: the plugins do not fit the target, or the model computes NaN.
     """
-    attacking, scoring = Meter(), Meter()
-    with scoring.timed():
-        advance("fitting the defense", 0, 1)
+    setting = Setting(target, task, defense, attack, spec)
+    scoring = Meter()
+    with scoring.counting():
+        progress("fitting the defense", 0, 1)
         task.fit(target, target.site_for(task.name, defense.config.site))
-        examples = list(task.examples(target, "evaluation"))[: spec.limit]
-        _check(task, target, examples)
+        examples = evaluation_examples(setting)
         defense.fit(target, task)
-        active = DefendedModel(target, defense, spec.threat_model)
-        base, flips = valid_flips(active, task, examples, scoring)
-        effects = side_effects(active, task, scoring)
-        ringing = false_alarms(active, examples, scoring)
-    suite = attack.suite()
-    learned, flips = _halves(flips) if attack.learns else ([], flips)
-    attempts: list[Attempt] = []
-    for member in suite:
-        index = unbroken(len(flips), attempts)
-        if index or not attempts:
-            setting, before = _setting(active, task, member, spec), attacking.flops
-            part = [flips[i] for i in index]
-            scored, found = _attacked(setting, learned, part, spec, attacking, scoring, advance)
-            cost = round(attacking.flops - before)
-            attempts.append(Attempt(member.name, index, scored, _joined(found), cost))
-    scored, perturbations = list(attempts[0].scored), dict(attempts[0].tensors)
-    if len(suite) > 1:
-        scored, perturbations = worst_case(len(flips), attempts)
-    setting = _setting(active, task, attack, spec)
-    row = assemble(
-        setting,
-        target.name,
-        Examples(
-            n=len(examples),
-            base=base,
-            valid=len(flips) + len(learned),
-            learned=len(learned),
-            clusters=len({f.example.cluster or f.example.id for f in flips}),
-        ),
-        scored,
-        effects,
-        attacking.cost(),
-        scoring.cost(),
-        [attempt.summary() for attempt in attempts] if len(suite) > 1 else (),
-        ringing,
+        base, flips = valid_flips(setting, examples)
+        effects = side_effects(setting)
+        ringing = false_alarms(setting.active, examples)
+    learned, flips = halves(flips) if attack.learns else ([], flips)
+    costs: dict[str, list[Written]] = {}
+    records: list[Record] = []
+    for member in attack.suite():
+        left = set(unbroken([f.example.id for f in flips], records))
+        part = [f for f in flips if f.example.id in left]
+        of_member = Setting(target, task, defense, member, spec)
+        costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
+        records += [record for chunk in costs[member.name] for record in chunk.records]
+    counts = ExampleCounts(
+        n=len(examples), base=base, valid=len(flips) + len(learned), learned=len(learned)
     )
-    lines = [example_row(setting, s) for s in scored]
-    texts = [s.texts for s in scored if s.texts is not None]
-    return Evaluation(row, lines, perturbations, texts)
+    return _facts(setting, counts, effects, ringing, scoring.cost(), costs)
 
 
-def _attacked(
+def chunks(
     setting: Setting,
     learned: Sequence[Flip],
     flips: Sequence[Flip],
-    spec: RunSpec,
-    attacking: Meter,
-    scoring: Meter,
-    advance: Advance,
-) -> tuple[list[Scored], list[Perturbation]]:
-    """Attack and score flips in chunks that fit the memory, after what it learned from others."""
-    task, attack, defense = setting.task, setting.attack, setting.active.defense
-    assert defense is not None
-    scored: list[Scored] = []
-    found: list[Perturbation] = []
-    size = spec.batch_size or flips_that_fit(setting, flips)
+    journal: Journal,
+    progress: Progress,
+) -> Iterator[Written]:
+    """Attack and score flips in chunks that fit the memory, after what it learned from others.
+
+    Chunks that the journal holds come first; a last one without records has the cost of learning.
+
+    Raises:
+        UserError: not even one flip fits, or the journal holds other flips than these.
+    """
+    label, attack = setting.task.label, setting.attack
+    what = f"{label}: {setting.defense.name} against {attack.name}"
+    size = setting.spec.batch_size or flips_that_fit(setting, flips)
+    learning = Meter()
     if learned:
-        with attacking.timed():
-            attack.fit(pose(setting, learned[:size], attacking))
-    while len(scored) < len(flips):
-        advance(f"{task.label}: {defense.name} against {attack.name}", len(scored), len(flips))
-        part = flips[len(scored) : len(scored) + size]
+        with learning.counting():
+            attack.fit(posed(setting, learned[:size], learning))
+    done = 0
+    for chunk in journal.written(label, attack.name):
+        expected = [f.example.id for f in flips[done : done + len(chunk.records)]]
+        if [record.id for record in chunk.records] != expected:
+            raise UserError(f"{what}: the stored records are of other flips; repeat with --force")
+        done += len(chunk.records)
+        yield chunk
+    while done < len(flips):
+        progress(what, done, len(flips))
         try:
-            done, perturbations = score_chunk(setting, part, attacking, scoring)
+            chunk = score_chunk(setting, flips[done : done + size])
         except torch.OutOfMemoryError:
             if size <= 1:
                 raise UserError("one example does not fit the device's memory") from None
             size //= 2
             continue
-        scored += done
-        found.append(perturbations)
-    advance(f"{task.label}: {defense.name} against {attack.name}", len(flips), len(flips))
-    return scored, found
+        journal.append(label, attack.name, chunk)
+        done += len(chunk.records)
+        yield Written(chunk.records, chunk.attacking, chunk.scoring)
+    progress(what, len(flips), len(flips))
+    yield Written((), learning.cost(), Meter().cost())
 
 
-def _setting(active: DefendedModel, task: Task, attack: Attack, spec: RunSpec) -> Setting:
-    absolute = spec.budget_unit == "absolute"
-    relative = CURVE_BUDGETS if absolute else tuple(sorted({*CURVE_BUDGETS, spec.budget}))
-    budgets = (*relative, spec.budget) if absolute else relative
-    if attack.suffix == "tokens":  # their number is all that limits them
-        budgets, absolute = (spec.budget,), False
-    return Setting(
-        active, task, attack, budgets, spec.budget, spec.limits, spec.seed, absolute, spec.flops
+def _facts(
+    setting: Setting,
+    counts: ExampleCounts,
+    effects: SideEffects,
+    ringing: Rate | None,
+    scoring: Cost,
+    chunks: Mapping[str, Sequence[Written]],
+) -> Facts:
+    spec, defense, target = setting.spec, setting.defense, setting.target
+    every = [chunk for of_member in chunks.values() for chunk in of_member]
+    return Facts(
+        task=setting.task.label,
+        target=target.name,
+        defense=defense.name,
+        attack=setting.attack.name,
+        threat_model=spec.threat_model,
+        budget=spec.budget,
+        budget_unit="absolute" if setting.absolute else "relative",
+        curve_budgets=setting.curve_budgets,
+        limits=spec.limits,
+        seed=spec.seed,
+        features={str(site): latents for site, latents in defense.features.items()},
+        examples=counts,
+        perturbation=PerturbationKind(
+            kind="several" if setting.mixed else setting.attack.space,
+            length=setting.attack.length or None,
+        ),
+        constrained=setting.attack.constrained,
+        members=tuple(chunks),
+        member_flops=tuple(sum(c.attacking.flops for c in part) for part in chunks.values()),
+        side_effects=effects,
+        stated_false_alarms=defense.false_alarms,
+        false_alarms=ringing,
+        compute=Compute(
+            attack=total_cost([chunk.attacking for chunk in every]),
+            scoring=total_cost([scoring, *(chunk.scoring for chunk in every)]),
+            model_bytes=target.model_bytes,
+            dictionary_bytes=sum(
+                latents.kept_bytes + latents.dictionary.kept_bytes
+                for latents in defense.latents.values()
+            ),
+        ),
+        forced_sae=any(latents.dictionary.forced for latents in defense.latents.values()),
+        rounded=setting.rounded,
     )
 
 
-def valid_flips(
-    active: DefendedModel, task: Task, examples: Sequence[Example], meter: Meter
-) -> tuple[int, list[Flip]]:
-    """How many examples show the behaviour when clean, and those that the defense flips.
-
-    One detector, `Task.behaviour`, judges both.
-    """
-    before = outputs(examples, DefendedModel(active.target, None), task, meter)
-    after = outputs(examples, active, task, meter)
-    base, flips, index = 0, [], 0
-    for clean, defended in zip(before, after, strict=True):
-        clean_E, defended_E = task.objective(clean), task.objective(defended)
-        if not (torch.isfinite(clean_E).all() and torch.isfinite(defended_E).all()):
-            raise UserError(
-                f"the model gives NaN or infinity on task {task.name!r} under "
-                f"{active.defense.name if active.defense else 'no defense'}"
-            )
-        shown_E, stopped_E = task.behaviour(clean), task.stopped(defended)
-        base += int(shown_E.sum())
-        for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
-            example = examples[index + e]
-            wrong = task.wrong_target(example, defended, e)
-            flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), wrong))
-        index += len(clean_E)
-    return base, flips
-
-
-def _halves(flips: Sequence[Flip]) -> tuple[list[Flip], list[Flip]]:
-    """Two halves that share no source item, the same on every run."""
-    learned = [f for f in flips if fraction_of(f.example.cluster or f.example.id) < 0.5]
-    return learned, [f for f in flips if fraction_of(f.example.cluster or f.example.id) >= 0.5]
-
-
-def _check(task: Task, target: Target, examples: Sequence[Example]) -> None:
-    """There are examples, and no prompt of theirs chooses latents."""
-    if not examples:
-        raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
-    selected = {e.prompt for e in task.examples(target, "selection")}
-    if any(e.prompt in selected for e in examples):
-        raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
-
-
-def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
-    """Flips per attack step, from what its backward pass keeps in memory.
-
-    An estimate is enough: an accelerator that runs out halves it.
-    """
-    target, task = setting.active.target, setting.task
-    examples = [flip.example for flip in flips]
-    longest = max((len(e.prompt) for e in examples), default=1)
-    attack = setting.attack
-    starts = (
-        min(attack.positions(task, e)) if attack.suffix is None else task.insertion(e)
-        for e in examples
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """Work added up; of the memory in use the most."""
+    summed = ("forward", "backward", "token_layers", "flops", "seconds")
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+    return Cost(
+        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
+        peak_bytes=max(peaks, default=None),
     )
-    ahead = (len(e.prompt) - first for e, first in zip(examples, starts, strict=True))
-    window = max([1, *ahead]) + attack.length
-    # Answers of several tokens take a row each, behind the prompt.
-    answers = [a for f in flips for a in (*f.example.candidates, *f.wrong.candidates)]
-    tail = max(map(len, answers), default=1) - 1
-    rows = max((len(f.wrong.candidates) for f in flips), default=1) if tail else 1
-    config: Any = target.model.config
-    width, heads = int(config.hidden_size), int(config.num_attention_heads)
-    # Floats kept of a token in a block: some 24 widths, and attention weights twice.
-    per_token = 24 * width + 2 * heads * (longest + attack.length + tail)
-    per_prompt = 2 * width * longest  # keys and values, which the variants share
-    per_flip = setting.variants * rows * (window + tail) * per_token + per_prompt
-    room = CHUNK_BYTES
-    if target.device.startswith("cuda"):
-        room = int(torch.cuda.mem_get_info(target.device)[0]) // 4
-    fitting = room // (4 * len(blocks(target.model)) * per_flip)
-    return max(1, min(MAX_ROWS // setting.variants, fitting))
-
-
-def _joined(found: Sequence[Perturbation]) -> dict[str, Tensor]:
-    """The chunks' perturbations in one set of named tensors, padded to the most positions."""
-    named: dict[str, list[Tensor]] = {}
-    for perturbation in found:
-        for name, tensor in perturbation.tensors().items():
-            named.setdefault(name, []).append(tensor)
-    return {name: torch.cat(_padded(parts)) for name, parts in named.items()}
-
-
-def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Equally long in their second dimension; where there is no position or token stands -1."""
-    if parts[0].ndim == 1:
-        return list(parts)
-    most = max(part.shape[1] for part in parts)
-    empty = -1 if parts[0].dtype == torch.long else 0
-    behind = [0] * (2 * parts[0].ndim - 3)
-    return [pad(part, [*behind, most - part.shape[1]], value=empty) for part in parts]

@@ -1,4 +1,4 @@
-"""What scoring writes as it goes: a chunk of flips at a time, so that a killed run loses only one."""
+"""What scoring writes as it goes, a chunk of flips at a time: a killed run loses only one."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ teacher-forced, the behaviour's own. Text that a model generates is not watched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,13 +15,12 @@ from saebench_recovery.interfaces import Example
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.forward import content, forward
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Rate
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.passes import CHUNK
 
 
-def rings(active: DefendedModel, laid: Batch, trace: Trace) -> Tensor | None:
+def rings(active: DefendedModel, batch: Batch, trace: Trace) -> Tensor | None:
     """Whether the detector rings on a traced pass, bool [E]; None for a defense without one.
 
     Under `reclamp` it sees what enters the defense, under `post` what leaves the site.
@@ -31,32 +29,26 @@ def rings(active: DefendedModel, laid: Batch, trace: Trace) -> Tensor | None:
     if defense is None or defense.false_alarms is None:
         return None
     entering = active.threat_model == "reclamp"
-    C = laid.rows_per_example
-    watched_EQ = content(active.target, laid)[::C]
+    C = batch.rows_per_example
+    watched_EQ = content(active.target, batch)[::C]
     seen = trace.before if entering else trace.after
     ringing = [defense.alarm(s, seen[s][::C], entering=entering) > 0 for s in defense.latents]
     return (torch.stack(ringing).any(0) & watched_EQ).any(1)
 
 
 @torch.no_grad()
-def false_alarms(active: DefendedModel, examples: Sequence[Example], meter: Meter) -> Rate | None:
+def false_alarms(active: DefendedModel, examples: Sequence[Example]) -> Rate | None:
     """Share of undisturbed examples on which the detector rings; None for a defense without one."""
     target, defense = active.target, active.defense
     if defense is None or defense.false_alarms is None:
         return None
     last = max(defense.latents)
-    found: list[bool] = []
+    alarmed: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
-        laid, trace = target.batch(examples[begin : begin + CHUNK]), Trace()
-        edits = active.edits(laid, trace=trace)
-        meter.run(
-            partial(forward, target, laid, edits, pool=last),
-            rows=laid.ids_RQ.shape[0],
-            tokens=laid.ids_RQ.shape[1],
-            layers=target.depth(last),
-            logits="none",
-        )
-        rung_E = rings(active, laid, trace)
-        assert rung_E is not None
-        found += rung_E.tolist()
-    return statistics.rate(found, [e.cluster or e.id for e in examples])
+        batch, trace = target.batch(examples[begin : begin + CHUNK]), Trace()
+        edits = active.edits(batch, trace=trace)
+        forward(target, batch, edits, pool=last)
+        alarmed_E = rings(active, batch, trace)
+        assert alarmed_E is not None
+        alarmed += alarmed_E.tolist()
+    return statistics.rate(alarmed, [e.cluster or e.id for e in examples])

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example, Output, ResidualDelta, Task
+from saebench_recovery.interfaces import Example, Output, ResidualDelta
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.generation import written
-from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.roles import Judge
 
 CHUNK = 64
 
@@ -22,9 +22,8 @@ CHUNK = 64
 @torch.no_grad()
 def whole_pass(
     active: DefendedModel,
-    task: Task,
-    laid: Batch,
-    meter: Meter,
+    task: Judge,
+    batch: Batch,
     delta: ResidualDelta | None = None,
     trace: Trace | None = None,
     *,
@@ -35,49 +34,34 @@ def whole_pass(
 
     By default also with the next-token distribution at the readout.
     """
-
-    def work() -> Output:
-        edits = active.edits(laid, delta, trace, watch)
-        return forward(active.target, laid, edits, pool=task.pool, distribution=distribution)
-
-    R, Q = laid.ids_RQ.shape
-    logits = "distribution" if distribution else "candidates"
-    layers = active.target.depth(task.pool)
-    output = meter.run(work, rows=R, tokens=Q, layers=layers, logits=logits)
+    edits = active.edits(batch, delta, trace, watch)
+    output = forward(active.target, batch, edits, pool=task.pool, distribution=distribution)
     if task.new_tokens:
-        texts = written(active, laid.examples, task.new_tokens, meter, delta)
+        texts = written(active, batch.examples, task.new_tokens, delta)
         output = replace(output, texts=texts)
     return output
 
 
-def outputs(
-    examples: Sequence[Example], active: DefendedModel, task: Task, meter: Meter
-) -> Iterator[Output]:
+def outputs(examples: Sequence[Example], active: DefendedModel, task: Judge) -> Iterator[Output]:
     """Candidates' scores of a list of examples, a chunk at a time."""
     for begin in range(0, len(examples), CHUNK):
-        laid = active.target.batch(examples[begin : begin + CHUNK])
-        yield whole_pass(active, task, laid, meter, distribution=False)
+        batch = active.target.batch(examples[begin : begin + CHUNK])
+        yield whole_pass(active, task, batch, distribution=False)
 
 
 @torch.no_grad()
-def perplexity(active: DefendedModel, output: Output, meter: Meter) -> Tensor:
+def perplexity(active: DefendedModel, output: Output) -> Tensor:
     """Of each text [E], given its prompt, by an undefended model; NaN below two tokens."""
     assert output.texts is not None
-    found_E = torch.full((len(output.texts),), torch.nan, dtype=torch.double)
+    perplexity_E = torch.full((len(output.texts),), torch.nan, dtype=torch.double)
     encoded = [
         tuple(active.target.tokenizer(text, add_special_tokens=False)["input_ids"])
         for text in output.texts
     ]
     long = [e for e, ids in enumerate(encoded) if len(ids) > 1]
     if long:
-        said = [output.examples[e].with_candidates(encoded[e]) for e in long]
-        laid = active.target.batch(said)
-        R, Q = laid.ids_RQ.shape
-        scores_EC = meter.run(
-            lambda: forward(active.target, laid, active.edits(laid)).scores_EC,
-            rows=R,
-            tokens=Q,
-            layers=active.target.depth(),
-        )
-        found_E[long] = (-scores_EC[:, 0].double()).exp().cpu()
-    return found_E
+        answered = [output.examples[e].with_candidates(encoded[e]) for e in long]
+        batch = active.target.batch(answered)
+        scores_EC = forward(active.target, batch, active.edits(batch)).scores_EC
+        perplexity_E[long] = (-scores_EC[:, 0].double()).exp().cpu()
+    return perplexity_E

@@ -76,29 +76,6 @@ class Target(LanguageModel):
         later = sorted(other for other in self.dictionaries if other > site)
         return [other for other in later if last is None or other <= last]
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of a prompt; see `prompt`.
-
-        Raises:
-            UserError: the text itself contains a BOS.
-        """
-        return self.prompt(self._ids(text))
-
-    def prompt(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """A prompt of these tokens: behind one BOS where the target uses one, else without.
-
-        Raises:
-            UserError: there is a BOS among them already.
-        """
-        made = tuple(ids) if self.bos is None else (self.bos, *ids)
-        self._check_bos("a prompt", made)
-        return made
-
-    def single_token(self, text: str) -> int | None:
-        """The id of an answer that is one token, else None."""
-        ids = self._answer(text)
-        return ids[0] if len(ids) == 1 else None
-
     def example(
         self,
         id: str,
@@ -109,8 +86,8 @@ class Target(LanguageModel):
         cluster: str = "",
     ) -> Example:
         """An example from texts; answers carry their leading space."""
-        ids = tuple(self._answer(text) for text in candidates)
-        unwanted = None if wrong is None else self._answer(wrong)
+        ids = tuple(self.answer(text) for text in candidates)
+        unwanted = None if wrong is None else self.answer(wrong)
         return Example(id, self.encode(prompt), ids, unwanted, cluster or id)
 
     def retained_examples(self) -> list[Example]:
@@ -119,15 +96,3 @@ class Target(LanguageModel):
             self.example(f"retain/{i}", prompt, [answer, *others])
             for i, (prompt, answer, others) in enumerate(self.retained)
         ]
-
-    def _answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that goes on after another, with the space that it begins with.
-
-        By itself it could get one more: some tokenizers put a space before every text.
-        """
-        before, both = self._ids("\n"), self._ids(f"\n{text}")
-        together = both[: len(before)] != before
-        return self._ids(text) if together else both[len(before) :]
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

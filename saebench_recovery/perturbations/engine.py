@@ -1,0 +1,142 @@
+"""The engine of a search: N windows over frozen prefixes under an active defense, run and counted.
+
+Attacks see a `Problem`. Only what stands in this folder runs the model for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.model.batch import Batch
+from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.examples import Example, Output
+from saebench_recovery.model.forward import Start, forward
+from saebench_recovery.model.generation import written
+from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.perturbation import ResidualDelta
+from saebench_recovery.model.roles import Judge
+from saebench_recovery.perturbations.obfuscation import DriftPenalty
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Evaluates deltas on N windows; neighbours of one prompt share its cached prefix.
+
+    `row_N` are the rows' places in `trail`, which keeps what the search costs each row. With
+    `wanted_NV` (next-token log-probabilities) the objective is minus the KL divergence from them
+    instead of the task's margin, and a `penalty` takes drift off it.
+    """
+
+    active: DefendedModel
+    task: Judge
+    batch: Batch
+    start: Start
+    meter: Meter
+    row_N: Tensor
+    trail: Trail
+    wanted_NV: Tensor | None = None
+    penalty: DriftPenalty | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.batch.examples)
+
+    @property
+    def variants(self) -> int:
+        """Neighbouring rows per prompt (budgets, right and wrong targets)."""
+        return self.size // self.start.prefix_mask_EP.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+        return self.start.resid_RQD.shape[-1]
+
+    def output(
+        self,
+        delta: ResidualDelta | None,
+        *,
+        distribution: bool = False,
+        trace: Trace | None = None,
+    ) -> Output:
+        """One pass through the tail, differentiable in the delta."""
+        return forward(
+            self.active.target,
+            self.batch,
+            self.active.edits(self.batch, delta, trace),
+            self.start,
+            pool=self.task.pool,
+            distribution=distribution,
+        )
+
+    def objective(self, delta: ResidualDelta | None, trace: Trace | None = None) -> Tensor:
+        """The objective [N] with its graph, and a trace of the defended sites if given."""
+        if self.penalty is None:
+            return self._aim(delta, trace)
+        recorded = trace or Trace()
+        return self.penalty.penalised(self._aim(delta, recorded), recorded)
+
+    def _aim(self, delta: ResidualDelta | None, trace: Trace | None) -> Tensor:
+        if self.wanted_NV is None:
+            return self.task.objective(self.output(delta, trace=trace))
+        shown_NV = self.output(delta, distribution=True, trace=trace).logprobs_EV
+        assert shown_NV is not None
+        return -(self.wanted_NV.exp() * (self.wanted_NV - shown_NV)).sum(1)
+
+    def written(self, examples: Sequence[Example], delta: ResidualDelta | None) -> tuple[str, ...]:
+        """What the defended model writes after each of these prompts."""
+        return self.booked(lambda: written(self.active, examples, self.task.new_tokens, delta))
+
+    def reached(self, objective_N: Tensor, goal_N: Tensor) -> Tensor:
+        """Note on the trail which rows have their objective now; minus infinity has nothing."""
+        least_N = 0 if self.wanted_NV is None else goal_N
+        self.trail.reach(self.row_N, objective_N > least_N)
+        return objective_N
+
+    def booked(self, work: Callable[[], T]) -> T:
+        """Do work for all rows alike, and put on their trail what it cost."""
+        before = self.meter.flops
+        result = work()
+        self.trail.spend(self.row_N, (self.meter.flops - before) / self.size)
+        return result
+
+    def groups(self, wanted_N: Tensor) -> Tensor:
+        """Indices of the wanted rows, equally many of each prompt that has any.
+
+        Equal groups go on sharing their prompt's prefix; the smaller ones are filled up with
+        rows that were not wanted. Where there is no prefix to share, none are.
+        """
+        if self.start.prefix.length == 0:
+            return wanted_N.nonzero()[:, 0]
+        wanted_EV = wanted_N.view(-1, self.variants)
+        width = int(wanted_EV.sum(1).amax())
+        first_EV = wanted_EV.int().argsort(dim=1, descending=True, stable=True)
+        chosen = torch.zeros_like(wanted_EV).scatter(1, first_EV[:, :width], value=True)
+        return (chosen & wanted_EV.any(1, keepdim=True)).flatten().nonzero()[:, 0]
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the windows."""
+        prompt, count = torch.unique_consecutive(index // self.variants, return_counts=True)
+        if (count != count[0]).any():  # unequal groups cannot share a prefix
+            prompt = index // self.variants
+        C = self.batch.rows_per_example
+        row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
+        return replace(
+            self,
+            batch=self.batch.rows(index),
+            start=self.start.rows(row, prompt),
+            row_N=self.row_N[index],
+            wanted_NV=None if self.wanted_NV is None else self.wanted_NV[index],
+            penalty=self.penalty and self.penalty.rows(index),
+        )
+
+    def counting_on(self, meter: Meter) -> Self:
+        """The same windows, their work booked elsewhere and on no trail."""
+        trail = Trail(len(self.trail.spent_N), self.trail.spent_N.device)
+        return replace(self, meter=meter, trail=trail)

@@ -1,0 +1,70 @@
+"""Perturbations as evidence: named tensors and metadata that say of what kind and of whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.model.perturbation import Perturbation
+from saebench_recovery.perturbations.kinds import KINDS
+
+PARTS = ("headline", "headline_wrong", "smallest", "smallest_wrong")
+"""Of each flip: the perturbation that is scored and the smallest one that recovers, towards the
+right answer and towards the wrong one."""
+
+
+def pack(
+    parts: Mapping[str, Perturbation], ids: Sequence[str], *, task: str, attack: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors named `<part>/<tensor>` with an entry per example, and the metadata beside them."""
+    (kind,) = {p.kind for p in parts.values()}
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        for part, perturbation in parts.items()
+        for name, tensor in perturbation.tensors().items()
+    }
+    metadata = {"kind": kind, "ids": json.dumps(list(ids)), "task": task, "attack": attack}
+    return tensors, metadata
+
+
+def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Perturbation]:
+    """The perturbations of a file of evidence, by part.
+
+    Raises:
+        UserError: a kind that this version does not know, or tensors that are not of it.
+    """
+    kind = metadata.get("kind", "")
+    if kind not in KINDS:
+        raise UserError(f"evidence of an unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = tensor
+    try:
+        return {part: KINDS[kind][1].from_tensors(named) for part, named in parts.items()}
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"evidence does not hold perturbations of kind {kind!r}: {error}") from None
+
+
+def joined(chunks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Several files' tensors as one, padded to the most positions or tokens."""
+    named: dict[str, list[Tensor]] = {}
+    for chunk in chunks:
+        for name, tensor in chunk.items():
+            named.setdefault(name, []).append(tensor)
+    return {name: torch.cat(_padded(tensors)) for name, tensors in named.items()}
+
+
+def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Equally long in their second dimension; where there is no position or token stands -1."""
+    if tensors[0].ndim == 1:
+        return list(tensors)
+    most = max(tensor.shape[1] for tensor in tensors)
+    empty = -1 if tensors[0].dtype == torch.long else 0
+    behind = [0] * (2 * tensors[0].ndim - 3)
+    return [pad(t, [*behind, most - t.shape[1]], value=empty) for t in tensors]

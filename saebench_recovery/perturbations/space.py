@@ -1,0 +1,140 @@
+"""A space: a kind of perturbation, and which of that kind a problem's examples admit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Generator, Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.examples import Example
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.roles import Intervention, Judge
+from saebench_recovery.perturbations.engine import Engine
+from saebench_recovery.schema import Constraint
+
+
+class Reach(Protocol):
+    """Where an attack acts; see `interfaces.Attack`."""
+
+    @property
+    def constrained(self) -> bool: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def sites(self, defense: Intervention) -> list[Site]: ...
+
+    def positions(self, task: Judge, example: Example) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Posing:
+    """What is asked of E prompts in V variants each (budgets; right and wrong answers).
+
+    `groups[e]` holds prompt e's variants (same prompt, own candidates); `budget_EV` are their
+    budgets, relative to the defended residual or, where `absolute_V`, in its own units; `goal_E`
+    is the clean model's own margin.
+    """
+
+    active: DefendedModel
+    task: Judge
+    groups: Sequence[Sequence[Example]]
+    budget_EV: Tensor
+    absolute_V: Sequence[bool]
+    goal_E: Tensor
+    seed: int
+    meter: Meter
+    allowance: float | None = None
+
+
+Draw = Callable[[str], Iterable[Generator]]
+"""Random numbers: for a part of what is drawn, a generator for each row."""
+
+
+class Space(ABC):
+    """The perturbations of one kind that the N rows of a problem admit.
+
+    `positions_NP` are the absolute positions of what is perturbed or put in, -1 beyond.
+    """
+
+    kind: ClassVar[str]
+    has_norm: ClassVar[bool] = True  # budgets limit it, and a curve over budgets can be read
+
+    positions_NP: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.positions_NP)
+
+    @abstractmethod
+    def nothing(self) -> Perturbation:
+        """The perturbation that changes nothing."""
+
+    @abstractmethod
+    def random(self, draw: Draw, norm_N: Tensor | None) -> Perturbation:
+        """A random perturbation of these norms; of the largest size where nothing has a norm."""
+
+    @abstractmethod
+    def admit(self, perturbation: Perturbation, budget_N: Tensor) -> Perturbation:
+        """Clip a perturbation to the budget; refuse one that is not of this space.
+
+        Raises:
+            TypeError, ValueError: another kind, other positions or shapes, not finite.
+        """
+
+    @abstractmethod
+    def view(
+        self, engine: Engine, perturbation: Perturbation
+    ) -> tuple[Engine, ResidualDelta | None]:
+        """The windows and the delta whose pass shows what a perturbation does."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """The space of some rows."""
+
+    def copied(self) -> Self:
+        """The same with positions of its own: a search may write into what it is handed."""
+        copied = copy(self)
+        object.__setattr__(copied, "positions_NP", self.positions_NP.clone())
+        return copied
+
+    @property
+    def promise(self) -> Constraint:
+        """What keeps the defended latents in place by construction: nothing, unless it says so."""
+        return Constraint(kind="none", rank=0)
+
+    def zeros(self) -> ResidualDelta | None:
+        """The zero delta at which the objective has a gradient; None where it has none."""
+        return None
+
+    def project(self, delta: ResidualDelta, budget_N: Tensor) -> ResidualDelta:
+        """Into what the space allows, then into the budget ball without leaving it."""
+        raise TypeError(f"a {self.kind} perturbation is not projected")
+
+    def shrink(self, perturbation: Perturbation, factor_N: Tensor) -> Perturbation | None:
+        """Perturbations `factor` (0 to 1) times as long, still allowed; None without a norm."""
+        return None
+
+
+def checked_shape(perturbation: Perturbation, wanted: type[Perturbation]) -> None:
+    """Refuse another kind of perturbation than a space's own.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if not isinstance(perturbation, wanted):
+        raise TypeError(
+            f"the attack returned {type(perturbation).__name__}, not a {wanted.__name__}"
+        )
+
+
+def all_finite(values: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(v).all()) for v in values)

@@ -1,0 +1,100 @@
+"""What all chunks of a row have in common, and the valid flips that they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from saebench_recovery.interfaces import Attack, Defense, Example, Task
+from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.perturbations.kinds import KINDS
+from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
+from saebench_recovery.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A valid flip: the clean model shows the behaviour, the defended model does not."""
+
+    example: Example
+    clean: float  # the objective of the clean model
+    defended: float
+    wrong: Example  # the same, asking for an answer that neither gives
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One attack on one fitted defense, on one task of a target."""
+
+    target: Target
+    task: Task
+    defense: Defense
+    attack: Attack
+    spec: RunSpec
+
+    @cached_property
+    def active(self) -> DefendedModel:
+        return DefendedModel(self.target, self.defense, self.spec.threat_model)
+
+    @cached_property
+    def bare(self) -> DefendedModel:
+        """The model without the defense."""
+        return DefendedModel(self.target, None)
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether a budget limits what the attack returns."""
+        return KINDS[self.attack.space][0].has_norm
+
+    @property
+    def absolute(self) -> bool:
+        """Whether the headline budget is in the residual's own units."""
+        return self.spec.budget_unit == "absolute" and self.has_norm
+
+    @cached_property
+    def budgets(self) -> tuple[float, ...]:
+        """Ascending, the headline budget among them or, if it is absolute, last."""
+        if not self.has_norm:
+            return (self.spec.budget,)
+        if self.absolute:
+            return (*CURVE_BUDGETS, self.spec.budget)
+        return tuple(sorted({*CURVE_BUDGETS, self.spec.budget}))
+
+    @property
+    def head(self) -> int:
+        """Where the headline budget stands."""
+        return len(self.budgets) - 1 if self.absolute else self.budgets.index(self.spec.budget)
+
+    @property
+    def curve_budgets(self) -> tuple[float, ...]:
+        """The relative budgets that make the curve: all but an absolute headline.
+
+        None where nothing has a norm, nor for a suite, whose norms are of several kinds.
+        """
+        if not self.has_norm or self.mixed:
+            return ()
+        return self.budgets[:-1] if self.absolute else self.budgets
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the attack stands for several."""
+        return self.attack.suite() != [self.attack]
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the model computes in less than float32."""
+        return self.target.dtype != torch.float32
+
+    @property
+    def variants(self) -> int:
+        """Problem rows per flip: every budget, towards the right and towards a wrong answer."""
+        return 2 * len(self.budgets)
+
+    def positions(self, examples: list[Example]) -> Tensor:
+        """Token positions [E, P] that a residual attack perturbs, and where drift is measured."""
+        each = [torch.tensor(self.attack.positions(self.task, e)) for e in examples]
+        return pad_sequence(each, batch_first=True, padding_value=-1)

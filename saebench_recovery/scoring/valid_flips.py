@@ -1,0 +1,67 @@
+"""Which examples there are to recover: base examples that the defense flips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.splits import fraction_of
+from saebench_recovery.interfaces import Example
+from saebench_recovery.scoring.passes import outputs
+from saebench_recovery.scoring.setting import Flip, Setting
+
+
+def valid_flips(setting: Setting, examples: Sequence[Example]) -> tuple[int, list[Flip]]:
+    """How many examples show the behaviour when clean, and those that the defense flips.
+
+    One detector, `Task.behaviour`, judges both.
+
+    Raises:
+        UserError: the model computes NaN or infinity, or an example has no wrong target.
+    """
+    task = setting.task
+    before, after = (outputs(examples, model, task) for model in (setting.bare, setting.active))
+    base, flips, index = 0, [], 0
+    for clean, defended in zip(before, after, strict=True):
+        clean_E, defended_E = task.objective(clean), task.objective(defended)
+        if not (torch.isfinite(clean_E).all() and torch.isfinite(defended_E).all()):
+            raise UserError(
+                f"the model gives NaN or infinity on task {task.name!r} under "
+                f"{setting.defense.name}"
+            )
+        shown_E, stopped_E = task.behaviour(clean), task.stopped(defended)
+        base += int(shown_E.sum())
+        for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
+            example = examples[index + e]
+            wrong = task.wrong_target(example, defended, e)
+            flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), wrong))
+        index += len(clean_E)
+    return base, flips
+
+
+def evaluation_examples(setting: Setting) -> list[Example]:
+    """The examples that are attacked; none of their prompts chooses latents.
+
+    Raises:
+        UserError: there are none, or one does.
+    """
+    task, target = setting.task, setting.target
+    examples = list(task.examples(target, "evaluation"))[: setting.spec.limit]
+    if not examples:
+        raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
+    selected = {e.prompt for e in task.examples(target, "selection")}
+    if any(e.prompt in selected for e in examples):
+        raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
+    return examples
+
+
+def halves(flips: Sequence[Flip]) -> tuple[list[Flip], list[Flip]]:
+    """Two halves that share no source item, the same on every run."""
+    first = [f for f in flips if _place(f) < 0.5]
+    return first, [f for f in flips if _place(f) >= 0.5]
+
+
+def _place(flip: Flip) -> float:
+    return fraction_of(flip.example.cluster or flip.example.id)
