@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
+from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULT, EXAMPLES, PERTURBATIONS = "result.json", "examples.jsonl", "perturbations.safetensors"
+RESULT, RECORDS, PERTURBATIONS = "result.json", "records.jsonl", "perturbations.safetensors"
 TEXTS = "texts.jsonl"
 
 
@@ -120,7 +120,7 @@ class RunFolder:
     def save(
         self,
         result: RunResult,
-        examples: Sequence[ExampleRow],
+        examples: Sequence[Record],
         perturbations: Mapping[str, Tensor],
         texts: Sequence[Texts] | None = None,
     ) -> None:
@@ -137,7 +137,7 @@ class RunFolder:
         )
         tensors = {n: t.detach().cpu().contiguous() for n, t in perturbations.items()}
         try:
-            write_atomically(self.path / EXAMPLES, lines.encode())
+            write_atomically(self.path / RECORDS, lines.encode())
             if texts is not None:
                 write_atomically(self.texts, said.encode())
             write_atomically(self.path / PERTURBATIONS, save(tensors))
@@ -145,7 +145,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to {str(self.path)!r}: {error.strerror}") from None
 
-    def finished(self, tasks: Collection[str]) -> tuple[list[ExampleRow], dict[str, Tensor]]:
+    def finished(self, tasks: Collection[str]) -> tuple[list[Record], dict[str, Tensor]]:
         """Examples and perturbations of the tasks that `result.json` names.
 
         Raises:
@@ -155,7 +155,7 @@ class RunFolder:
         from safetensors.torch import load
 
         try:
-            examples = read_examples(self.path)
+            examples = read_records(self.path)
             perturbations = load((self.path / PERTURBATIONS).read_bytes())
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot continue {str(self.path)!r}: {error}; use --force") from None
@@ -184,15 +184,15 @@ class RunFolder:
             ) from None
 
 
-def read_examples(folder: Path) -> list[ExampleRow]:
-    """Every line of a run's `examples.jsonl`.
+def read_records(folder: Path) -> list[Record]:
+    """Every line of a run's `records.jsonl`.
 
     Raises:
         UserError: the file is missing or broken.
     """
-    file = folder / EXAMPLES
+    file = folder / RECORDS
     try:
-        return [ExampleRow.model_validate_json(line) for line in file.read_bytes().splitlines()]
+        return [Record.model_validate_json(line) for line in file.read_bytes().splitlines()]
     except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
     except ValidationError:
