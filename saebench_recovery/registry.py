@@ -104,6 +104,9 @@ def load_plugin_file(path: str | Path) -> None:
         raise UserError(f"plugin file {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    # As when Python runs a file: it may import what lies beside it. Last, so that it hides nothing.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -189,32 +192,11 @@ def registered_name(kind: Kind, plugin: str | type[Plugin]) -> str:
     return plugin.name
 
 
-def source_hash(plugin: Plugin) -> str:
-    """SHA-256 over the source files of a plugin's class and its bases: an edit changes it.
-
-    Raises:
-        UserError: the source cannot be read, so results could not be told from older ones.
-    """
-    digest = hashlib.sha256()
-    for cls in type(plugin).__mro__:
-        if cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
-            digest.update(_source(cls))
-    return digest.hexdigest()
-
-
-def _source(cls: type[Any]) -> bytes:
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if file is not None and Path(file).is_file():
-        return Path(file).read_bytes()
-    try:
-        return inspect.getsource(cls).encode()  # a notebook cell
-    except (OSError, TypeError):
-        raise UserError(
-            f"the source of {cls.__name__} cannot be read, so its results could not be told from "
-            "those of another version; put the class into a file"
-        ) from None
-
-
-def plugin_file(plugin: Plugin) -> Path | None:
+def plugin_file(plugin: type[Plugin]) -> Path | None:
     """The `--plugin` file in which the plugin's class stands, if it came from one."""
-    return _plugin_files.get(type(plugin).__module__)
+    return _plugin_files.get(plugin.__module__)
+
+
+def is_built_in(kind: Kind, name: str) -> bool:
+    """Whether the class of that name is part of this package."""
+    return name in BUILT_IN[kind]

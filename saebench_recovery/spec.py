@@ -1,12 +1,18 @@
-"""What a run is, and its identity: a hash of everything that changes its numbers."""
+"""What a run is, each option declared once: its field, type, default, flag and part in identity.
+
+The options of `saebench run`, the keywords of the Python call, environment variables, the command
+that repeats a run and its identity are all read off `RunSpec`.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from saebench_recovery.base.hashing import hash_text
 from saebench_recovery.base.settings import canonical_json
@@ -20,48 +26,156 @@ CURVE_BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 LARGEST_RELATIVE = 10
 
 
+@dataclass(frozen=True)
+class Option:
+    """How a field of a run is spelled, and what it does to the run's identity.
+
+    `identity`: the value is `hashed`; or it is `merged` with the target's own settings for each
+    task, or into the target's hash, and hashed there; or it changes speed and `no` number, up to
+    float rounding. `unset` is the word for None. The repeat command leaves defaults out, except
+    for an option that is `always` spelled because runs are compared by it.
+    """
+
+    flag: str
+    identity: Literal["hashed", "merged", "no"] = "hashed"
+    short: str | None = None
+    metavar: str | None = None
+    unset: str | None = None
+    always: bool = False
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, such as SAEBENCH_THREAT_MODEL."""
+        return f"SAEBENCH_{self.flag.removeprefix('--').replace('-', '_').upper()}"
+
+
 class Limits(BaseModel):
     """How far a constrained recovery may drift in any scope, and what counts as base-like."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    drift: float = Field(default=0.05, ge=0, allow_inf_nan=False, description="relative, latents")
-    decode: float = Field(default=0.05, ge=0, allow_inf_nan=False, description="relative, decoded")
-    fidelity: float = Field(
-        default=0.8, ge=0, le=1, description="least fidelity of a base-like recovery"
-    )
+    drift: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Relative drift of the latents in a constrained recovery.",
+        ),
+        Option("--max-drift", metavar="X"),
+    ] = 0.05
+    decode: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="The same for what the SAE decodes."),
+        Option("--max-decode", metavar="X"),
+    ] = 0.05
+    fidelity: Annotated[
+        float,
+        Field(ge=0, le=1, description="Least fidelity of a base-like recovery."),
+        Option("--min-fidelity", metavar="X"),
+    ] = 0.8
 
 
 class RunSpec(BaseModel):
     """One defense against one attack on one or more tasks of a target.
 
-    `defense_config`, `attack_config` and `task_config` are what the user said; the run writes
-    the resolved configurations (with the target's own defaults) into the result. `flops` is what
-    the search may spend on each problem (a flip at one budget), so that attacks get the same.
+    The settings of defense, attack and tasks are what the user gave; the run writes the resolved
+    ones (with the target's own and the plugins' defaults) into the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target: str = "organism"
-    tasks: tuple[str, ...] = ()
-    defense: str = "clamp"
-    attack: str = "orthogonal"
-    defense_config: dict[str, Any] = Field(default_factory=dict)
-    attack_config: dict[str, Any] = Field(default_factory=dict)
-    task_config: dict[str, Any] = Field(default_factory=dict)
-    threat_model: ThreatModel = "reclamp"
-    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    budget_unit: BudgetUnit = "relative"
+    target: Annotated[
+        str,
+        Field(description="Name, see `list targets`, or FILE.yaml."),
+        Option("--target", always=True),
+    ] = "organism"
+    defense: Annotated[
+        str, Field(description="See `list defenses`."), Option("--defense", always=True)
+    ] = "clamp"
+    attack: Annotated[
+        str, Field(description="See `list attacks`."), Option("--attack", always=True)
+    ] = "orthogonal"
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(description="Repeatable; default: all of the target."),
+        Option("--task", metavar="NAME"),
+    ] = ()
+    protocol: Annotated[
+        str | None,
+        Field(description="Fill in whatever is not given here, and compare."),
+        Option("--protocol", metavar="published"),
+    ] = None
+    threat_model: Annotated[
+        ThreatModel,
+        Field(description="Perturb before the defense, or after it."),
+        Option("--threat-model", metavar="reclamp|post", always=True),
+    ] = "reclamp"
+    budget: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Largest norm of a perturbation."),
+        Option("--budget", metavar="X", always=True),
+    ] = 0.5
+    budget_unit: Annotated[
+        BudgetUnit,
+        Field(description="To the defended residual's norm, or as it is."),
+        Option("--budget-unit", metavar="relative|absolute"),
+    ] = "relative"
     limits: Limits = Limits()
-    seed: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=1)] | None = None
-    protocol: str | None = None
-    force_sae: bool = False
-    dtype: Dtype | Literal["auto"] = "auto"
-    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    # Everything below changes speed, not numbers (up to float rounding), so it is not identity.
-    device: str = "auto"
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[
+        int,
+        Field(ge=0, description="Of everything random."),
+        Option("--seed", metavar="N", always=True),
+    ] = 0
+    limit: Annotated[
+        int | None,
+        Field(ge=1, description="Evaluation examples per task."),
+        Option("--limit", metavar="N"),
+    ] = None
+    flops: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Let the attack spend this many on each flip and budget, instead of its "
+            "steps.",
+        ),
+        Option("--flops", metavar="X"),
+    ] = None
+    defense_config: Annotated[
+        dict[str, Any],
+        Field(description="Setting of the defense, repeatable."),
+        Option("--defense-settings", "merged", short="-D", metavar="KEY=VALUE"),
+    ] = {}
+    attack_config: Annotated[
+        dict[str, Any],
+        Field(description="Setting of the attack, repeatable."),
+        Option("--attack-settings", "merged", short="-A", metavar="KEY=VALUE"),
+    ] = {}
+    task_config: Annotated[
+        dict[str, Any],
+        Field(description="Setting of the tasks, repeatable."),
+        Option("--task-settings", "merged", short="-T", metavar="KEY=VALUE"),
+    ] = {}
+    force_sae: Annotated[
+        bool,
+        Field(description="Use SAEs whose metadata name another model or hook."),
+        Option("--force-sae"),
+    ] = False
+    dtype: Annotated[
+        Dtype | Literal["auto"],
+        Field(description="Of the model; latents are read in float32."),
+        Option("--dtype", "merged", metavar="auto|float32|bfloat16"),
+    ] = "auto"
+    device: Annotated[
+        str,
+        Field(description="auto, cpu, cuda, sharded, ..."),
+        Option("--device", "no"),
+    ] = "auto"
+    batch_size: Annotated[
+        int | None,
+        Field(ge=1, description="Flips that are attacked together."),
+        Option("--batch-size", "no", metavar="auto|N", unset="auto"),
+    ] = None
 
     @model_validator(mode="after")
     def _budget_fits_its_unit(self) -> Self:
@@ -73,70 +187,90 @@ class RunSpec(BaseModel):
         return self
 
 
-NOT_IDENTITY = frozenset({"device", "batch_size"})
-# In the identity as resolved per task, or in the target's hash, so that naming a default does not
-# make another run.
-RESOLVED = frozenset({"defense_config", "attack_config", "task_config", "dtype"})
-IDENTITY = frozenset(
-    {
-        "target",
-        "tasks",
-        "defense",
-        "attack",
-        "threat_model",
-        "budget",
-        "budget_unit",
-        "limits",
-        "seed",
-        "limit",
-        "protocol",
-        "force_sae",
-        "flops",
-    }
-)
+# --- what is read off the declarations --------------------------------------------------------
 
 
-def identity(spec: RunSpec, resolved: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Declared:
+    """An option where it stands in a `RunSpec`: `path` is its field, or the field of a field."""
+
+    path: tuple[str, ...]
+    option: Option
+    field: FieldInfo
+
+    @property
+    def default(self) -> Any:
+        return self.field.default
+
+    @property
+    def shape(self) -> type:
+        """How many values it takes: `bool` none, `tuple` and `dict` several, `str` one."""
+        kind = get_origin(self.field.annotation) or self.field.annotation
+        return kind if kind in (bool, tuple, dict) else str
+
+    def value(self, spec: RunSpec) -> Any:
+        found: Any = spec
+        for name in self.path:
+            found = getattr(found, name)
+        return found
+
+    def words(self, value: Any) -> list[str]:
+        """The value on a command line."""
+        flag = self.option.short or self.option.flag
+        if self.shape is bool:
+            return [flag] if value else []
+        if self.shape is tuple:
+            return [word for one in value for word in (flag, one)]
+        if self.shape is dict:
+            pairs = (f"{key}={canonical_json(one)}" for key, one in value.items())
+            return [word for pair in pairs for word in (flag, pair)]
+        text = self.option.unset if value is None else str(value)
+        return [] if text is None else [flag, text]
+
+
+def _declared(model: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[Declared]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _declared(field.annotation, (*before, name))
+        else:
+            (option,) = (found for found in field.metadata if isinstance(found, Option))
+            yield Declared((*before, name), option, field)
+
+
+OPTIONS = tuple(_declared(RunSpec))
+
+
+def identity(spec: RunSpec, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Hash (16 hex digits) of everything that changes a run's numbers.
 
-    `resolved` holds what each task was really set up with, `environment` the hashes and versions
-    of the target, the plugins' sources and the harness.
+    `settings` holds what each task is set up with, the target's own and over them the user's;
+    `environment` the hashes and versions of the target, the harness and the user's plugins.
     """
-    said = spec.model_dump(mode="json", include=set(IDENTITY))
-    everything = {"spec": said, "resolved": resolved, "environment": environment}
-    return hash_text(canonical_json(everything))[:16]
+    hashed = {
+        ".".join(one.path): one.value(spec) for one in OPTIONS if one.option.identity == "hashed"
+    }
+    everything = {"spec": hashed, "settings": settings, "environment": environment}
+    return hash_text(canonical_json(_one_spelling(everything)))[:16]
+
+
+def _one_spelling(value: Any) -> Any:
+    """Whole numbers as integers, so that -2 and -2.0 are one setting."""
+    if isinstance(value, Mapping):
+        return {key: _one_spelling(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_one_spelling(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def command(spec: RunSpec, plugins: Iterable[str] = ()) -> str:
     """The command line that repeats a run, defaults left out except for what is compared."""
-    words = ["saebench", "run", "--target", spec.target]
-    for task in spec.tasks:
-        words += ["--task", task]
-    words += ["--defense", spec.defense, "--attack", spec.attack]
-    words += ["--threat-model", spec.threat_model, "--budget", str(spec.budget)]
-    if spec.budget_unit != "relative":
-        words += ["--budget-unit", spec.budget_unit]
-    words += ["--seed", str(spec.seed)]
-    if spec.protocol is not None:
-        words += ["--protocol", spec.protocol]
-    if spec.dtype != "auto":
-        words += ["--dtype", spec.dtype]
-    if spec.force_sae:
-        words += ["--force-sae"]
-    if spec.limit is not None:
-        words += ["--limit", str(spec.limit)]
-    if spec.flops is not None:
-        words += ["--flops", str(spec.flops)]
-    if spec.limits != Limits():
-        words += ["--max-drift", str(spec.limits.drift), "--max-decode", str(spec.limits.decode)]
-        words += ["--min-fidelity", str(spec.limits.fidelity)]
-    for option, settings in (
-        ("-D", spec.defense_config),
-        ("-A", spec.attack_config),
-        ("-T", spec.task_config),
-    ):
-        for key, value in settings.items():
-            words += [option, f"{key}={canonical_json(value)}"]
+    words = ["saebench", "run"]
+    for one in OPTIONS:
+        value = one.value(spec)
+        # A protocol would fill in what is left out.
+        filled = spec.protocol is not None and one.option.identity != "no"
+        if one.option.always or filled or value != one.default:
+            words += one.words(value)
     for file in plugins:
         words += ["--plugin", file]
     return shlex.join(words)

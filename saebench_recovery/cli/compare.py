@@ -31,9 +31,9 @@ def compare(
       saebench compare runs/0123456789abcdef runs/fedcba9876543210 --match flops
     """
     from saebench_recovery.base.errors import UserError
-    from saebench_recovery.results.compare import compare as compared
+    from saebench_recovery.results import compare as comparison
     from saebench_recovery.results.report.comparison_table import print_comparisons
 
     if match not in (None, "flops"):
         raise UserError(f"--match {match!r}: only flops can be matched")
-    print_comparisons(compared(runs, match_flops=match is not None))
+    print_comparisons(comparison.compare(runs, match_flops=match is not None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def schema() -> None:
-    """Print the JSON schema of all that is written.
+    """Print the JSON schema of all that is written, and what measures and flags mean.
 
     \b
     Example:
@@ -15,8 +15,12 @@ def schema() -> None:
     from pydantic.json_schema import models_json_schema
 
     from saebench_recovery.results.leaderboard import Leaderboard
-    from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
+    from saebench_recovery.schema import SCHEMA_VERSION, Facts, Record, RunResult, Texts
+    from saebench_recovery.scoring.flags import MEANINGS
+    from saebench_recovery.scoring.measures import MEASURES
 
-    models = (RunResult, ExampleRow, Texts, Leaderboard)
+    models = (RunResult, Facts, Record, Texts, Leaderboard)
     _, definitions = models_json_schema([(model, "serialization") for model in models])
-    print(json.dumps({"schema_version": SCHEMA_VERSION, **definitions}, indent=1))
+    measures = {m.name: {"kind": m.kind, "unit": m.unit, "is": m.description} for m in MEASURES}
+    contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": MEANINGS}
+    print(json.dumps({**contents, **definitions}, indent=1))

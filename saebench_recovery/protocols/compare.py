@@ -56,24 +56,24 @@ def _ours(number: Number, rows: Mapping[str, Row]) -> Figure | None:
     if number.ours is None:
         return None
     path = number.ours
-    found = [_figure(look_up(rows[task], path)) for task in number.tasks or rows]
-    if len(found) == 1:
-        return found[0]
-    values = [figure.value for figure in found if figure.value is not None]
+    figures = [_figure(look_up(rows[task], path)) for task in number.tasks or rows]
+    if len(figures) == 1:
+        return figures[0]
+    values = [figure.value for figure in figures if figure.value is not None]
     return Figure(sum(values) / len(values) if values else None)
 
 
 def look_up(row: Row, path: str) -> Rate | Mean | float | None:
-    """What stands at a dotted path such as `drift.readout.l2`; null where it was not measured."""
-    found: Any = row
+    """A measure, or what stands at a path such as `drift.readout.l2`; null if not measured."""
+    value: Any = row.measures if path in row.measures else row
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-    return found  # type: ignore[no-any-return]
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    return value  # type: ignore[no-any-return]
 
 
-def _figure(found: Rate | Mean | float | None) -> Figure:
-    if isinstance(found, Rate):
-        return Figure(found.rate, found.low, found.high, found.k, found.n)
-    if isinstance(found, Mean):
-        return Figure(found.mean, found.low, found.high)
-    return Figure(found)
+def _figure(value: Rate | Mean | float | None) -> Figure:
+    if isinstance(value, Rate):
+        return Figure(value.rate, value.low, value.high, value.k, value.n)
+    if isinstance(value, Mean):
+        return Figure(value.mean, value.low, value.high)
+    return Figure(value)

@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.schema import Count, Finite, Record
+from saebench_recovery.base.settings import nearest
+from saebench_recovery.schema import Count, Finite, Stored
 
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Setting(Record):
+class Setting(Stored):
     """A value that a run is given, and why.
 
     `published`: the paper, its code or its results have it, and `source` says where. `our choice`:
@@ -33,7 +34,7 @@ class Setting(Record):
     also: tuple[Any, ...] = Field(default=(), description="other values that were published")
 
 
-class Difference(Record):
+class Difference(Stored):
     """Something in which a run differs from the published one that is no setting."""
 
     published: Text
@@ -41,7 +42,7 @@ class Difference(Record):
     reason: Text
 
 
-class Number(Record):
+class Number(Stored):
     """A published figure: `k` of `n`, or a `value` with its interval where there is one."""
 
     measure: Text
@@ -65,7 +66,7 @@ class Number(Record):
         return self
 
 
-class Arm(Record):
+class Arm(Stored):
     """One published attack, under the name of the attack of ours that it corresponds to."""
 
     title: Text
@@ -75,7 +76,7 @@ class Arm(Record):
     )
 
 
-class Experiment(Record):
+class Experiment(Stored):
     """What one published experiment did, in the names of a `RunSpec`."""
 
     title: Text
@@ -116,12 +117,10 @@ def experiments(protocol: str) -> dict[str, Experiment]:
         UserError: no such protocol.
     """
     if protocol not in protocols():
-        from saebench_recovery.base.settings import nearest
-
         raise UserError(f"unknown protocol {protocol!r}; {nearest(protocol, protocols())}")
-    read = (tomllib.loads(file.read_text("utf-8")) for file in _files(_home() / protocol))
-    found = (Experiment.model_validate(data) for data in read)
-    return {experiment.task: experiment for experiment in found}
+    contents = (tomllib.loads(file.read_text("utf-8")) for file in _files(_home() / protocol))
+    read = (Experiment.model_validate(content) for content in contents)
+    return {experiment.task: experiment for experiment in read}
 
 
 def _home() -> Traversable:

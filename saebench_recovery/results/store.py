@@ -1,28 +1,25 @@
-"""A run's folder on disk: never a half-written file under its final name, and resumable.
+"""Files of a run: written whole or not at all, and read with one line for what does not fit.
 
-`result.json` is written last and is what counts: examples and perturbations of tasks that it
-does not name are left over from a kill and are ignored.
+`<out>/<identity>/` holds `run.json`, and appended chunk by chunk `records.jsonl`, `evidence/` and
+`chunks.jsonl`, on request `texts.jsonl`; `result.json` comes last.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.schema import SCHEMA_VERSION, ExampleRow, RunResult, Texts
+from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored
 
-if TYPE_CHECKING:
-    from torch import Tensor
+STATE, RESULT, RECORDS = "run.json", "result.json", "records.jsonl"
+CHUNKS, EVIDENCE, TEXTS = "chunks.jsonl", "evidence", "texts.jsonl"
 
-RESULT, EXAMPLES, PERTURBATIONS = "result.json", "examples.jsonl", "perturbations.safetensors"
-TEXTS = "texts.jsonl"
+Model = TypeVar("Model", bound=Stored)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,11 +40,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_names(path.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Make new names in a folder survive a power cut, as their contents do."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name too must survive a power cut
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Write a model as indented JSON, atomically.
+
+    Raises:
+        UserError: the disk is full, or the folder has become unwritable.
+    """
+    try:
+        write_atomically(path, (model.model_dump_json(indent=1) + "\n").encode())
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The line for a folder that the system refuses to write to."""
+    return UserError(f"cannot write to {str(folder)!r}: {error.strerror}")
 
 
 def check_writable(folder: Path) -> None:
@@ -61,139 +80,99 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+        raise unwritable(folder, error) from None
 
 
 def read_result(path: Path) -> RunResult:
-    """Read a `result.json`, given its path or its folder.
+    """The result of a complete run, given its folder or its `result.json`.
 
     Raises:
-        UserError: there is none, it is no result, or a newer version wrote it.
+        UserError: there is none, it is no result, or another version wrote it.
     """
     file = path / RESULT if path.is_dir() else path
+    if not file.exists() and (file.parent / STATE).is_file():
+        raise UserError(f"the run at {str(path)!r} is not complete; repeat its command to go on")
+    return _read(file, RunResult, path)
+
+
+def read_state(folder: Path) -> RunState | None:
+    """How far the run in a folder has come; None if it has not begun.
+
+    Raises:
+        UserError: it cannot be read, see `read_result`.
+    """
+    file = folder / STATE
+    return _read(file, RunState, folder) if file.exists() else None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Every record of a run, task by task, in the order in which they were scored.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    return parse_lines(Record, read_bytes(folder / RECORDS), folder / RECORDS)
+
+
+def read_bytes(file: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        content = json.loads(file.read_bytes())
-        version = content["schema_version"]
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
+
+
+def parse_lines(model: type[Model], content: bytes, file: Path) -> list[Model]:
+    """The lines of a JSONL file.
+
+    Raises:
+        UserError: one of them does not follow the schema.
+    """
+    found = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            found.append(model.model_validate_json(line))
+        except ValidationError:
+            raise UserError(
+                f"{str(file)!r} is broken at line {number}; repeat the run with --force"
+            ) from None
+    return found
+
+
+class _Versioned(BaseModel):
+    schema_version: int
+
+
+def _read(file: Path, model: type[Model], path: Path) -> Model:
+    try:
+        content = file.read_bytes()
+        version = _Versioned.model_validate_json(content).schema_version
     except FileNotFoundError:
         raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+    except ValidationError:
         raise UserError(f"{str(file)!r} is not a result file; delete it to run again") from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if version < SCHEMA_VERSION:
+        raise UserError(
+            f"{str(file)!r} is of schema version {version}, and this saebench-recovery reads "
+            f"{SCHEMA_VERSION} only: run again, or read it with the version that wrote it"
+        )
+    if version > SCHEMA_VERSION:
         raise UserError(
             f"{str(file)!r} has schema version {version}, newer than {SCHEMA_VERSION}: "
             "upgrade saebench-recovery to read it"
         )
     try:
-        return RunResult.model_validate(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(
             f"{str(file)!r} does not follow schema version {version} at {where}: "
             f"{problem['msg']}; delete it to run again"
         ) from None
-
-
-class RunFolder:
-    """`<out>/<identity>/`: the result, one line per example, and the perturbations."""
-
-    def __init__(self, out: Path, identity: str) -> None:
-        self.path = out / identity
-        self.result = self.path / RESULT
-        self.texts = self.path / TEXTS
-
-    def load(self) -> RunResult | None:
-        """What an earlier run left, complete or partial.
-
-        Raises:
-            UserError: it cannot be read, see `read_result`.
-        """
-        return read_result(self.path) if self.result.exists() else None
-
-    def discard(self) -> None:
-        """Forget an earlier result, before its other files are written over."""
-        self.result.unlink(missing_ok=True)
-        self.texts.unlink(missing_ok=True)
-
-    def save(
-        self,
-        result: RunResult,
-        examples: Sequence[ExampleRow],
-        perturbations: Mapping[str, Tensor],
-        texts: Sequence[Texts] | None = None,
-    ) -> None:
-        """Write everything; perturbations are named `<task>/<tensor>`, and texts are optional.
-
-        Raises:
-            UserError: the disk is full, or the folder has become unwritable.
-        """
-        from safetensors.torch import save
-
-        lines, said = (
-            "".join(record.model_dump_json() + "\n" for record in records)
-            for records in (examples, texts or ())
-        )
-        tensors = {n: t.detach().cpu().contiguous() for n, t in perturbations.items()}
-        try:
-            write_atomically(self.path / EXAMPLES, lines.encode())
-            if texts is not None:
-                write_atomically(self.texts, said.encode())
-            write_atomically(self.path / PERTURBATIONS, save(tensors))
-            write_atomically(self.result, (result.model_dump_json(indent=1) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"cannot write to {str(self.path)!r}: {error.strerror}") from None
-
-    def finished(self, tasks: Collection[str]) -> tuple[list[ExampleRow], dict[str, Tensor]]:
-        """Examples and perturbations of the tasks that `result.json` names.
-
-        Raises:
-            UserError: a file is missing or broken.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            examples = read_examples(self.path)
-            perturbations = load((self.path / PERTURBATIONS).read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot continue {str(self.path)!r}: {error}; use --force") from None
-        return (
-            [example for example in examples if example.task in tasks],
-            {
-                name: values
-                for name, values in perturbations.items()
-                if any(name.startswith(f"{task}/") for task in tasks)  # which may have a "/" itself
-            },
-        )
-
-    def finished_texts(self, tasks: Collection[str]) -> list[Texts]:
-        """Texts of the tasks that `result.json` names.
-
-        Raises:
-            UserError: none were kept, or the file is broken.
-        """
-        try:
-            lines = self.texts.read_bytes().splitlines()
-            return [t for t in map(Texts.model_validate_json, lines) if t.task in tasks]
-        except (OSError, ValidationError):
-            raise UserError(
-                f"{str(self.path)!r} has no texts of what is done already; to keep them, repeat "
-                "the run with --force"
-            ) from None
-
-
-def read_examples(folder: Path) -> list[ExampleRow]:
-    """Every line of a run's `examples.jsonl`.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    file = folder / EXAMPLES
-    try:
-        return [ExampleRow.model_validate_json(line) for line in file.read_bytes().splitlines()]
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
-    except ValidationError:
-        raise UserError(f"{str(file)!r} is broken; repeat the run with --force") from None

@@ -1,20 +1,26 @@
-"""A spec made ready to run: names checked, settings resolved, plugins made, identity known."""
+"""A spec made ready to run: names checked, settings merged, identity known, plugins made.
+
+All but the last imports neither a plugin that is built in nor torch, so that a complete run is
+found at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from saebench_recovery import registry
+from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.settings import nearest
 from saebench_recovery.runs.fingerprint import (
     harness_fingerprint,
     package_versions,
     target_fingerprint,
 )
-from saebench_recovery.base.settings import nearest
-from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.runs.sources import source_hash
 from saebench_recovery.spec import RunSpec, identity
 from saebench_recovery.targets.presets import Preset, TaskPreset, preset
 
@@ -53,7 +59,7 @@ def check_names(spec: RunSpec) -> RunSpec:
 
 
 @dataclass(frozen=True)
-class Trio:
+class Matchup:
     """The plugins of one task, freshly made."""
 
     task: Task
@@ -67,69 +73,93 @@ class Trio:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known of a run before a model is loaded."""
+    """Everything that is known of a run before a model is loaded.
+
+    `settings` are those of each named task and its plugins, the target's own and over them the
+    user's. What a class has by default is not among them: its source is in the environment.
+    """
 
     spec: RunSpec
-    trios: Mapping[str, Trio]
-    resolved: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
 
     @classmethod
     def of(cls, spec: RunSpec) -> Plan:
-        """Resolve a checked spec: plugin defaults, then the target's own, then the user's.
+        """The plan of a checked spec.
+
+        Raises:
+            UserError: a plugin of the user's does not import, or its source cannot be read.
+        """
+        chosen = preset(spec.target, spec.dtype)
+        settings = {name: _settings(spec, chosen, name) for name in spec.tasks}
+        return cls(spec, settings, _environment(spec, chosen))
+
+    @property
+    def identity(self) -> str:
+        return identity(self.spec, self.settings, self.environment)
+
+    @cached_property
+    def matchups(self) -> Mapping[str, Matchup]:
+        """The plugins by the label of a row; imports them, and torch.
 
         Raises:
             UserError: a key or value that does not validate, a plugin that does not import.
         """
-        chosen = preset(spec.target, spec.dtype)
-        trios: dict[str, Trio] = {}
-        resolved: dict[str, Any] = {}
-        for name in spec.tasks:
-            own = chosen.tasks.get(name) or TaskPreset(site=str(spec.defense_config["site"]))
-            settings = {**own.task, **spec.task_config}
-            for task in cast("Task", registry.create("task", name, settings)).variants():
-                trio = trios[task.label] = _trio(spec, task, own)
-                configs = {k: p.config.model_dump(mode="json") for k, p in trio.plugins.items()}
-                resolved[task.label] = {"site": own.site, **configs}
-        return cls(spec, trios, resolved, _environment(trios, chosen))
-
-    @property
-    def identity(self) -> str:
-        return identity(self.spec, self.resolved, self.environment)
+        found: dict[str, Matchup] = {}
+        for name, settings in self.settings.items():
+            for task in cast("Task", registry.create("task", name, settings["task"])).variants():
+                defense = registry.create("defense", self.spec.defense, settings["defense"])
+                attack = registry.create("attack", self.spec.attack, settings["attack"])
+                found[task.label] = Matchup(task, cast("Defense", defense), cast("Attack", attack))
+        return found
 
     def record(self) -> dict[str, Any]:
-        """The `spec` of a result."""
-        said = self.spec.model_dump(mode="json")
-        plugins = [plugin for trio in self.trios.values() for plugin in trio.plugins.values()]
-        files = {file.name for file in map(registry.plugin_file, plugins) if file is not None}
+        """The `spec` of a result, with the resolved settings of each row."""
+        resolved = {
+            label: {
+                "site": self.settings[matchup.task.name]["site"],
+                **{k: p.config.model_dump(mode="json") for k, p in matchup.plugins.items()},
+            }
+            for label, matchup in self.matchups.items()
+        }
+        plugins = [p for matchup in self.matchups.values() for p in matchup.plugins.values()]
+        files = {registry.plugin_file(type(plugin)) for plugin in plugins}
         return {
-            **said,
-            "resolved": self.resolved,
+            **self.spec.model_dump(mode="json"),
+            "resolved": resolved,
             "environment": self.environment,
-            "plugin_files": sorted(files),
+            "plugin_files": sorted(file.name for file in files if file is not None),
         }
 
 
-def _trio(spec: RunSpec, task: Task, own: TaskPreset) -> Trio:
-    tuned = own.defenses.get(spec.defense, {})
-    defense = registry.create("defense", spec.defense, {**tuned, **spec.defense_config})
-    attack = registry.create("attack", spec.attack, spec.attack_config)
-    return Trio(task, cast("Defense", defense), cast("Attack", attack))
-
-
-def _environment(trios: Mapping[str, Trio], chosen: Preset) -> dict[str, Any]:
-    """Hashes and versions of all code and data behind the numbers."""
-    plugins = [pair for trio in trios.values() for pair in trio.plugins.items()]
-    members: list[tuple[Kind, Plugin]] = [
-        ("attack", member) for trio in trios.values() for member in trio.attack.suite()
-    ]
-    sources = {
-        f"{kind} {plugin.name}": registry.source_hash(plugin)
-        for kind, plugin in [*plugins, *members]
+def _settings(spec: RunSpec, chosen: Preset, name: str) -> dict[str, Any]:
+    own = chosen.tasks.get(name) or TaskPreset(site=str(spec.defense_config["site"]))
+    return {
+        "site": own.site,
+        "task": {**own.task, **spec.task_config},
+        "defense": {**own.defenses.get(spec.defense, {}), **spec.defense_config},
+        "attack": dict(spec.attack_config),
     }
+
+
+def _environment(spec: RunSpec, chosen: Preset) -> dict[str, Any]:
+    """Hashes and versions of all code and data behind the numbers."""
+    named: list[tuple[Kind, str]] = [("defense", spec.defense), ("attack", spec.attack)]
+    named += [("task", name) for name in spec.tasks]
+    plugins = {
+        (kind, name): registry.plugin_class(kind, name)
+        for kind, name in named
+        if not registry.is_built_in(kind, name)
+    }
+    if ("attack", spec.attack) in plugins:  # a suite may have members that stand elsewhere
+        attack = cast("Attack", registry.create("attack", spec.attack, spec.attack_config))
+        members: dict[tuple[Kind, str], type[Plugin]] = {
+            ("attack", member.name): type(member) for member in attack.suite()
+        }
+        plugins |= {key: cls for key, cls in members.items() if not registry.is_built_in(*key)}
     return {
         "target": target_fingerprint(chosen),
         "harness": harness_fingerprint(),
         "packages": package_versions(),
-        "sources": sources,
+        "sources": {f"{kind} {name}": source_hash(cls) for (kind, name), cls in plugins.items()},
     }

@@ -7,15 +7,13 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
+from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.interfaces import Split, Task
 from saebench_recovery.runs.fingerprint import package_versions, target_fingerprint
 from saebench_recovery.schema import Provenance
-from saebench_recovery.base.settings import canonical_json
-
-if TYPE_CHECKING:
-    from saebench_recovery.interfaces import Task
-    from saebench_recovery.targets.target import Target
+from saebench_recovery.targets.target import Target
 
 
 def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
@@ -33,8 +31,6 @@ def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
 
 def data_hash(target: Target, tasks: Iterable[Task]) -> str:
     """SHA-256 over the token ids of every example of every split."""
-    from saebench_recovery.interfaces import Split
-
     digest = hashlib.sha256()
     for task in tasks:
         for split in get_args(Split):

@@ -2,89 +2,101 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from saebench_recovery import registry
-from saebench_recovery.runs.plan import Plan, check_names
-from saebench_recovery.protocols.apply import fill
-from saebench_recovery.runs.provenance import provenance
-from saebench_recovery.results.store import RunFolder, check_writable
-from saebench_recovery.schema import RunResult, Texts
+from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.settings import validate
-from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.protocols.apply import fill
+from saebench_recovery.results.chunks import RunJournal
+from saebench_recovery.results.folder import RunFolder
+from saebench_recovery.results.store import (
+    RESULT,
+    STATE,
+    check_writable,
+    read_state,
+    write_model,
+)
+from saebench_recovery.runs.plan import Matchup, Plan, check_names
+from saebench_recovery.schema import Facts, RunResult, RunState
+from saebench_recovery.spec import RunSpec
 
-if TYPE_CHECKING:
-    from saebench_recovery.interfaces import Attack, Defense, Task
+POSITIONAL = ("target", "defense", "attack", "tasks")
+PLUGINS: dict[str, Kind] = {"defense": "defense", "attack": "attack", "tasks": "task"}
 
 
 def run(
-    target: str = "organism",
-    defense: str | type[Defense] = "clamp",
-    attack: str | type[Attack] = "orthogonal",
-    tasks: Sequence[str | type[Task]] | None = None,
-    *,
-    defense_config: Mapping[str, Any] | None = None,
-    attack_config: Mapping[str, Any] | None = None,
-    task_config: Mapping[str, Any] | None = None,
-    threat_model: str = "reclamp",
-    budget: float = 0.5,
-    budget_unit: str = "relative",
-    limits: Limits | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    dtype: str = "auto",
-    force_sae: bool = False,
-    flops: float | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
+    *names: Any,
     out: str | Path = "runs",
     force: bool = False,
     keep_text: bool = False,
     plugins: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    **options: Any,
 ) -> RunResult:
     """Attack one defense of a target and return the scored, stored result.
 
-    Without `tasks`, every task that the target has. `budget` is the largest norm of a
-    perturbation, relative to the defended residual's or absolute. `limit` caps the evaluation
-    examples per task, `flops` what the search may spend on each flip at each budget, `plugins`
-    are files to import first, and `batch_size=None` chooses one. `dtype` is the model's, and with
-    `force_sae` an SAE's word on which model and hook point it belongs to does not count. The
-    result stands in `<out>/<identity>/result.json`; a complete one is read, a partial one
-    continued, unless `force`. With `keep_text`, what a generating task asked and was told is
-    written to `texts.jsonl` there.
+    `options` are the fields of `RunSpec`, of which target, defense, attack and tasks may come
+    first without their names; None leaves one open. A defense, attack or task may be given by its
+    name or as a registered class; without tasks, all that the target has are run. `plugins` are
+    files to import first. The result stands in `<out>/<identity>/result.json`; a complete one is
+    read and an interrupted one continued, unless `force`. With `keep_text`, what a generating task
+    asked and was told is written to `texts.jsonl` there.
 
     Raises:
-        UserError: bad input, or a model that computes NaN; finished tasks stay on disk.
+        UserError: bad input, or a model that computes NaN; finished chunks stay on disk.
     """
     for file in plugins:
         registry.load_plugin_file(file)
-    spec = {
-        "target": target,
-        "defense": registry.registered_name("defense", defense),
-        "attack": registry.registered_name("attack", attack),
-        "tasks": [registry.registered_name("task", task) for task in tasks or ()],
-        "defense_config": dict(defense_config or {}),
-        "attack_config": dict(attack_config or {}),
-        "task_config": dict(task_config or {}),
-        "threat_model": threat_model,
-        "budget": budget,
-        "budget_unit": budget_unit,
-        "limits": limits or Limits(),
-        "seed": seed,
-        "limit": limit,
-        "dtype": dtype,
-        "force_sae": force_sae,
-        "flops": flops,
-        "device": device,
-        "batch_size": batch_size,
-    }
-    checked = validate(RunSpec, spec, "run")
-    return execute(checked, Path(out), force=force, keep_text=keep_text, progress=progress)
+    given = _by_name(names) | {n: v for n, v in options.items() if v is not None}
+    for name, kind in PLUGINS.items():
+        if name in given:
+            given[name] = _named(kind, given[name])
+    if isinstance(given.get("tasks"), str):
+        given["tasks"] = [given["tasks"]]
+    spec = validate(RunSpec, given, "run")
+    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+
+
+def _by_name(names: Sequence[Any]) -> dict[str, Any]:
+    if len(names) > len(POSITIONAL):
+        raise UserError(f"run: only {', '.join(POSITIONAL)} may be given without their names")
+    return {n: v for n, v in zip(POSITIONAL, names, strict=False) if v is not None}
+
+
+def _named(kind: Kind, given: Any) -> Any:
+    """Classes by their names; what is neither class nor name is left to the validation."""
+    if isinstance(given, list | tuple):
+        return [_named(kind, one) for one in given]
+    return registry.registered_name(kind, given) if isinstance(given, type) else given
+
+
+def _signature() -> inspect.Signature:
+    """That of `run` with the fields of `RunSpec`, as `help` and editors show it."""
+    own = inspect.signature(run)
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if name in POSITIONAL
+            else inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=field.annotation,
+        )
+        for name, field in RunSpec.model_fields.items()
+    ]
+    verb = [p for p in own.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return own.replace(parameters=[*fields, *verb])
+
+
+cast(Any, run).__signature__ = _signature()
 
 
 def execute(
@@ -99,67 +111,101 @@ def execute(
 
     Raises:
         UserError: see `run`.
+        KeyboardInterrupt: with a line that says what is kept.
     """
-    spec = check_names(fill(spec))
-    check_writable(out)
-    plan = Plan.of(spec)
+    plan = Plan.of(check_names(fill(spec)))
     folder = RunFolder(out, plan.identity)
-    earlier = None if force else folder.load()
-    texts: list[Texts] | None = [] if keep_text else None
-    if earlier is not None and keep_text:
-        texts = folder.finished_texts({row.task for row in earlier.rows})
-    if earlier is not None and earlier.status == "complete":
+    earlier = None if force else folder.load(with_texts=keep_text)
+    if earlier is not None:
         return earlier
-    return _compute(plan, folder, earlier, texts, progress or (lambda what, done, total: None))
+    check_writable(out)
+    matchups = plan.matchups  # before the folder: settings that do not fit leave nothing
+    with folder.writing(anew=force) as place:
+        journal = RunJournal(place, keep_texts=keep_text)
+        work = _Work(plan, matchups, place, journal, progress or (lambda what, done, total: None))
+        try:
+            return work.finish()
+        except KeyboardInterrupt as stop:
+            kept = sum(chunk.records for chunk in journal.chunks)
+            line = f"{kept} flips are kept in {str(place)!r}; the same command goes on from there"
+            if force or not kept:
+                line = "nothing new is kept" + ("; an earlier result is as it was" if force else "")
+            raise type(stop)(line) from None
 
 
-def _compute(
-    plan: Plan,
-    folder: RunFolder,
-    earlier: RunResult | None,
-    texts: list[Texts] | None,
-    progress: Progress,
-) -> RunResult:
-    """Run the tasks that are still missing, storing the whole after each of them.
+@dataclass(frozen=True)
+class _Work:
+    """A plan that is carried out in a folder, from wherever an earlier process was stopped."""
 
-    Texts are added to `texts` and stored, unless it is None.
-    """
-    progress("loading", 0, 1)
-    from saebench_recovery.scoring.evaluate import evaluate
-    from saebench_recovery.targets.loading import load_target
+    plan: Plan
+    matchups: Mapping[str, Matchup]
+    place: Path
+    journal: RunJournal
+    progress: Progress
 
-    started = time.monotonic() - (earlier.provenance.seconds if earlier else 0)
-    rows = {row.task: row for row in earlier.rows} if earlier else {}
-    examples, perturbations = folder.finished(rows) if earlier else ([], {})
-    said = plan.spec
-    target = load_target(said.target, said.device, dtype=said.dtype, force_sae=said.force_sae)
-    # Before the first task is scored: data that cannot be read must not cost finished work.
-    made_by = provenance(target, [trio.task for trio in plan.trios.values()])
-    read = earlier.provenance.commits if earlier else {}
-    result = earlier
-    for name, trio in plan.trios.items():
-        if name in rows:
-            continue
-        scored = evaluate(target, trio.task, trio.defense, trio.attack, plan.spec, progress)
-        if not rows:
-            folder.discard()
-        rows[name] = scored.row
-        examples += scored.examples
-        perturbations |= {f"{name}/{key}": values for key, values in scored.perturbations.items()}
-        if texts is not None:
-            texts += scored.texts
+    def finish(self) -> RunResult:
+        """Evaluate the tasks that are missing, then add up the rows."""
+        from saebench_recovery.scoring.aggregate import aggregate  # a complete run needs no scipy
+
+        state = read_state(self.place)
+        facts = {found.task: found for found in state.facts} if state else {}
+        if state is None or facts.keys() != self.matchups.keys():
+            state = self._evaluated(state, facts)
+        facts = {found.task: found for found in state.facts}
         result = RunResult(
-            status="complete" if len(rows) == len(plan.trios) else "partial",
-            identity=plan.identity,
-            spec=plan.record(),
-            provenance=made_by.model_copy(
-                update={
-                    "seconds": time.monotonic() - started,
-                    "commits": {**read, **target.commits},
-                }
-            ),
-            rows=tuple(rows[task] for task in plan.trios if task in rows),
+            status="complete",
+            identity=self.plan.identity,
+            spec=state.spec,
+            provenance=state.provenance,
+            rows=tuple(aggregate(facts[t], self.journal.records(t)) for t in self.matchups),
         )
-        folder.save(result, examples, perturbations, texts)
-    assert result is not None  # a plan has at least one task
-    return result
+        write_model(self.place / STATE, state.model_copy(update={"status": "complete"}))
+        write_model(self.place / RESULT, result)
+        return result
+
+    def _evaluated(self, earlier: RunState | None, facts: Mapping[str, Facts]) -> RunState:
+        """The state with the facts of every task, stored after each of them."""
+        self.progress("loading", 0, 1)
+        # These import torch and transformers, which a complete run does without.
+        from saebench_recovery.runs.provenance import provenance
+        from saebench_recovery.scoring.evaluate import evaluate
+        from saebench_recovery.targets.loading import load_target
+
+        spent = earlier.provenance.seconds if earlier else 0
+        started = time.monotonic() - spent
+        spec = self.plan.spec
+        target = load_target(spec.target, spec.device, dtype=spec.dtype, force_sae=spec.force_sae)
+        # Before the first task is scored: data that cannot be read must not cost finished work.
+        made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
+        read = earlier.provenance.commits if earlier else {}
+        state = RunState(
+            status="running",
+            identity=self.plan.identity,
+            spec=self.plan.record(),
+            provenance=made_by.model_copy(update={"commits": read, "seconds": spent}),
+            facts=tuple(facts.values()),
+        )
+        write_model(self.place / STATE, state)
+        for label, matchup in self.matchups.items():
+            if label in facts:
+                continue
+            found = evaluate(
+                target,
+                matchup.task,
+                matchup.defense,
+                matchup.attack,
+                spec,
+                self.journal,
+                self.progress,
+            )
+            seconds, commits = time.monotonic() - started, {**read, **target.commits}
+            state = state.model_copy(
+                update={
+                    "facts": (*state.facts, found),
+                    "provenance": made_by.model_copy(
+                        update={"seconds": seconds, "commits": commits}
+                    ),
+                }
+            )
+            write_model(self.place / STATE, state)
+        return state

@@ -21,7 +21,7 @@ from saebench_recovery.schema.row import (
     Row,
     SuiteMember,
 )
-from saebench_recovery.schema.run import Provenance, RunResult
+from saebench_recovery.schema.run import Provenance, RunResult, RunState, StoredChunk
 from saebench_recovery.schema.values import (
     SCHEMA_VERSION,
     Count,
@@ -56,9 +56,11 @@ __all__ = [
     "Record",
     "Row",
     "RunResult",
+    "RunState",
     "Share",
     "SideEffects",
     "Stored",
+    "StoredChunk",
     "SuiteMember",
     "Texts",
 ]

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from saebench_recovery.schema.facts import Cost, Facts
 from saebench_recovery.schema.row import Row
-from saebench_recovery.schema.values import SCHEMA_VERSION, Finite, Stored
+from saebench_recovery.schema.values import SCHEMA_VERSION, Count, Finite, Stored
 
 
 class Provenance(Stored):
@@ -35,3 +36,28 @@ class RunResult(Stored):
     spec: dict[str, Any]
     provenance: Provenance
     rows: tuple[Row, ...]
+
+
+class RunState(Stored):
+    """`run.json`: how far a run has come; `result.json` stands beside it once it is complete."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["running", "complete"]
+    identity: str
+    spec: dict[str, Any]
+    provenance: Provenance
+    facts: tuple[Facts, ...] = Field(description="of the finished tasks")
+
+
+class StoredChunk(Stored):
+    """A line of `chunks.jsonl`: flips of one task under one attack that are on disk for good."""
+
+    task: str
+    attack: str
+    records: Count = Field(description="how many")
+    records_end: Count = Field(description="bytes of `records.jsonl` up to and with its records")
+    texts_end: Count = Field(description="the same of `texts.jsonl`; 0 where no texts are kept")
+    evidence: str = Field(description="file with its perturbations")
+    sha256: str = Field(description="of that file")
+    attacking: Cost
+    scoring: Cost

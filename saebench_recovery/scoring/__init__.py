@@ -1,0 +1,1 @@
+"""From a run's flips to its row: attack and replay write records, `aggregate` reads them."""

@@ -1,203 +1,172 @@
-"""From scored examples to the result row: rates, means, controls, drift."""
+"""From records and facts to the row: a pure function, so that anybody can recompute a row."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from saebench_recovery.interfaces import Defense
 from saebench_recovery.schema import (
-    Compute,
     ComputePoint,
-    Constrained,
     Constraint,
-    Controls,
-    Cost,
     Curve,
     CurvePoint,
     Detection,
     Drift,
     DriftPoint,
-    ExampleRow,
     Examples,
+    Facts,
     Mean,
-    PerturbationKind,
     Rate,
+    Record,
     Row,
-    SideEffects,
-    SuiteMember,
 )
-from saebench_recovery.scoring import statistics
-from saebench_recovery.scoring.attack_and_score import Scored, Setting
+from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.flags import flags
+from saebench_recovery.scoring.suite import standings, worst_case
 
 # Limits on relative drift at which the curve is read; the run's own ones decide `constrained`.
 DRIFT_LIMITS = (1e-5, 1e-3, 0.01, 0.05, 0.1, 0.25, 1.0)
-SPENDINGS = 6  # points of the compute curve, each at twice the FLOPs of the one before
+COMPUTE_POINTS = 6  # of the compute curve, each at twice the FLOPs of the one before
 SCOPES = ("perturbed", "readout", "later")
+ROUNDING = 1e-5  # relative: a perturbation that is clipped to a budget has its norm but for this
 
 
-def assemble(
-    setting: Setting,
-    target: str,
-    examples: Examples,
-    scored: Sequence[Scored],
-    effects: SideEffects,
-    attacking: Cost,
-    scoring: Cost,
-    suite: Sequence[SuiteMember] = (),
-    false_alarms: Rate | None = None,
-) -> Row:
-    """The row of one (target, task, defense, attack); without valid flips its rates are null."""
-    clusters = [s.flip.example.cluster for s in scored]
-    defense = setting.active.defense
-    assert defense is not None
+def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
+    """The row of one (target, task, defense, attack); without valid flips its rates are null.
 
-    def rate(of: Callable[[Scored], bool]) -> Rate:
-        return statistics.rate([of(s) for s in scored], clusters)
+    Args:
+        facts: what the records do not hold.
+        records: of a suite, those of every member, in any order; a flip counts under the member
+            that did best on it (`suite.worst_case`).
 
-    def mean(of: Callable[[Scored], float | None]) -> Mean:
-        return statistics.mean([of(s) for s in scored], clusters)
-
-    def drift(scope: str) -> Drift:
-        def metric(name: str) -> Mean:
-            return mean(lambda s: s.drift[scope][name])
-
-        return Drift(**{name: metric(name) for name in Drift.model_fields})
-
-    # Norms of embeddings and of residuals, and tokens without any, make no one distribution.
-    measured = [] if setting.mixed else scored
-    recovers = statistics.median_smallest([s.smallest for s in measured])
-    injects = statistics.median_smallest([s.smallest_wrong for s in measured])
+    Raises:
+        UserError: records of one flip are doubled, or of an attack that the facts do not name.
+    """
+    flips = _Flips(worst_case(records, facts.members))
     row = Row(
-        task=setting.task.label,
-        target=target,
-        defense=defense.name,
-        attack=setting.attack.name,
-        threat_model=setting.active.threat_model,
-        budget=setting.headline,
-        budget_unit="absolute" if setting.absolute else "relative",
-        seed=setting.seed,
-        features={str(site): latents for site, latents in defense.features.items()},
-        examples=examples,
-        recovery=rate(lambda s: s.recovered),
-        constrained=Constrained(
-            **rate(lambda s: s.constrained).model_dump(), limits=setting.limits
+        task=facts.task,
+        target=facts.target,
+        defense=facts.defense,
+        attack=facts.attack,
+        threat_model=facts.threat_model,
+        budget=facts.budget,
+        budget_unit=facts.budget_unit,
+        seed=facts.seed,
+        features=facts.features,
+        examples=Examples(
+            **facts.examples.model_dump(),
+            clusters=len({record.cluster or record.id for record in flips.records}),
         ),
-        base_like=rate(lambda s: s.base_like),
-        fidelity=mean(lambda s: s.fidelity),
-        curve=Curve(
-            points=tuple(
-                CurvePoint(
-                    budget=budget,
-                    recovery=rate(lambda s, b=b: s.curve[b]),  # type: ignore[misc]
-                    wrong_target=rate(lambda s, b=b: s.curve_wrong[b]),  # type: ignore[misc]
-                )
-                for b, budget in enumerate(setting.relative)
-            ),
-            compute=tuple(
-                ComputePoint(flops=flops, recovery=rate(lambda s, f=flops: _after(f, s)))  # type: ignore[misc]
-                for flops in _spendings(scored)
-            ),
-            drift=tuple(
-                DriftPoint(
-                    limit=limit,
-                    recovery=rate(lambda s, x=limit: s.recovered and s.tightest <= x),  # type: ignore[misc]
-                )
-                for limit in DRIFT_LIMITS
-            ),
-            median_norm_recovers=recovers,
-            median_norm_injects=injects,
-            recovery_advantage=statistics.advantage(recovers, injects),
-        ),
-        controls=Controls(
-            nothing=rate(lambda s: s.nothing),
-            random_direction=rate(lambda s: s.random),
-            wrong_target=rate(lambda s: s.wrong),
-        ),
-        constraint=_constraint(setting, scored),
-        drift={scope: drift(scope) for scope in SCOPES},
+        limits=facts.limits,
+        measures={
+            measure.name: readings.summary(
+                measure,
+                readings.values(measure, flips.records, facts.perturbation),
+                flips.clusters,
+            )
+            for measure in measures.MEASURES
+        },
+        curve=_curve(facts, flips),
+        constraint=_constraint(facts, flips.records),
+        drift={scope: _drift(scope, flips) for scope in SCOPES},
         figures={
-            name: mean(lambda s, name=name: s.figures[name])  # type: ignore[misc]
-            for name in (scored[0].figures if scored else ())
+            name: flips.mean(lambda r, name=name: r.figures.get(name))  # type: ignore[misc]
+            for name in dict.fromkeys(name for r in flips.records for name in r.figures)
         },
-        detection=None if false_alarms is None else _detection(defense, scored, false_alarms),
-        zero_reactivation=rate(lambda s: s.recovered and not s.switched_on),
-        norm=mean(lambda s: None if setting.mixed else s.relative_norm),
-        perturbation=PerturbationKind(
-            kind="several" if setting.mixed else setting.attack.suffix or "residual",
-            length=setting.attack.length or None,
-        ),
-        suite=tuple(suite),
-        side_effects=effects,
-        compute=Compute(
-            attack=attacking,
-            scoring=scoring,
-            model_bytes=setting.active.target.model_bytes,
-            dictionary_bytes=sum(
-                latents.kept_bytes + latents.dictionary.kept_bytes
-                for latents in defense.latents.values()
-            ),
-        ),
+        detection=_detection(facts, flips),
+        perturbation=facts.perturbation,
+        suite=standings(facts, records),
+        side_effects=facts.side_effects,
+        compute=facts.compute,
     )
-    return row.model_copy(update={"flags": flags(row, scored, setting)})
+    return row.model_copy(update={"flags": flags(row, flips.records, facts)})
 
 
-def _after(flops: float, s: Scored) -> bool:
-    return statistics.found_after(flops, s.recovered, s.flops_first, s.flops)
+@dataclass(frozen=True)
+class _Flips:
+    """A record for each valid flip, and what they add up to."""
+
+    records: Sequence[Record]
+
+    @property
+    def clusters(self) -> list[str]:
+        return [record.cluster for record in self.records]
+
+    def rate(self, of: Callable[[Record], bool | None]) -> Rate:
+        return readings.rate([of(record) for record in self.records], self.clusters)
+
+    def mean(self, of: Callable[[Record], float | None]) -> Mean:
+        return statistics.mean([of(record) for record in self.records], self.clusters)
 
 
-def _spendings(scored: Sequence[Scored]) -> list[float]:
+def _curve(facts: Facts, flips: _Flips) -> Curve:
+    """Recovery over budgets, compute and drift limits; monotone, as all are read off thresholds."""
+    one_kind = [] if facts.perturbation.kind == "several" else flips.records
+    recovers = statistics.median_smallest([record.smallest_norm for record in one_kind])
+    injects = statistics.median_smallest([record.smallest_norm_wrong for record in one_kind])
+    return Curve(
+        points=tuple(_curve_point(budget, flips) for budget in facts.curve_budgets),
+        compute=tuple(
+            ComputePoint(
+                flops=flops,
+                recovery=flips.rate(lambda r, f=flops: readings.recovered_by(r, f)),  # type: ignore[misc]
+            )
+            for flops in _compute_points(flips.records)
+        ),
+        drift=tuple(_drift_point(limit, flips) for limit in DRIFT_LIMITS),
+        median_norm_recovers=recovers,
+        median_norm_injects=injects,
+        recovery_advantage=statistics.advantage(recovers, injects),
+    )
+
+
+def _curve_point(budget: float, flips: _Flips) -> CurvePoint:
+    def inside(norm: float | None) -> bool:
+        return norm is not None and norm <= budget * (1 + ROUNDING)
+
+    return CurvePoint(
+        budget=budget,
+        recovery=flips.rate(lambda r: inside(r.smallest_norm)),
+        wrong_target=flips.rate(lambda r: inside(r.smallest_norm_wrong)),
+    )
+
+
+def _drift_point(limit: float, flips: _Flips) -> DriftPoint:
+    def inside(record: Record) -> bool:
+        return record.tightest_limit is not None and record.tightest_limit <= limit
+
+    recovery = flips.rate(lambda r: measures.verdict(r, "recovery") and inside(r))
+    return DriftPoint(limit=limit, recovery=recovery)
+
+
+def _compute_points(records: Sequence[Record]) -> list[float]:
     """FLOPs on each flip at which the compute curve is read; none without a search."""
-    most = max((s.flops for s in scored), default=0.0)
-    return [most / 2**i for i in reversed(range(SPENDINGS))] if most else []
+    most = max((record.flops for record in records), default=0.0)
+    return [most / 2**i for i in reversed(range(COMPUTE_POINTS))] if most else []
 
 
-def _constraint(setting: Setting, scored: Sequence[Scored]) -> Constraint:
-    if not scored:
+def _constraint(facts: Facts, records: Sequence[Record]) -> Constraint:
+    if not records:
         return Constraint(kind="none", rank=0, note="no valid flips")
-    if setting.mixed:
+    if facts.perturbation.kind == "several":
         return Constraint(kind="none", rank=0, note="several attacks, held by the limits alone")
-    return scored[0].constraint
+    return records[0].constraint
 
 
-def _detection(defense: Defense, scored: Sequence[Scored], false_alarms: Rate) -> Detection:
-    assert defense.false_alarms is not None
+def _drift(scope: str, flips: _Flips) -> Drift:
+    def metric(name: str) -> Mean:
+        return flips.mean(lambda r: r.drift.get(scope, {}).get(name))
 
-    def detected(among: Sequence[Scored]) -> Rate:
-        clusters = [s.flip.example.cluster for s in among]
-        return statistics.rate([bool(s.rung) for s in among], clusters)
+    return Drift(**{name: metric(name) for name in Drift.model_fields})
 
+
+def _detection(facts: Facts, flips: _Flips) -> Detection | None:
+    if facts.false_alarms is None or facts.stated_false_alarms is None:
+        return None
+    recovered = _Flips([r for r in flips.records if measures.verdict(r, "recovery")])
     return Detection(
-        stated=defense.false_alarms,
-        false_alarms=false_alarms,
-        attacked=detected(scored),
-        recovered=detected([s for s in scored if s.recovered]),
-    )
-
-
-def example_row(setting: Setting, scored: Scored) -> ExampleRow:
-    """One example's figures: ids, no text."""
-    example = scored.flip.example
-    return ExampleRow(
-        task=setting.task.label,
-        attack=scored.attack,
-        id=example.id,
-        cluster=example.cluster,
-        recovered=scored.recovered,
-        constrained=scored.constrained,
-        base_like=scored.base_like,
-        fidelity=scored.fidelity,
-        objective_clean=scored.flip.clean,
-        objective_defended=scored.flip.defended,
-        objective_recovered=scored.objective,
-        relative_norm=scored.relative_norm,
-        smallest_norm=scored.smallest,
-        smallest_norm_wrong=scored.smallest_wrong,
-        flops=scored.flops,
-        flops_recovers=scored.flops_first if math.isfinite(scored.flops_first) else None,
-        drift={
-            scope: {m: None if math.isnan(v) else v for m, v in metrics.items()}
-            for scope, metrics in scored.drift.items()
-        },
+        stated=facts.stated_false_alarms,
+        false_alarms=facts.false_alarms,
+        attacked=flips.rate(lambda r: r.alarmed),
+        recovered=recovered.rate(lambda r: r.alarmed),
     )

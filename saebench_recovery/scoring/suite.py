@@ -1,67 +1,74 @@
-"""The worst case over the attacks of a suite: each is tried on what those before left unbroken."""
+"""The worst case over the attacks of a suite: each is tried on what those before left unbroken.
+
+A single attack is a suite of one. A flip is broken when it recovered inside the limits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
-
-from saebench_recovery.schema import SuiteMember
-from saebench_recovery.scoring.attack_and_score import Scored
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.schema import Facts, Record, SuiteMember
+from saebench_recovery.scoring.measures import verdict
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One attack on some of the flips, which `index` numbers; tensors have an entry for each."""
-
-    name: str
-    index: Sequence[int]
-    scored: Sequence[Scored]
-    tensors: Mapping[str, Tensor]
-    flops: int
-
-    @property
-    def broken(self) -> list[int]:
-        """Flips that it recovered inside the constraint limits."""
-        return [i for i, s in zip(self.index, self.scored, strict=True) if s.constrained]
-
-    def summary(self) -> SuiteMember:
-        return SuiteMember(
-            attack=self.name, tried=len(self.index), broken=len(self.broken), flops=self.flops
-        )
+def unbroken(ids: Sequence[str], records: Iterable[Record]) -> list[str]:
+    """The flips, of `ids`, that no record shows as broken."""
+    broken = {record.id for record in records if verdict(record, "constrained")}
+    return [id for id in ids if id not in broken]
 
 
-def unbroken(count: int, attempts: Sequence[Attempt]) -> list[int]:
-    """The flips, of `count`, that no attempt has broken."""
-    broken = {i for attempt in attempts for i in attempt.broken}
-    return [i for i in range(count) if i not in broken]
+def worst_case(records: Iterable[Record], members: Sequence[str]) -> list[Record]:
+    """Each flip's record under the member that did best on it, in the order of their ids.
 
+    Best is a recovery inside the limits, then any recovery; ties go to the earlier member. What a
+    flip has cost is the sum over all members that were tried on it, and `flops_recovers` counts
+    what the members before the best one had spent.
 
-def worst_case(count: int, attempts: Sequence[Attempt]) -> tuple[list[Scored], dict[str, Tensor]]:
-    """Each flip under the attack that did best on it, and those perturbations by attack.
-
-    Best is a recovery inside the limits, then any recovery; ties go to the earlier attack. What a
-    flip has cost is the sum over all attacks that were tried on it.
+    Raises:
+        UserError: two records of one flip under one member, or a record of another attack.
     """
-    place = [{i: p for p, i in enumerate(attempt.index)} for attempt in attempts]
-    chosen: list[list[int]] = [[] for _ in attempts]
-    worst: list[Scored] = []
-    for i in range(count):
-        tried = [a for a in range(len(attempts)) if i in place[a]]
-        found = {a: attempts[a].scored[place[a][i]] for a in tried}
-        best = max(tried, key=lambda a: (found[a].constrained, found[a].recovered))
-        before = sum(found[a].flops for a in tried if a < best)
-        spent = sum(scored.flops for scored in found.values())
-        worst.append(
-            replace(found[best], flops=spent, flops_first=before + found[best].flops_first)
-        )
-        chosen[best].append(place[best][i])
-    tensors = {
-        f"{attempt.name}/{key}": value[torch.tensor(rows)]
-        for attempt, rows in zip(attempts, chosen, strict=True)
-        if rows
-        for key, value in attempt.tensors.items()
-    }
-    return worst, tensors
+    by_flip: dict[str, dict[str, Record]] = {}
+    for record in records:
+        tried = by_flip.setdefault(record.id, {})
+        if record.attack not in members or record.attack in tried:
+            raise UserError(
+                f"task {record.task!r} has a second record of example {record.id!r} under "
+                f"attack {record.attack!r}, or none of the run's attacks ({', '.join(members)}) "
+                "is called that"
+            )
+        tried[record.attack] = record
+    return [
+        _best([by_flip[id][member] for member in members if member in by_flip[id]])
+        for id in sorted(by_flip)
+    ]
+
+
+def _best(tried: Sequence[Record]) -> Record:
+    """The best of one flip's records, which are in the order of the members' turns."""
+    best = max(tried, key=lambda r: (verdict(r, "constrained"), verdict(r, "recovery")))
+    before = sum(record.flops for record in tried[: tried.index(best)])
+    reached = best.flops_recovers
+    return best.model_copy(
+        update={
+            "flops": sum(record.flops for record in tried),
+            "flops_recovers": None if reached is None else before + reached,
+        }
+    )
+
+
+def standings(facts: Facts, records: Iterable[Record]) -> tuple[SuiteMember, ...]:
+    """What each member of a suite was tried on and broke; those with nothing left are left out."""
+    if len(facts.members) < 2:
+        return ()
+    tried: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    for record in records:
+        tried[record.attack] += 1
+        broken[record.attack] += verdict(record, "constrained")
+    return tuple(
+        SuiteMember(attack=member, tried=tried[member], broken=broken[member], flops=flops)
+        for member, flops in zip(facts.members, facts.member_flops, strict=True)
+        if tried[member] or member == facts.members[0]
+    )

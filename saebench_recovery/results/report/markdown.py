@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.leaderboard import Entry, Leaderboard, grouped
-from saebench_recovery.results.report.summary import mean_number, task_of
+from saebench_recovery.results.leaderboard import Entry, Leaderboard
+from saebench_recovery.results.report.numbers import NONE, mean_number
+from saebench_recovery.results.report.summary import task_of
+from saebench_recovery.results.standings import grouped
 
-NONE = "-"
 LEGEND = """\
 A cell holds the share of valid flips that the attack recovered with the defended latents in place
 (drift inside the limits), and in brackets, where it differs, the share that it recovered at all.
@@ -42,18 +43,18 @@ def _table(entries: Sequence[Entry]) -> list[str]:
         {a: [e for e in of_defense if attack(e) == a] for a in attacks}
         for of_defense in grouped(entries, defense)
     ]
-    rows.sort(key=lambda by_attack: max(_rate(found) for found in by_attack.values()))
+    rows.sort(key=lambda by_attack: max(map(_constrained, by_attack.values())))
     heads = ["defense", "flips / examples", "retained", "KL", *attacks]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for by_attack in rows:
         # Flips and side effects are the defense's own, whatever attacks it.
-        own = next(found for found in by_attack.values() if found)
+        own = next(entries for entries in by_attack.values() if entries)
         cells = [
             defense(own[0]),
             f"{sum(e.row.examples.valid for e in own)} / {sum(e.row.examples.n for e in own)}",
-            _mean([e.row.side_effects.retain_accuracy_defended for e in own], ".2f"),
-            _mean([e.row.side_effects.kl for e in own], ".2g"),
-            *(_cell(found) for found in by_attack.values()),
+            mean_number([e.row.side_effects.retain_accuracy_defended for e in own], ".2f"),
+            mean_number([e.row.side_effects.kl for e in own], ".2g"),
+            *map(_cell, by_attack.values()),
         ]
         lines.append(_line(cells))
     return lines
@@ -64,21 +65,16 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(entries: Sequence[Entry]) -> str:
-    constrained = _mean([e.row.constrained.rate for e in entries], ".2f")
-    recovered = _mean([e.row.recovery.rate for e in entries], ".2f")
+    constrained = mean_number([e.row.constrained.rate for e in entries], ".2f")
+    recovered = mean_number([e.row.recovery.rate for e in entries], ".2f")
     flag = "*" if any(e.row.flags for e in entries) else ""
-    rung = [e.row.detection.attacked.rate for e in entries if e.row.detection is not None]
-    seen = f", seen {_mean(rung, '.2f')}" if rung and recovered != NONE else ""
-    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{seen}"
+    alarmed = [e.row.detection.attacked.rate for e in entries if e.row.detection is not None]
+    alarms = f", seen {mean_number(alarmed, '.2f')}" if alarmed and recovered != NONE else ""
+    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{alarms}"
 
 
-def _rate(entries: Sequence[Entry]) -> float:
-    return mean_number([e.row.constrained.rate or 0 for e in entries]) or 0.0
-
-
-def _mean(values: Sequence[float | None], how: str) -> str:
-    found = mean_number(values)
-    return NONE if found is None else format(found, how)
+def _constrained(entries: Sequence[Entry]) -> float:
+    return sum(e.row.constrained.rate or 0 for e in entries) / max(1, len(entries))
 
 
 def _labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
@@ -87,16 +83,16 @@ def _labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
     def name(entry: Entry) -> str:
         return str(getattr(entry.row, kind))
 
-    seen: dict[str, dict[str, set[str]]] = {}
+    values: dict[str, dict[str, set[str]]] = {}
     for entry in entries:
         for key, value in entry.config[kind].items():
-            seen.setdefault(name(entry), {}).setdefault(key, set()).add(canonical_json(value))
+            values.setdefault(name(entry), {}).setdefault(key, set()).add(canonical_json(value))
 
     def label(entry: Entry) -> str:
         differing = [
             f"{key}={canonical_json(value)}"
             for key, value in entry.config[kind].items()
-            if len(seen[name(entry)][key]) > 1
+            if len(values[name(entry)][key]) > 1
         ]
         return " ".join([name(entry), *differing])
 

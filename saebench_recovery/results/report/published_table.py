@@ -9,9 +9,8 @@ from rich.table import Table
 from saebench_recovery.protocols.apply import departures
 from saebench_recovery.protocols.compare import Figure, compare
 from saebench_recovery.protocols.experiment import experiments
+from saebench_recovery.results.report.numbers import NONE
 from saebench_recovery.schema import RunResult
-
-NONE = "-"
 
 
 def print_comparison(console: Console, result: RunResult) -> None:
@@ -62,4 +61,4 @@ def figure(shown: Figure) -> str:
         text = f"{shown.value:.0f}"
     if shown.low is None or shown.high is None:
         return text
-    return f"{text} \\[{shown.low:.3f}, {shown.high:.3f}]"
+    return f"{text} [{shown.low:.3f}, {shown.high:.3f}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -25,10 +25,10 @@ def task_of(row: Row) -> str:
 
 def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of each task, one for each of its targets."""
-    found: dict[str, list[Row]] = {}
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(task_of(row), []).append(row)
-    return found
+        grouped.setdefault(task_of(row), []).append(row)
+    return grouped
 
 
 def interval(value: Rate | Mean) -> Interval | None:
@@ -45,7 +45,7 @@ def over_targets(values: Iterable[Rate | Mean]) -> Interval | None:
     Targets have different examples, so their distances to either end of the interval add up in
     quadrature.
     """
-    known = [found for found in map(interval, values) if found is not None]
+    known = [v for v in map(interval, values) if v is not None]
     if not known:
         return None
     centre = sum(v.centre for v in known) / len(known)
@@ -58,13 +58,7 @@ def over_targets(values: Iterable[Rate | Mean]) -> Interval | None:
 
 def worst_drift(*rows: Row) -> tuple[float, str] | None:
     """The largest relative drift of any example, and the scope in which it was seen."""
-    seen = [
+    largest = [
         (drift.relative_l2.max, scope) for row in rows for scope, drift in sorted(row.drift.items())
     ]
-    return max(((value, scope) for value, scope in seen if value is not None), default=None)
-
-
-def mean_number(values: Sequence[float | None]) -> float | None:
-    """The mean of the numbers among the values, None without any."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return max(((value, scope) for value, scope in largest if value is not None), default=None)

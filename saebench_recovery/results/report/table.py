@@ -3,109 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from saebench_recovery.results.report.summary import (
-    Interval,
-    by_task,
-    interval,
-    mean_number,
-    over_targets,
-    worst_drift,
-)
+from saebench_recovery.results.report.numbers import NONE, estimate, mean_number, number
+from saebench_recovery.results.report.summary import by_task, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult
-
-NONE = "-"
+from saebench_recovery.scoring import measures
+from saebench_recovery.scoring.flags import MEANINGS
 
 
 def print_result(result: RunResult) -> None:
     """Print the rows of a run, and an explanation of each flag that stands in them."""
     console = Console()
-    spec = result.spec
-    table = Table(
-        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
-        caption=f"{spec['threat_model']}, budget {spec['budget']} ({spec['budget_unit']}), "
-        f"seed {spec['seed']}",
-    )
-    table.add_column("", style="bold")
     tasks = by_task(result.rows)
-    for name, rows in tasks.items():
-        table.add_column(
-            name if len(rows) == 1 else f"{name}, mean of {len(rows)}", justify="right"
-        )
-    columns = [_measures(rows) for rows in tasks.values()]
-    # A task may have figures of its own, so columns need not have all rows.
-    for measure in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(measure, *(column.get(measure, NONE) for column in columns))
-    console.print(table)
+    console.print(_table(result, tasks))
     for name, rows in tasks.items():
         if len(rows) > 1:
             console.print(_targets(name, rows))
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
-    if flags := sorted({flag for row in result.rows for flag in row.flags}):
-        from saebench_recovery.scoring.flags import MEANINGS  # imports torch
-
-        for flag in flags:
-            meaning = MEANINGS.get(flag, "unknown to this version")
-            console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
-    if spec["protocol"] is not None:
+    for flag in sorted({flag for row in result.rows for flag in row.flags}):
+        meaning = MEANINGS.get(flag, "unknown to this version")
+        console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
+    if result.spec["protocol"] is not None:
+        # Published intervals need scipy, which takes a second to import.
         from saebench_recovery.results.report.published_table import print_comparison
 
         print_comparison(console, result)
 
 
-def _measures(rows: Sequence[Row]) -> dict[str, str]:
-    """The measures of a task; of one with several targets, the mean over them."""
-    limits = rows[0].constrained.limits
+def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
+    spec = result.spec
+    table = Table(
+        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
+        caption="; ".join(_terms(result)),
+    )
+    table.add_column("", style="bold")
+    for name, rows in tasks.items():
+        heading = name if len(rows) == 1 else f"{name}, mean of {len(rows)}"
+        table.add_column(heading, justify="right")
+    columns = [_lines(rows) for rows in tasks.values()]
+    # A task may have figures of its own, so columns need not have all lines.
+    for label in dict.fromkeys(label for column in columns for label in column):
+        table.add_row(label, *(column.get(label, NONE) for column in columns))
+    return table
 
-    def over(of: Callable[[Row], Rate | Mean]) -> str:
-        return _with_interval(over_targets(map(of, rows)))
 
-    def number(of: Callable[[Row], float | None]) -> str:
-        return _number(mean_number([of(row) for row in rows]))
+def _terms(result: RunResult) -> Iterator[str]:
+    """Under which terms the run was made, and what its verdicts mean."""
+    spec = result.spec
+    budget = f"budget {spec['budget']} ({spec['budget_unit']})"
+    yield f"{spec['threat_model']}, {budget}, seed {spec['seed']}"
+    for limits in {row.limits for row in result.rows}:
+        yield f"constrained: drift <= {limits.drift:g}, decoded <= {limits.decode:g}"
+        yield f"base-like: fidelity >= {limits.fidelity:g}"
 
+
+def _lines(rows: Sequence[Row]) -> dict[str, str]:
+    """A task's column by the lines' labels; of one with several targets, the mean over them."""
     return {
         "valid flips / base / examples": " / ".join(
             str(sum(getattr(row.examples, name) for row in rows)) for name in ("valid", "base", "n")
         ),
-        "recovery": over(lambda r: r.recovery),
-        f"constrained (drift <= {limits.drift:g}, decoded <= {limits.decode:g})": over(
-            lambda r: r.constrained
-        ),
-        f"base-like (fidelity >= {limits.fidelity:g})": over(lambda r: r.base_like),
-        "fidelity to clean": over(lambda r: r.fidelity),
         **{
-            n.replace("_", " "): over(lambda r, n=n: r.figures[n])  # type: ignore[misc]
-            for n in _shared(r.figures for r in rows)
+            measure.title: _over(rows, lambda r, m=measure: r.measures.get(m.name))  # type: ignore[misc]
+            for measure in measures.MEASURES
         },
-        "control: wrong target": over(lambda r: r.controls.wrong_target),
-        "control: random direction": over(lambda r: r.controls.random_direction),
-        "control: nothing": over(lambda r: r.controls.nothing),
+        **{
+            name.replace("_", " "): _over(rows, lambda r, n=name: r.figures[n])  # type: ignore[misc]
+            for name in _in_all(row.figures for row in rows)
+        },
         "constraint": "\n".join(
             dict.fromkeys(f"{r.constraint.kind}, rank {r.constraint.rank}" for r in rows)
         ),
         **_detection(rows),
         "drift, relative, worst": _worst_drift(rows),
-        **_suffix(rows[0]),
-        "norm, relative": over(lambda r: r.norm),
-        "smallest norm that recovers": number(lambda r: r.curve.median_norm_recovers),
-        "... that injects": number(lambda r: r.curve.median_norm_injects),
-        "recovery advantage": number(lambda r: r.curve.recovery_advantage),
-        "retained accuracy, clean -> defended": " -> ".join(
-            [
-                number(lambda r: r.side_effects.retain_accuracy_clean),
-                number(lambda r: r.side_effects.retain_accuracy_defended),
-            ]
-        ),
-        "KL on neutral text (nats)": number(lambda r: r.side_effects.kl),
-        **{
-            n.replace("_", " "): number(lambda r, n=n: r.side_effects.figures[n])  # type: ignore[misc]
-            for n in _shared(r.side_effects.figures for r in rows)
-        },
+        **_added_tokens(rows[0]),
+        "smallest norm that recovers": mean_number([r.curve.median_norm_recovers for r in rows]),
+        "... that injects": mean_number([r.curve.median_norm_injects for r in rows]),
+        "recovery advantage": mean_number([r.curve.recovery_advantage for r in rows]),
+        **_side_effects(rows),
         **_suite(rows),
         "attack cost": _cost([r.compute.attack for r in rows]),
         "scoring cost": _cost([r.compute.scoring for r in rows]),
@@ -113,24 +93,41 @@ def _measures(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
+def _over(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> str:
+    return estimate(over_targets(value for value in map(of, rows) if value is not None))
+
+
 def _detection(rows: Sequence[Row]) -> dict[str, str]:
-    found = [row.detection for row in rows if row.detection is not None]
-    if not found:
+    detections = [row.detection for row in rows if row.detection is not None]
+    if not detections:
         return {}
     return {
-        "detected, of the perturbed": _with_interval(over_targets(d.attacked for d in found)),
-        "... of the recovered": _with_interval(over_targets(d.recovered for d in found)),
-        f"false alarms (stated {found[0].stated:g})": _with_interval(
-            over_targets(d.false_alarms for d in found)
+        "detected, of the perturbed": estimate(over_targets(d.attacked for d in detections)),
+        "... of the recovered": estimate(over_targets(d.recovered for d in detections)),
+        f"false alarms (stated {detections[0].stated:g})": estimate(
+            over_targets(d.false_alarms for d in detections)
         ),
     }
 
 
+def _side_effects(rows: Sequence[Row]) -> dict[str, str]:
+    effects = [row.side_effects for row in rows]
+    clean = mean_number([e.retain_accuracy_clean for e in effects])
+    defended = mean_number([e.retain_accuracy_defended for e in effects])
+    return {
+        "retained accuracy, clean -> defended": f"{clean} -> {defended}",
+        "KL on neutral text (nats)": mean_number([e.kl for e in effects]),
+        **{
+            name.replace("_", " "): mean_number([e.figures[name] for e in effects])
+            for name in _in_all(e.figures for e in effects)
+        },
+    }
+
+
 def _suite(rows: Sequence[Row]) -> dict[str, str]:
-    members = [member for row in rows for member in row.suite]
     broken: Counter[str] = Counter()
     tried: Counter[str] = Counter()
-    for member in members:
+    for member in (member for row in rows for member in row.suite):
         broken[member.attack] += member.broken
         tried[member.attack] += member.tried
     return {f"suite: {name}": f"{broken[name]} of {tried[name]} broken" for name in tried}
@@ -138,23 +135,23 @@ def _suite(rows: Sequence[Row]) -> dict[str, str]:
 
 def _targets(name: str, rows: Sequence[Row]) -> Table:
     """A task's targets, a line each."""
+    shown = [measure for measure in measures.MEASURES if measure.headline]
     table = Table(title=f"{name}, each target")
-    for heading in ("", "valid flips", "recovery", "constrained", "wrong target", "retained"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table.add_column("")
+    for heading in ("valid flips", *(measure.title for measure in shown), "retained"):
+        table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             row.task.partition("/")[2],
             f"{row.examples.valid} of {row.examples.n}",
-            rate(row.recovery),
-            rate(row.constrained),
-            rate(row.controls.wrong_target),
-            _number(row.side_effects.retain_accuracy_defended),
+            *(estimate(row.measures.get(measure.name)) for measure in shown),
+            number(row.side_effects.retain_accuracy_defended),
         )
     return table
 
 
-def _shared(figures: Iterable[Mapping[str, object]]) -> list[str]:
-    """Names that all have."""
+def _in_all(figures: Iterable[Mapping[str, object]]) -> list[str]:
+    """The names that all have."""
     first, *others = figures
     return [name for name in first if all(name in other for other in others)]
 
@@ -165,25 +162,9 @@ def _flags(rows: Sequence[Row]) -> list[str]:
     return [flag if n == len(rows) else f"{flag} ({n} of {len(rows)})" for flag, n in count.items()]
 
 
-def rate(value: Rate) -> str:
-    """Such as "0.95 [0.88, 0.98]"; "-" where there is nothing to count."""
-    return _with_interval(interval(value))
-
-
-def _with_interval(found: Interval | None) -> str:
-    if found is None:
-        return NONE
-    # rich takes a bare bracket for markup
-    return f"{found.centre:.2f} \\[{found.low:.2f}, {found.high:.2f}]"
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3g}"
-
-
-def _suffix(row: Row) -> dict[str, str]:
-    said = row.perturbation
-    return {} if said.length is None else {"suffix": f"{said.length} {said.kind}"}
+def _added_tokens(row: Row) -> dict[str, str]:
+    added = row.perturbation
+    return {} if added.length is None else {"suffix": f"{added.length} {added.kind}"}
 
 
 def _worst_drift(rows: Sequence[Row]) -> str:

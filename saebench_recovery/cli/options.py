@@ -1,0 +1,79 @@
+"""Command-line options made from the declarations of a `RunSpec`, and a spec's fields from them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from saebench_recovery.base.settings import parse_assignments
+from saebench_recovery.spec import OPTIONS, Declared
+
+# Numbers are text here, so that one place (the pydantic model of a run) checks and words them.
+TYPES: dict[type, Any] = {
+    bool: bool,
+    str: str | None,
+    tuple: list[str] | None,
+    dict: list[str] | None,
+}
+
+
+def with_spec_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with an option for each that a `RunSpec` declares, in place of its `**options`."""
+    own = inspect.signature(verb, eval_str=True).parameters.values()
+    named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    rest = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in named[1:]]
+    parameters = [named[0], *map(_parameter, OPTIONS), *rest]
+    made: Any = verb
+    made.__signature__ = inspect.Signature(parameters)
+    made.__annotations__ = {p.name: p.annotation for p in parameters}
+    return verb
+
+
+def _name(one: Declared) -> str:
+    return "_".join(one.path)
+
+
+def _parameter(one: Declared) -> inspect.Parameter:
+    names = [one.option.flag] if one.option.short is None else [one.option.short, one.option.flag]
+    option = typer.Option(
+        *names,
+        metavar=one.option.metavar,
+        help=one.field.description,
+        envvar=one.option.variable,
+    )
+    default = one.default if one.shape is bool else None
+    if one.shape is str:
+        (default,) = one.words(one.default)[1:] or (None,)
+    return inspect.Parameter(
+        _name(one),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[TYPES[one.shape], option],
+    )
+
+
+def given_fields(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `RunSpec` that the user gave; a protocol fills in only the others."""
+    fields: dict[str, Any] = {}
+    for one in OPTIONS:
+        if is_given(context, _name(one)):
+            inner = fields
+            for name in one.path[:-1]:
+                inner = inner.setdefault(name, {})
+            inner[one.path[-1]] = _parsed(one, values[_name(one)])
+    return fields
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option comes from the command line or the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and "DEFAULT" not in source.name
+
+
+def _parsed(one: Declared, value: Any) -> Any:
+    if one.shape is dict:
+        return parse_assignments(value)
+    return None if one.option.unset is not None and value == one.option.unset else value

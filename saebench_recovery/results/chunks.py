@@ -1,0 +1,244 @@
+"""The journal of a run on disk: chunks of flips, each there for good or not at all.
+
+A chunk's evidence, records and texts are written first and its line in `chunks.jsonl` last; so
+whatever a kill leaves behind the last line is dropped when the run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.hashing import hash_file
+from saebench_recovery.results.store import (
+    CHUNKS,
+    EVIDENCE,
+    RECORDS,
+    TEXTS,
+    parse_lines,
+    read_bytes,
+    read_state,
+    sync_names,
+    unwritable,
+    write_atomically,
+)
+from saebench_recovery.schema import Record, Stored, StoredChunk
+from saebench_recovery.scoring.journal import Chunk, Written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RunJournal:
+    """The `Journal` of a run's folder.
+
+    It holds the folder's earlier chunks to what their log says, and cuts off what is behind.
+    Texts are kept if `keep_texts`, or if the run was begun so.
+
+    Raises:
+        UserError: a file is missing or broken, or texts of earlier chunks were not kept.
+    """
+
+    def __init__(self, folder: Path, *, keep_texts: bool = False) -> None:
+        self.folder = folder
+        self.chunks = read_log(folder)
+        self._keeps_texts = keep_texts or (folder / TEXTS).exists()
+        if keep_texts and self.chunks and not (folder / TEXTS).exists():
+            raise no_texts(folder)
+        for chunk in self.chunks:
+            file = folder / chunk.evidence
+            if not file.is_file() or hash_file(file) != chunk.sha256:
+                raise UserError(f"{str(file)!r} is missing or broken; repeat the run with --force")
+        last = self.chunks[-1] if self.chunks else None
+        try:
+            (folder / EVIDENCE).mkdir(parents=True, exist_ok=True)
+            _cut(folder / CHUNKS, len(_whole_lines(folder / CHUNKS)))
+            _cut(folder / RECORDS, last.records_end if last else 0)
+            if self._keeps_texts:
+                _cut(folder / TEXTS, last.texts_end if last else 0)
+            logged = {chunk.evidence for chunk in self.chunks}
+            for file in (folder / EVIDENCE).iterdir():
+                if f"{EVIDENCE}/{file.name}" not in logged:
+                    file.unlink()
+            sync_names(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+
+    def written(self, task: str, attack: str) -> Sequence[Written]:
+        """The chunks of a task under an attack that are on disk, in their order."""
+        return [
+            Written(records, chunk.attacking, chunk.scoring)
+            for chunk, records in _with_records(self.folder, self.chunks)
+            if (chunk.task, chunk.attack) == (task, attack)
+        ]
+
+    def append(self, task: str, attack: str, chunk: Chunk) -> None:
+        """Keep one more chunk; when this returns, a kill does not lose it.
+
+        Raises:
+            UserError: the disk is full, or the folder has become unwritable.
+        """
+        evidence = f"{EVIDENCE}/{len(self.chunks):05d}.safetensors"
+        content = _packed(task, attack, chunk)
+        try:
+            write_atomically(self.folder / evidence, content)
+            entry = StoredChunk(
+                task=task,
+                attack=attack,
+                records=len(chunk.records),
+                records_end=_append(self.folder / RECORDS, chunk.records),
+                texts_end=_append(self.folder / TEXTS, chunk.texts) if self._keeps_texts else 0,
+                evidence=evidence,
+                sha256=hashlib.sha256(content).hexdigest(),
+                attacking=chunk.attacking,
+                scoring=chunk.scoring,
+            )
+            _append(self.folder / CHUNKS, [entry])
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+        self.chunks.append(entry)
+
+    def records(self, task: str) -> list[Record]:
+        """All records of a task, of all members of a suite."""
+        return [
+            record
+            for chunk, records in _with_records(self.folder, self.chunks)
+            if chunk.task == task
+            for record in records
+        ]
+
+
+def read_log(folder: Path) -> list[StoredChunk]:
+    """The chunks of a run that are on disk for good; a line that was cut short is none.
+
+    Raises:
+        UserError: the log is broken.
+    """
+    return parse_lines(StoredChunk, _whole_lines(folder / CHUNKS), folder / CHUNKS)
+
+
+def _whole_lines(file: Path) -> bytes:
+    content = read_bytes(file) if file.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
+    """The chunks of a task under an attack (of a suite, one member) with their perturbations.
+
+    Raises:
+        UserError: a file is missing or broken, or holds perturbations of another kind or of other
+            examples than its records.
+    """
+    state = read_state(folder)
+    kinds = {facts.task: facts.perturbation.kind for facts in state.facts} if state else {}
+    chunks = [
+        Chunk(records, *_evidence(folder, chunk, records), chunk.attacking, chunk.scoring)
+        for chunk, records in _with_records(folder, read_log(folder))
+        if (chunk.task, chunk.attack) == (task, attack)
+    ]
+    kind = kinds.get(task, "several")
+    for chunk in chunks:
+        if kind not in ("several", chunk.metadata["kind"]):
+            raise UserError(
+                f"evidence of {task!r} under {attack!r} in {str(folder)!r} is of kind "
+                f"{chunk.metadata['kind']!r}, but the run perturbed {kind!r}: it is of another run"
+            )
+    return chunks
+
+
+def _evidence(
+    folder: Path, chunk: StoredChunk, records: Sequence[Record]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open  # it imports torch
+
+    file = folder / chunk.evidence
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {str(file)!r}: {error}") from None
+    if "kind" not in metadata:
+        raise UserError(f"{str(file)!r} does not say what kind of perturbation it holds")
+    for name, wanted in _tags(chunk.task, chunk.attack, records).items():
+        if metadata.get(name) != wanted:
+            raise UserError(
+                f"{str(file)!r} does not belong to its records: it has {name} "
+                f"{_short(metadata.get(name))}, the records {_short(wanted)}"
+            )
+    return tensors, metadata
+
+
+def _tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
+    return {"task": task, "attack": attack, "ids": json.dumps([record.id for record in records])}
+
+
+def _short(text: str | None) -> str:
+    return repr(text) if text is None or len(text) <= 60 else f"{text[:57]!r}..."
+
+
+def _packed(task: str, attack: str, chunk: Chunk) -> bytes:
+    """The evidence as a safetensors file, the same bytes for the same chunk.
+
+    The library writes metadata in an order that changes from process to process, so the header
+    is put in order: its length in 8 bytes, JSON filled up with blanks to a multiple of 8.
+    """
+    from safetensors.torch import save  # it imports torch
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chunk.tensors.items()}
+    content = save(tensors, {**chunk.metadata, **_tags(task, attack, chunk.records)})
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[length:]
+
+
+def _with_records(
+    folder: Path, chunks: Sequence[StoredChunk]
+) -> list[tuple[StoredChunk, list[Record]]]:
+    file = folder / RECORDS
+    content = read_bytes(file) if chunks else b""
+    found, start = [], 0
+    for chunk in chunks:
+        records = parse_lines(Record, content[start : chunk.records_end], file)
+        if len(records) != chunk.records:
+            raise UserError(f"{str(file)!r} is cut short; repeat the run with --force")
+        found.append((chunk, records))
+        start = chunk.records_end
+    return found
+
+
+def no_texts(folder: Path) -> UserError:
+    """The line for texts that are asked for too late."""
+    return UserError(
+        f"{str(folder)!r} has no texts of what is done already; to keep them, repeat the run with "
+        "--force"
+    )
+
+
+def _line(model: Stored) -> bytes:
+    return (model.model_dump_json() + "\n").encode()
+
+
+def _append(file: Path, models: Sequence[Stored]) -> int:
+    """Add lines to a file, on the disk when this returns; its size in bytes."""
+    with file.open("ab") as opened:
+        opened.write(b"".join(map(_line, models)))
+        opened.flush()
+        os.fsync(opened.fileno())
+        return opened.tell()
+
+
+def _cut(file: Path, size: int) -> None:
+    """Make a file that is at least so long exactly so long."""
+    file.touch()
+    if file.stat().st_size < size:
+        raise UserError(f"{str(file)!r} is cut short; repeat the run with --force")
+    os.truncate(file, size)

@@ -1,0 +1,70 @@
+"""A stored run on one task: its row, and its flips by id, of a suite the worst case of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.results.store import read_records, read_result
+from saebench_recovery.schema import Record, Row, RunResult
+from saebench_recovery.scoring.suite import worst_case
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """`records` are those of this task, of a suite those of every member."""
+
+    run: RunResult
+    row: Row
+    records: Sequence[Record]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved settings of task, defense and attack, and the hook point."""
+        resolved: dict[str, Any] = self.run.spec["resolved"][self.row.task]
+        return resolved
+
+    @cached_property
+    def flips(self) -> Mapping[str, Record]:
+        """One record for each flip, in the order of their ids."""
+        members = [member.attack for member in self.row.suite] or [self.row.attack]
+        return {record.id: record for record in worst_case(self.records, members)}
+
+
+def read_run(path: Path) -> tuple[RunResult, dict[str, TaskRun]]:
+    """A run, given its folder or its `result.json`, and its parts by task.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    result = read_result(path)
+    records = read_records(path if path.is_dir() else path.parent)
+    return result, {
+        row.task: TaskRun(result, row, [r for r in records if r.task == row.task])
+        for row in result.rows
+    }
+
+
+def names(runs: Sequence[TaskRun]) -> list[str]:
+    """Defense against attack; and settings, where two runs would otherwise be called the same."""
+    short = [f"{run.row.defense} against {run.row.attack}" for run in runs]
+    if len(set(short)) == len(short):
+        return short
+    return [
+        " ".join([name, *_differing_settings(run, runs), f"({run.run.identity[:8]})"])
+        for name, run in zip(short, runs, strict=True)
+    ]
+
+
+def _differing_settings(run: TaskRun, runs: Sequence[TaskRun]) -> list[str]:
+    """The run's own value of every setting of defense and attack in which any two runs differ."""
+    return [
+        f"{key}={canonical_json(value)}"
+        for kind in ("defense", "attack")
+        for key, value in run.config[kind].items()
+        if any(other.config[kind].get(key, value) != value for other in runs)
+    ]

@@ -1,0 +1,40 @@
+"""What is read off single records, for rows and for comparisons alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from saebench_recovery.schema import Mean, PerturbationKind, Rate, Record
+from saebench_recovery.scoring import statistics
+from saebench_recovery.scoring.measures import Measure, verdict
+
+Values = Sequence[bool | float | None]
+
+
+def recovered_by(record: Record, flops: float) -> bool:
+    """Whether the flip recovered, and a search that had spent so much had found as much."""
+    reached = math.inf if record.flops_recovers is None else record.flops_recovers
+    return statistics.found_after(flops, verdict(record, "recovery"), reached, record.flops)
+
+
+def values(measure: Measure, records: Sequence[Record], perturbation: PerturbationKind) -> Values:
+    """Each flip's own value, None where it is undefined.
+
+    Norms of embeddings and of residuals, and tokens without any, make no one distribution.
+    """
+    if measure.per_space and perturbation.kind == "several":
+        return [None] * len(records)
+    return [record.measures.get(measure.name) for record in records]
+
+
+def summary(measure: Measure, values: Values, clusters: Sequence[str]) -> Rate | Mean:
+    """A measure's rate or mean over the flips on which it is defined."""
+    summarise = rate if measure.kind == "rate" else statistics.mean
+    return summarise(values, clusters)
+
+
+def rate(values: Values, clusters: Sequence[str]) -> Rate:
+    """A rate over the flips on which there is a verdict."""
+    known = [(bool(v), c) for v, c in zip(values, clusters, strict=True) if v is not None]
+    return statistics.rate([value for value, _ in known], [cluster for _, cluster in known])
