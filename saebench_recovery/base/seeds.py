@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from torch import Generator
 
-from saebench_recovery.interfaces import Example
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
 
 
-def generators(seed: int, label: str, examples: Sequence[Example]) -> Iterator[Generator]:
+def generators(seed: int, label: str, examples: Sequence[Identified]) -> Iterator[Generator]:
     """One for each: from the run's seed, `label`, the example's id and how often it came before."""
     seen: dict[str, int] = {}
     for example in examples:
