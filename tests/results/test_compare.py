@@ -32,7 +32,7 @@ def stored(tmp_path: Path) -> Stored:
         settings: dict[str, Any] | None = None,
         **spec: Any,
     ) -> Path:
-        examples = [e if isinstance(e, ExampleRow) else flip(*e) for e in flips]
+        examples = [e if isinstance(e, ExampleRow) else flip(e[0], recovered=e[1]) for e in flips]
         examples = [e.model_copy(update={"task": task}) for e in examples]
         said = RunSpec(attack=attack, tasks=(task,), **spec)
         configs = {"site": SITE, "defense": settings or {}, "attack": {}, "task": {}}
@@ -50,7 +50,7 @@ def stored(tmp_path: Path) -> Stored:
     return store
 
 
-def flip(id: str, recovered: bool, **said: Any) -> ExampleRow:
+def flip(id: str, *, recovered: bool, **said: Any) -> ExampleRow:
     return made(ExampleRow, id=id, recovered=recovered, constrained=recovered, **said)
 
 
@@ -83,7 +83,7 @@ def test_differences_are_paired(stored: Stored) -> None:
 def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
     def drifts(*values: float | None) -> list[ExampleRow]:
         scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
-        return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
+        return [flip(str(i), recovered=True, drift=scope) for i, scope in enumerate(scopes)]
 
     first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
     second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
@@ -102,7 +102,10 @@ def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
 def test_the_interval_resamples_source_items(stored: Stored) -> None:
     def at(clusters: int) -> float:
         flips = [
-            [flip(str(i), i % clusters < own, cluster=f"{i % clusters}") for i in range(60)]
+            [
+                flip(str(i), recovered=i % clusters < own, cluster=f"{i % clusters}")
+                for i in range(60)
+            ]
             for own in (0, clusters // 2)
         ]
         pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).pairs[0]
@@ -114,9 +117,9 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
 
 
 def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
-    cheap = [flip(str(i), True, flops=10.0, flops_recovers=5.0) for i in range(4)]
-    dear = [flip(str(i), True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
-    idle = [flip(str(i), True) for i in range(4)]  # spends nothing, and sets no limit
+    cheap = [flip(str(i), recovered=True, flops=10.0, flops_recovers=5.0) for i in range(4)]
+    dear = [flip(str(i), recovered=True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
+    idle = [flip(str(i), recovered=True) for i in range(4)]  # spends nothing, and sets no limit
     runs = [stored(cheap), stored(dear, "unconstrained"), stored(idle, "random-direction")]
     plain, matched = only(runs), only(runs, match_flops=True)
     assert [side.recovery.k for side in plain.sides] == [4, 4, 4]

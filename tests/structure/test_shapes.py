@@ -48,7 +48,9 @@ def suffix(node: ast.AST) -> str | None:
 
 def unexplained(tree: ast.AST, explained: dict[str, str]) -> Iterator[str]:
     for node in ast.walk(tree):
-        for letter in suffix(node) or "" if not isinstance(node, ast.Call) else "":
+        if isinstance(node, ast.Call):
+            continue  # its name is walked too
+        for letter in suffix(node) or "":
             if letter.isalpha() and letter not in explained:
                 yield f"{_line(node)}: {ast.unparse(node)}: no {letter} in the legend"
 
