@@ -1,8 +1,10 @@
 """All that a plugin implements: `Defense`, `Attack`, `Task`, and what passes between them.
 
-Shape letters used throughout the project: E examples, R sequence rows of a batch, C candidate
-answers, T tokens, Q tail columns, P perturbed positions, D residual width, S defended latents,
-M dictionary width, V vocabulary.
+Shape letters used throughout the project: B batch, E examples, R sequence rows of a batch,
+C candidate answers, T tokens, Q tail columns, P perturbed positions, L inserted tokens, D residual
+width, S defended latents, M dictionary width, V vocabulary, N items of a flat list (the rows of a
+problem or prompts or tokens), K items of a short list (classes or directions or choices),
+F entries of a flattened perturbation.
 """
 
 from __future__ import annotations

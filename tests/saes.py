@@ -42,7 +42,7 @@ def random_sae(architecture: str, normalisation: str = "none", **extra: Any) -> 
     return sae.eval().requires_grad_(False)
 
 
-def residual(requires_grad: bool = False) -> Tensor:
+def residual(*, requires_grad: bool = False) -> Tensor:
     x_BTD = torch.randn(3, 5, D, generator=torch.Generator().manual_seed(1)) * 2 + 0.3
     return x_BTD.requires_grad_(requires_grad)
 

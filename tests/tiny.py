@@ -113,7 +113,7 @@ class TinyTokenizer(SimpleNamespace):
         ids = [[3 + ord(c) % (VOCABULARY - 3) for c in t] for t in texts]
         return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         codes = (i - 3 for i in ids if i >= 3)
         return "".join(chr(code if code >= 32 else code + VOCABULARY - 3) for code in codes)
 

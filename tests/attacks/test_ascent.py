@@ -11,7 +11,7 @@ from saebench_recovery.attacks._ascent import ResidualAscent, ascend
 from torch import Tensor
 
 from saebench_recovery.model.meter import Meter, Trail
-from tests.test_soundness import a_problem
+from tests.soundness.setting import a_problem
 
 STEPS = ResidualAscent.Config(steps=48)
 

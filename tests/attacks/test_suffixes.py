@@ -41,9 +41,11 @@ class Merging(TinyTokenizer):
         ]
         return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         one = super().decode
-        return "".join("!!" if i == MERGED else one([i], skip_special_tokens) for i in ids)
+        return "".join(
+            "!!" if i == MERGED else one([i], skip_special_tokens=skip_special_tokens) for i in ids
+        )
 
     def _one(self, character: str) -> int:
         found: int = super().__call__(character)["input_ids"][0]
@@ -53,8 +55,8 @@ class Merging(TinyTokenizer):
 class Forgetful(TinyTokenizer):
     """Loses every "!"."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return super().decode(ids, skip_special_tokens).replace("!", "")
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return super().decode(ids, skip_special_tokens=skip_special_tokens).replace("!", "")
 
 
 def speaking(tokenizer: TinyTokenizer) -> Target:

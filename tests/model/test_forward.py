@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -20,26 +19,25 @@ from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.forward import final_states, forward, prefill
 from saebench_recovery.model.hooks import edited
-from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
-from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.spec import ThreatModel
-from saebench_recovery.targets.target import Target
+from tests.model.setting import (
+    LENGTHS,
+    POSITIONS,
+    TOLERANCE,
+    clamp,
+    prompts,
+    random_delta,
+    relative,
+)
 from tests.plain import Edit, plain_logits, plain_model, plain_scores
 from tests.tiny import (
     ARCHITECTURES,
-    BOS,
     LAYERS,
-    VOCABULARY,
     WIDTH,
-    WINDOW,
-    TinyTask,
     shared_target,
     tiny_model,
 )
 
-TOLERANCE = 1e-5  # relative to the largest entry
-METER = Meter()  # one for all: it counts each kind of pass once, slowly
 LAST = LAYERS - 1
 PLACES = [
     (architecture, Site(layer, kind))
@@ -58,60 +56,6 @@ DEFENDED = (
     f"blocks.{LAST}.hook_attn_out",
     f"blocks.{LAST}.hook_resid_post",
 )
-LENGTHS = (7, 15, 11)  # two of them longer than the sliding window
-# Perturbed positions per example, -1 where it has fewer.
-POSITIONS = {
-    "readout": [[6], [14], [10]],
-    "several": [[2, 6, -1], [3, 9, 14], [10, -1, -1]],
-}
-
-assert max(LENGTHS) > WINDOW + 3
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def prompts(*, long_answers: bool, seed: int = 0) -> list[Example]:
-    """Prompts of different lengths with two or three answers of one or several tokens."""
-    drawn = torch.Generator().manual_seed(seed)
-
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, VOCABULARY, (count,), generator=drawn).tolist())
-
-    def answers(i: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tokens(1 + (i + c) % 3 if long_answers else 1) for c in range(2 + i % 2))
-
-    return [Example(str(i), (BOS, *tokens(n - 1)), answers(i)) for i, n in enumerate(LENGTHS)]
-
-
-def random_delta(site: Site, positions: Sequence[Sequence[int]], seed: int = 0) -> ResidualDelta:
-    positions_EP = torch.tensor(positions)
-    drawn = torch.Generator().manual_seed(seed)
-    values_EPD = torch.randn(*positions_EP.shape, WIDTH, generator=drawn)
-    return ResidualDelta({site: values_EPD * (positions_EP >= 0)[..., None]}, positions_EP)
-
-
-def clamp(target: Target, sites: Sequence[str]) -> Clamp:
-    """Clamps twelve latents at each of several sites."""
-    defense = Clamp()
-    features = torch.arange(0, 96, 8)
-    defense.latents = {
-        Site.parse(s): target.dictionary(Site.parse(s)).defended(features) for s in sites
-    }
-    return defense
-
-
-def problem_of(
-    active: DefendedModel,
-    groups: Sequence[Sequence[Example]],
-    positions: Sequence[Sequence[int]],
-    site: Site,
-) -> Problem:
-    budgets_EV = torch.linspace(0.1, 1.0, len(groups[0])).expand(len(groups), -1)
-    goal_E = torch.ones(len(groups))
-    where = torch.tensor(positions)
-    return build(active, TinyTask(), groups, where, [site], budgets_EV, goal_E, 0, METER)
 
 
 def engine(
@@ -304,129 +248,6 @@ def test_hook_points_see_what_plain_hooks_see(architecture: str, site: Site) -> 
     forward(shared_target(architecture), batch([example]), {site: watch})
     plain_logits(reference(architecture), example.prompt, {str(site): watch})
     assert relative(seen[0], seen[1]) < TOLERANCE
-
-
-# --- sharing, repeating, regrouping -----------------------------------------------------------
-
-
-def variants(example: Example) -> list[Example]:
-    """One prompt asking for different answers, as budgets and the wrong target do."""
-    return [example, example, example.with_candidates((5,), *example.candidates)]
-
-
-@pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
-@pytest.mark.parametrize("where", ["readout", "several"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_variants_that_share_a_prefix_equal_one_by_one(
-    architecture: str, where: str, long_answers: bool
-) -> None:
-    target, site = shared_target(architecture), Site.parse("blocks.1.hook_resid_post")
-    active = DefendedModel(target, clamp(target, [str(site)]))
-    groups = [variants(e) for e in prompts(long_answers=long_answers)]
-    shared = problem_of(active, groups, POSITIONS[where], site)
-    positions = [row for row in POSITIONS[where] for _ in range(3)]
-    delta = random_delta(site, positions)
-    objectives, gradients, scales = [], [], []
-    for n, example in enumerate(e for group in groups for e in group):
-        alone = problem_of(active, [[example]], [positions[n]], site)
-        objective_1, grad = alone.gradient(delta.rows(torch.tensor([n])))
-        objectives.append(objective_1)
-        gradients.append(grad[site])
-        scales.append(alone.scale_N)
-    objective_N, grads = shared.gradient(delta)
-    assert relative(objective_N, torch.cat(objectives)) < TOLERANCE
-    assert relative(grads[site], torch.cat(gradients)) < TOLERANCE
-    assert relative(shared.scale_N, torch.cat(scales)) < TOLERANCE
-
-
-@pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
-def test_rows_of_a_problem_keep_their_values(architecture: str, long_answers: bool) -> None:
-    target, site = shared_target(architecture), Site.parse("blocks.1.hook_resid_post")
-    active = DefendedModel(target, clamp(target, [str(site)]))
-    groups = [variants(e) for e in prompts(long_answers=long_answers)]
-    problem = problem_of(active, groups, POSITIONS["several"], site)
-    delta = random_delta(site, [row for row in POSITIONS["several"] for _ in range(3)])
-    objective_N, grads = problem.gradient(delta)
-    for index, variants_kept in (
-        ([4], 1),
-        ([0, 2, 6, 8], 2),
-        ([0, 5, 7, 8], 1),
-        ([8, 3], 1),
-        (list(range(9)), 3),
-    ):
-        chosen = torch.tensor(index)
-        part = problem.rows(chosen)
-        assert part.variants == variants_kept
-        assert part.examples == tuple(problem.examples[i] for i in index)
-        assert torch.equal(part.budget_N, problem.budget_N[chosen])
-        again_N, again = part.gradient(delta.rows(chosen))
-        assert relative(again_N, objective_N[chosen]) < TOLERANCE
-        assert relative(again[site], grads[site][chosen]) < TOLERANCE
-        halved = part.rows(torch.tensor([0]))
-        (grad_1PD,) = halved.gradient(delta.rows(chosen[:1]))[1].values()
-        assert relative(grad_1PD, grads[site][chosen[:1]]) < TOLERANCE
-
-
-def test_rows_are_chosen_in_groups_that_share_a_prefix() -> None:
-    target, site = shared_target("gpt2"), Site.parse("blocks.1.hook_resid_post")
-    groups = [variants(e) for e in prompts(long_answers=False)]
-    problem = problem_of(DefendedModel(target, None), groups, POSITIONS["readout"], site)
-    for wanted, chosen in (
-        ([1, 1, 1, 1, 1, 1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6, 7, 8]),
-        ([0, 0, 1, 0, 0, 0, 1, 0, 0], [2, 6]),
-        ([0, 1, 1, 0, 0, 0, 0, 0, 1], [1, 2, 6, 8]),  # the third prompt is filled up
-        ([0, 0, 0, 0, 0, 0, 0, 0, 0], []),
-    ):
-        index = problem.groups(torch.tensor(wanted, dtype=torch.bool))
-        assert index.tolist() == chosen
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_repeated_passes_leave_the_prefix_alone(architecture: str) -> None:
-    target, site = shared_target(architecture), Site.parse("blocks.1.hook_resid_post")
-    active = DefendedModel(target, clamp(target, [str(site)]))
-    groups = [[e] for e in prompts(long_answers=False)]
-    problem = problem_of(active, groups, POSITIONS["several"], site)
-    before = [kv and (kv[0].clone(), kv[1].clone()) for kv in problem.start.prefix.keys_values]
-    delta = random_delta(site, POSITIONS["several"])
-    first_N, first = problem.gradient(delta)
-    for _ in range(3):
-        again_N, again = problem.gradient(delta)
-        assert relative(again_N, first_N) < TOLERANCE
-        assert relative(again[site], first[site]) < TOLERANCE
-    for old, new in zip(before, problem.start.prefix.keys_values, strict=True):
-        assert (old is None) == (new is None)
-        if old and new:
-            assert torch.equal(old[0], new[0])
-            assert torch.equal(old[1], new[1])
-
-
-@pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_batching_does_not_change_results(architecture: str, long_answers: bool) -> None:
-    """Padding differs from batch to batch; results may differ by float32 rounding only."""
-    target, site = shared_target(architecture), Site.parse("blocks.1.hook_resid_post")
-    active = DefendedModel(target, clamp(target, [str(site)]))
-    examples = prompts(long_answers=long_answers)
-    delta = random_delta(site, POSITIONS["several"])
-    whole = problem_of(active, [[e] for e in examples], POSITIONS["several"], site)
-    objective_E, grads = whole.gradient(delta)
-    again_E, again_EPD, scale_E = (
-        torch.zeros_like(t) for t in (objective_E, grads[site], whole.scale_N)
-    )
-    for order in ([2, 0], [1]):
-        index = torch.tensor(order)
-        positions = [POSITIONS["several"][e] for e in order]
-        part = problem_of(active, [[examples[e]] for e in order], positions, site)
-        again_E[index], found = part.gradient(delta.rows(index))
-        again_EPD[index], scale_E[index] = found[site], part.scale_N
-    assert relative(again_E, objective_E) < TOLERANCE
-    assert relative(again_EPD, grads[site]) < TOLERANCE
-    assert relative(scale_E, whole.scale_N) < TOLERANCE
-
-
-# --- what is refused --------------------------------------------------------------------------
 
 
 def test_a_perturbed_position_outside_the_prompt_is_refused() -> None:

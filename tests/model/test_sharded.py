@@ -10,6 +10,7 @@ from accelerate import dispatch_model
 from saebench_recovery.defenses.clamp import Clamp
 
 from saebench_recovery import registry
+from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import Attack, Defense, Example
 from saebench_recovery.model.defended import DefendedModel

@@ -48,7 +48,7 @@ def displacement(delta_RPD: Tensor, A_DS: Tensor) -> float:
 
 
 def latents_of(
-    normalisation: str, centre: bool = False, d: int = 96, k: int = 16, scale: float = 1.0
+    normalisation: str, *, centre: bool = False, d: int = 96, k: int = 16, scale: float = 1.0
 ) -> Latents:
     """Latents of a random jumprelu SAE, thresholds such that about a third are active."""
     m = 4 * k
@@ -126,8 +126,10 @@ class TestSphere:
         ("normalisation", "centre"), [(n, c) for n in NORMALISING for c in (False, True)]
     )
 
-    def scene(self, normalisation: str, centre: bool) -> tuple[Latents, Tensor, Tensor, Constraint]:
-        latents = latents_of(normalisation, centre)
+    def scene(
+        self, normalisation: str, *, centre: bool
+    ) -> tuple[Latents, Tensor, Tensor, Constraint]:
+        latents = latents_of(normalisation, centre=centre)
         base = torch.randn(R, P, 96) * 3 + 0.7
         edit = latents.write(base, -2 * latents.read(base) - 0.1) - base
         return latents, base, edit, constraint_for(latents, base, edit)
@@ -136,7 +138,7 @@ class TestSphere:
     def test_readings_are_kept_before_and_after_the_defense(
         self, normalisation: str, centre: bool
     ) -> None:
-        latents, base, edit, constraint = self.scene(normalisation, centre)
+        latents, base, edit, constraint = self.scene(normalisation, centre=centre)
         assert isinstance(constraint, Sphere)
         assert constraint.kind == "exact"
         delta = constraint.project(torch.randn(R, P, 96) * 3)
@@ -151,7 +153,7 @@ class TestSphere:
 
     @CASES
     def test_the_edit_itself_is_unchanged(self, normalisation: str, centre: bool) -> None:
-        latents, base, edit, constraint = self.scene(normalisation, centre)
+        latents, base, edit, constraint = self.scene(normalisation, centre=centre)
         x = base + constraint.project(torch.randn(R, P, 96) * 3)
         moved_edit = latents.write(x, -2 * latents.read(x) - 0.1) - x
         torch.testing.assert_close(moved_edit, edit, rtol=1e-4, atol=1e-5)
@@ -160,7 +162,7 @@ class TestSphere:
     def test_the_null_space_alone_would_move_the_readings(
         self, normalisation: str, centre: bool
     ) -> None:
-        latents, base, _, _ = self.scene(normalisation, centre)
+        latents, base, _, _ = self.scene(normalisation, centre=centre)
         delta = NullSpace(latents.columns_DS).project(torch.randn(R, P, 96) * 3)
         assert (latents.preactivation(base + delta) - latents.preactivation(base)).abs().max() > 0.1
 
@@ -168,7 +170,7 @@ class TestSphere:
     def test_is_idempotent_never_longer_and_shrinks_to_length(
         self, normalisation: str, centre: bool
     ) -> None:
-        _, _, _, constraint = self.scene(normalisation, centre)
+        _, _, _, constraint = self.scene(normalisation, centre=centre)
         for size in (1e-3, 1.0, 1e3):
             delta = torch.randn(R, P, 96) * size
             kept = constraint.project(delta)
@@ -207,7 +209,7 @@ class TestSphere:
         assert not constraint.project(torch.zeros_like(base)).any()
 
     def test_rows_are_chosen_with_their_own_sphere(self) -> None:
-        _, _, _, constraint = self.scene("layer_norm", False)
+        _, _, _, constraint = self.scene("layer_norm", centre=False)
         delta = torch.randn(R, P, 96)
         index = torch.tensor([2, 0, 0])
         chosen = constraint.rows(index).project(delta[index])

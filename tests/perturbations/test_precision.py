@@ -61,8 +61,8 @@ def test_a_delta_is_added_and_projected_in_float32() -> None:
     still, readout_E1 = trace(None), laid.readout_E[:, None]
     rows = torch.arange(len(examples))
 
-    def at(values_RQX: Tensor) -> Tensor:
-        return values_RQX[rows, laid.readout_E]
+    def at(values: Tensor) -> Tensor:
+        return values[rows, laid.readout_E]
 
     base_E1D = at(still.before[SITE])[:, None]
     drawn = torch.randn(4, 1, WIDTH, generator=torch.Generator().manual_seed(0))

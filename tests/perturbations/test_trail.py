@@ -11,7 +11,7 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.perturbations.problem import Problem
-from tests.test_soundness import a_problem
+from tests.soundness.setting import a_problem
 
 
 def fresh() -> Problem:

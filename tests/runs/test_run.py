@@ -13,10 +13,10 @@ import pytest
 from safetensors import safe_open
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.runs.run import run
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.registry import register_defense
 from saebench_recovery.results.store import RESULT, TEXTS, RunFolder, read_examples, read_result
+from saebench_recovery.runs.run import run
 from tests.fakes import TASKS, Engine
 
 

@@ -10,7 +10,7 @@ from saebench_recovery.perturbations.drift import ScopeDrift, tightest_limit, wi
 from saebench_recovery.schema import Rate
 from saebench_recovery.scoring import statistics
 from saebench_recovery.spec import Limits
-from tests.test_soundness import clamp, orthogonal, run, unconstrained
+from tests.soundness.setting import clamp, orthogonal, run, unconstrained
 
 
 @pytest.mark.parametrize("attack", [orthogonal(), unconstrained()], ids=lambda a: str(a.name))
@@ -44,7 +44,7 @@ def test_the_advantage_is_the_ratio_of_the_norms() -> None:
     assert curve.recovery_advantage == statistics.advantage(*norms)
 
 
-def scope(l2: float, decode: float, scale: float = 2.0, present: bool = True) -> ScopeDrift:
+def scope(l2: float, decode: float, scale: float = 2.0, *, present: bool = True) -> ScopeDrift:
     metrics = {"l2": torch.tensor([l2]), "decode_l2": torch.tensor([decode])}
     scales = torch.tensor([scale])
     return ScopeDrift(metrics, torch.tensor([present]), scales, scales)

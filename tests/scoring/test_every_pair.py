@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from saebench_recovery import registry
-from saebench_recovery.base.catalogue import BUILT_IN
+from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.interfaces import Attack, Defense
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics

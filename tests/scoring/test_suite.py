@@ -15,7 +15,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.runs.plan import Plan, check_names
 from saebench_recovery.scoring.suite import worst_case
 from saebench_recovery.spec import RunSpec
-from tests.test_soundness import clamp, orthogonal, run, unconstrained
+from tests.soundness.setting import clamp, orthogonal, run, unconstrained
 
 
 class Two(Attack):

@@ -58,7 +58,7 @@ class ChatTokenizer(TinyTokenizer):
     takes_system = True
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], add_generation_prompt: bool, return_dict: bool
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
     ) -> dict[str, list[int]]:
         assert add_generation_prompt
         assert return_dict

@@ -1,0 +1,128 @@
+"""Rule 7: the controls belong to the harness, random direction and a wrong target alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from saebench_recovery.attacks._ascent import random_direction
+from saebench_recovery.attacks.random_direction import RandomDirection
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.interfaces import (
+    Attack,
+    ResidualDelta,
+)
+from saebench_recovery.model.batch import batch
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.scoring import attack_and_score as chunk
+from saebench_recovery.scoring.passes import whole_pass
+from tests.soundness.setting import (
+    SITE,
+    Zero,
+    clamp,
+    fitted,
+    flips_of,
+    orthogonal,
+    run,
+    standard,
+    unconstrained,
+)
+from tests.tiny import TinyTask
+
+
+@pytest.mark.parametrize("attack", [orthogonal(), unconstrained()], ids=type)
+def test_random_control_has_the_norm_and_the_constraint_of_the_attack(
+    attack: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Problem, ResidualDelta]] = []
+
+    def watched(problem: Problem, *args: Any) -> ResidualDelta:
+        drawn.append((problem, random_direction(problem, *args)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(chunk, "random_direction", watched)
+    scored = run(clamp(), attack)
+    ((problem, control),) = drawn
+    found = ResidualDelta.from_tensors(scored.perturbations)
+    torch.testing.assert_close(control.norm_E(), found.norm_E(), rtol=1e-4, atol=1e-6)
+    inside = problem.constraints[SITE].project(control.values[SITE])
+    assert torch.allclose(inside, control.values[SITE], atol=1e-5) == attack.constrained
+    assert not torch.allclose(control.values[SITE], found.values[SITE])
+
+
+class Alike(TinyTask):
+    """Its wrong answer is as good as its right one."""
+
+    wrong = (56,)
+
+
+class ThreeAnswers(TinyTask):
+    """Knows no wrong answer of its own."""
+
+    candidates = ((22,), (12,), (11,))
+    wrong = None
+
+
+@pytest.mark.parametrize("task", [TinyTask(), ThreeAnswers()], ids=["given", "chosen"])
+def test_wrong_target_is_never_the_right_answer(task: TinyTask) -> None:
+    for flip in flips_of(task):
+        assert flip.wrong.candidates[0] not in (flip.example.candidates[0],)
+        assert set(flip.example.candidates) <= set(flip.wrong.candidates)
+        assert flip.wrong.prompt == flip.example.prompt
+
+
+def test_chosen_wrong_target_is_not_what_the_defended_model_says() -> None:
+    task = ThreeAnswers()
+    flips, active = flips_of(task), fitted(clamp(), task=task)
+    output = whole_pass(active, task, batch([flip.wrong for flip in flips]), Meter())
+    assert not task.behaviour(output).any()
+
+
+def test_a_wrong_answer_that_needs_no_injection_is_not_counted_as_injected() -> None:
+    """The tiny task's own wrong answer is what the defended model says after some prompts."""
+    task, active = TinyTask(), fitted(clamp())
+    flips = flips_of(task)
+    output = whole_pass(active, task, batch([flip.wrong for flip in flips]), Meter())
+    said = int(task.behaviour(output).sum())
+    assert said > 0
+    assert standard("nothing").row.controls.wrong_target.k == 0
+    assert standard("unconstrained").row.controls.wrong_target.k <= len(flips) - said
+
+
+def test_a_task_without_any_wrong_answer_is_refused() -> None:
+    class TwoAnswers(TinyTask):
+        wrong = None
+
+    with pytest.raises(UserError, match="no wrong target"):
+        run(clamp(), Zero(), task=TwoAnswers())
+
+
+def test_a_wrong_answer_that_is_right_is_refused() -> None:
+    class Right(TinyTask):
+        wrong = TinyTask.candidates[0]
+
+    with pytest.raises(UserError, match="no wrong target"):
+        run(clamp(), Zero(), task=Right())
+
+
+def test_recovery_that_overshoots_is_not_base_like() -> None:
+    """The output of a large delta is far from the clean one, although the behaviour is back."""
+    row = run(clamp(), unconstrained(margin=100.0), budget=5.0).row
+    assert row.recovery.rate == 1
+    assert row.base_like.k < row.recovery.k
+
+
+def test_injection_that_is_as_easy_as_recovery_is_flagged() -> None:
+    row = run(clamp(), unconstrained(), task=Alike(), budget=1.0).row
+    assert row.controls.wrong_target.rate == row.recovery.rate == 1
+    assert "injection-as-easy" in row.flags
+
+
+def test_random_direction_that_recovers_as_much_is_flagged() -> None:
+    row = run(clamp(), RandomDirection(), budget=2.0).row
+    assert row.recovery.k > 0
+    assert "random-recovers" in row.flags
+    assert "random-recovers" not in standard("orthogonal").row.flags

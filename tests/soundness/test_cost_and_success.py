@@ -1,0 +1,103 @@
+"""Rule 16: an attack neither reports its own success nor sets its own budget or cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from saebench_recovery.interfaces import (
+    Attack,
+    Perturbation,
+    ResidualDelta,
+)
+from saebench_recovery.perturbations.problem import Problem
+from tests.soundness.setting import (
+    BUDGET,
+    LATER_SITE,
+    SITE,
+    clamp,
+    evaluation,
+    fitted,
+    last_of,
+    run,
+    standard,
+    trace_of,
+)
+
+
+class Overspending(Attack):
+    """Returns a delta far too long."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        zeros = problem.zeros()
+        return replace(zeros, values={s: v + 1e3 for s, v in zeros.values.items()})
+
+
+class Bribing(Overspending):
+    """Also raises its own budget, and the norm that it is relative to."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        problem.budget_N.mul_(1e3)
+        problem.scale_N.mul_(1e3)
+        return super().search(problem)
+
+
+class Lawless(Overspending):
+    """Replaces the driver that clips."""
+
+    def run(self, problem: Problem) -> ResidualDelta:  # type: ignore[misc]
+        return self.search(problem)
+
+
+@pytest.mark.parametrize("attack", [Overspending(), Bribing(), Lawless()], ids=type)
+def test_an_attack_that_overspends_is_clipped(attack: Attack) -> None:
+    scored = run(clamp(), attack)
+    by_id = {e.id: e for e in evaluation()}
+    examples = [by_id[line.id] for line in scored.examples]
+    resid_ED = trace_of(fitted(clamp()), examples).after[SITE]
+    resid_ED = resid_ED[torch.arange(len(examples)), last_of(examples)]
+    norm_E = ResidualDelta.from_tensors(scored.perturbations).norm_E()
+    torch.testing.assert_close(norm_E, BUDGET * resid_ED.norm(dim=1), rtol=1e-5, atol=0)
+    assert max(line.relative_norm or 0 for line in scored.examples) <= BUDGET * (1 + 1e-5)
+
+
+def misplaced(problem: Problem, **changes: Any) -> ResidualDelta:
+    return replace(problem.zeros(), **changes)
+
+
+CHEATS: Mapping[str, Callable[[Problem], Any]] = {
+    "other positions": lambda p: misplaced(p, positions_EP=p.positions_NP - 1),
+    "other sites": lambda p: misplaced(p, values={LATER_SITE: p.zeros().values[SITE]}),
+    "more sites": lambda p: misplaced(
+        p, values={**p.zeros().values, LATER_SITE: p.zeros().values[SITE]}
+    ),
+    "NaN": lambda p: misplaced(p, values={SITE: p.zeros().values[SITE] / 0}),
+    "infinity": lambda p: misplaced(p, values={SITE: p.zeros().values[SITE] + torch.inf}),
+    "other examples": lambda p: p.zeros().rows(torch.arange(1)),
+    "another width": lambda p: misplaced(p, values={SITE: p.zeros().values[SITE][..., :1]}),
+    "another type": lambda p: "it worked",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_an_attack_that_returns_something_else_is_refused(cheat: str) -> None:
+    class Cheat(Attack):
+        def search(self, problem: Problem) -> Perturbation:
+            returned: Perturbation = CHEATS[cheat](problem)
+            return returned
+
+    with pytest.raises((ValueError, TypeError)):
+        run(clamp(), Cheat())
+
+
+def test_attack_and_scoring_are_billed_apart() -> None:
+    idle, busy = standard("nothing").row.compute, standard("orthogonal").row.compute
+    assert idle.attack.backward == 0
+    assert busy.attack.backward > 0
+    assert busy.attack.flops > idle.attack.flops
+    assert idle.scoring.forward > 0
+    assert busy.scoring.backward == idle.scoring.backward  # what the attack did is not in it

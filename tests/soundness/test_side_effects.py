@@ -1,0 +1,39 @@
+"""Rule 9: a defense that breaks the model is shown to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from tests.soundness.setting import (
+    FEW_LATENTS,
+    Idle,
+    Zero,
+    run,
+)
+from tests.tiny import WIDTH
+
+
+class Breaking(Clamp):
+    """Stops the behaviour by destroying the residual stream."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)).expand_as(resid_BTD)
+
+
+def test_a_defense_that_breaks_the_model_is_shown_to() -> None:
+    broken = run(Breaking(Clamp.Config(**FEW_LATENTS)), Zero()).row
+    idle = run(Idle(Clamp.Config(**FEW_LATENTS)), Zero()).row
+    assert "defense-breaks-model" in broken.flags
+    assert "defense-breaks-model" not in idle.flags
+    assert idle.side_effects.retain_accuracy_clean == 1
+    assert idle.side_effects.retain_accuracy_defended == 1
+    assert idle.side_effects.kl == pytest.approx(0, abs=1e-6)
+    assert idle.side_effects.ce_increase == pytest.approx(0, abs=1e-6)
+    assert broken.side_effects.retain_accuracy_defended is not None
+    assert broken.side_effects.retain_accuracy_defended < 0.9
+    assert broken.side_effects.kl is not None
+    assert broken.side_effects.kl > 0.1
