@@ -74,28 +74,50 @@ def load_sae(
     Raises:
         UserError: it is nowhere, gated, broken, or `sae_files` refuses it.
     """
+    files = sae_files(place)
+    if files is not None:
+        return load_dictionary(files, site, device, host=host, force=force)
+    sae = published_sae(place)
+    return from_state(sae.cfg.to_dict(), sae.state_dict(), site, device, host=host, force=force)
+
+
+def sae_files(place: str) -> Path | None:
+    """Where an SAE's files are, once they are on this machine; None if only SAELens reads it.
+
+    Raises:
+        UserError: it is nowhere, gated or broken.
+    """
     local = _local_sae(place)
     if local is not None:
-        return load_dictionary(local, site, device, host=host, force=force)
+        return local
+    published = _published(place)
+    path = published.saes_map[place.partition("/")[2]]
+    weights = gemma_scope.LOADERS.get(published.conversion_func or "")
+    if weights is None:
+        return None
+    return _explained(
+        lambda: _gemma_scope(published.repo_id, path, weights),
+        f"SAE {place!r}",
+        published.repo_id,
+    )
+
+
+def published_sae(place: str) -> Any:
+    """A published SAE as SAELens loads it, in float32.
+
+    Raises:
+        UserError: it is nowhere, gated or broken.
+    """
     from sae_lens import SAE  # takes five seconds
 
-    published = _published(place)
     release, _, sae_id = place.partition("/")
-    repository, path = published.repo_id, published.saes_map[sae_id]
-    weights = gemma_scope.LOADERS.get(published.conversion_func or "")
-    if weights is not None:
-        folder = _explained(
-            lambda: _gemma_scope(repository, path, weights), f"SAE {place!r}", repository
-        )
-        return load_dictionary(folder, site, device, host=host, force=force)
 
     def load() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how its model was loaded: `centred` sees to it
             return SAE.from_pretrained(release, sae_id, device="cpu")
 
-    sae = _explained(load, f"SAE {place!r}", repository)
-    return from_state(sae.cfg.to_dict(), sae.state_dict(), site, device, host=host, force=force)
+    return _explained(load, f"SAE {place!r}", _published(place).repo_id)
 
 
 def _local_sae(place: str) -> Path | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from typing import Any, get_args
+from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ from saebench_recovery.model import attention
 from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.forward import final_states, forward, prefill
-from saebench_recovery.model.hooks import edited
+from saebench_recovery.model.hooks import Edit, edited
+from saebench_recovery.model.plain import Conditions, PlainModel
 from saebench_recovery.spec import ThreatModel
 from tests.model.setting import (
     LENGTHS,
@@ -29,11 +30,10 @@ from tests.model.setting import (
     random_delta,
     relative,
 )
-from tests.plain import Edit, plain_logits, plain_model, plain_scores
+from tests.plain import plain_logits, plain_model
 from tests.tiny import (
     ARCHITECTURES,
     LAYERS,
-    WIDTH,
     shared_target,
     tiny_model,
 )
@@ -75,7 +75,7 @@ def engine(
 
 
 def plain(
-    model: Any,
+    model: PlainModel,
     active: DefendedModel,
     examples: Sequence[Example],
     delta: ResidualDelta,
@@ -86,42 +86,19 @@ def plain(
     scores_EC = torch.full(weight_EC.shape, -torch.inf)
     grads = []
     for e, example in enumerate(examples):
-        leaf_PD = delta.values[site][e].clone().requires_grad_()
-        edits = plain_edits(active, site, leaf_PD, delta.positions_EP[e])
-        scores_C = plain_scores(model, example, edits)
-        (grad_PD,) = torch.autograd.grad((scores_C * weight_EC[e, : len(scores_C)]).sum(), leaf_PD)
+        leaf_1PD = delta.values[site][e : e + 1].clone().requires_grad_()
+        moved = ResidualDelta({site: leaf_1PD}, delta.positions_EP[e : e + 1])
+        conditions = Conditions(active.defense, moved, active.threat_model)
+        (scores_C,) = model.output(example, conditions).scores_EC
+        total = (scores_C * weight_EC[e, : len(scores_C)]).sum()
+        (grad_1PD,) = torch.autograd.grad(total, leaf_1PD)
         scores_EC[e, : len(scores_C)] = scores_C.detach()
-        grads.append(grad_PD)
+        grads.append(grad_1PD[0])
     return scores_EC, torch.stack(grads)
 
 
-def plain_edits(
-    active: DefendedModel, site: Site, delta_PD: Tensor, positions_P: Tensor
-) -> dict[str, Edit]:
-    """The defense at its sites and the perturbation at its own, in the threat model's order."""
-    here = positions_P >= 0
-
-    def perturb(resid_1TD: Tensor) -> Tensor:
-        return resid_1TD.index_add(1, positions_P[here], delta_PD[here][None])
-
-    def defend(place: Site, resid_1TD: Tensor) -> Tensor:
-        assert active.defense is not None
-        changed_1TD = active.defense.intervene(place, resid_1TD)
-        return torch.cat([resid_1TD[:, :1], changed_1TD[:, 1:]], 1)  # BOS is spared
-
-    edits: dict[str, Edit] = {}
-    for place in active.defense.latents if active.defense else ():
-        edits[str(place)] = partial(defend, place)
-    defended: Edit = edits.get(str(site), lambda resid: resid)
-    if active.threat_model == "reclamp":
-        edits[str(site)] = lambda resid: defended(perturb(resid))
-    else:
-        edits[str(site)] = lambda resid: perturb(defended(resid))
-    return dict(sorted(edits.items(), key=lambda edit: Site.parse(edit[0])))
-
-
 @cache
-def reference(architecture: str) -> Any:
+def reference(architecture: str) -> PlainModel:
     return plain_model(tiny_model(architecture))
 
 
@@ -198,13 +175,10 @@ def test_whole_pass_of_a_padded_batch(architecture: str) -> None:
     logits_RQV = target.logits(final_states(target, laid, active.edits(laid)))
     assert output.logprobs_EV is not None
     for e, example in enumerate(examples):
-        edits = plain_edits(active, Site(0, "hook_resid_pre"), torch.zeros(0, WIDTH), EMPTY)
-        wanted_TV = plain_logits(reference(architecture), example.prompt, edits)
+        conditions = Conditions(active.defense)
+        wanted_TV = reference(architecture).run(example.prompt, conditions).logits_TV
         assert relative(logits_RQV[e, : len(example.prompt)], wanted_TV) < TOLERANCE
         assert relative(output.logprobs_EV[e], wanted_TV[-1].log_softmax(-1)) < TOLERANCE
-
-
-EMPTY = torch.zeros(0, dtype=torch.long)
 
 
 @pytest.mark.parametrize("pool", ["blocks.1.hook_resid_post", "blocks.2.hook_attn_out"])
@@ -222,16 +196,10 @@ def test_pooled_residual_is_the_mean_over_content_tokens(architecture: str, pool
     assert whole is not None
     assert tail is not None
     for e, example in enumerate(examples):
-        seen: list[Tensor] = []
-        plain = plain_edits(active, site, delta.values[site][e], delta.positions_EP[e])
-        edit_there = plain.get(pool, lambda resid: resid)
-
-        def watch(resid: Tensor, edit: Edit = edit_there, seen: list[Tensor] = seen) -> Tensor:
-            seen.append(edit(resid))
-            return seen[0]
-
-        plain_logits(reference(architecture), example.prompt, {**plain, pool: watch})
-        wanted_D = seen[0][0, 1:].mean(0)  # BOS is left out
+        conditions = Conditions(active.defense, delta.rows(torch.tensor([e])))
+        wanted = reference(architecture).output(example, conditions, pool=Site.parse(pool))
+        assert wanted.pooled_ED is not None
+        (wanted_D,) = wanted.pooled_ED
         assert relative(whole[e], wanted_D) < TOLERANCE
         assert relative(tail[e], wanted_D) < TOLERANCE
 
@@ -246,7 +214,7 @@ def test_hook_points_see_what_plain_hooks_see(architecture: str, site: Site) -> 
         return resid
 
     forward(shared_target(architecture), batch([example]), {site: watch})
-    plain_logits(reference(architecture), example.prompt, {str(site): watch})
+    plain_logits(reference(architecture), example.prompt, {site: watch})
     assert relative(seen[0], seen[1]) < TOLERANCE
 
 

@@ -17,8 +17,9 @@ from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.generation import continued, written
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.plain import Conditions, PlainModel
 from saebench_recovery.spec import ThreatModel
-from tests.plain import Edit, plain_logits, plain_model
+from tests.plain import plain_model
 from tests.tiny import (
     ARCHITECTURES,
     BOS,
@@ -66,34 +67,8 @@ def clamped(architecture: str, threat_model: ThreatModel = "reclamp") -> Defende
 
 
 @cache
-def reference(architecture: str) -> Any:
+def reference(architecture: str) -> PlainModel:
     return plain_model(tiny_model(architecture))
-
-
-def plainly(
-    architecture: str, active: DefendedModel, example: Example, delta: ResidualDelta, row: int
-) -> tuple[int, ...]:
-    """One example, without a cache: the whole sequence again for every token."""
-    ids = example.prompt
-    for _ in range(NEW):
-
-        def edit(resid_1TD: Tensor, length: int = len(ids)) -> Tensor:
-            positions_P = delta.positions_EP[row]
-            here = (positions_P >= 0) & (positions_P < length)
-            added_1TD = torch.zeros_like(resid_1TD)
-            added_1TD[0, positions_P[here]] = delta.values[SITE][row][here]
-            before = active.threat_model == "reclamp"
-            moved = resid_1TD + added_1TD if before else resid_1TD
-            if active.defense is not None:
-                changed = active.defense.intervene(SITE, moved)
-                moved = torch.cat([moved[:, :1], changed[:, 1:]], 1)  # BOS is spared
-            return moved if before else moved + added_1TD
-
-        edits: dict[str, Edit] = {str(SITE): edit}
-        ids = (*ids, int(plain_logits(reference(architecture), ids, edits)[-1].argmax()))
-        if ids[-1] == EOS:
-            break
-    return ids[len(example.prompt) :]
 
 
 @pytest.mark.parametrize("threat_model", get_args(ThreatModel))
@@ -104,8 +79,10 @@ def test_generation_equals_a_loop_without_a_cache(
     """A batch of prompts of several lengths, two of them equal, each with its own delta."""
     active, examples, delta = clamped(architecture, threat_model), prompts(), random_delta()
     found = continued(active, examples, NEW, Meter(), delta)
-    wanted = [plainly(architecture, active, e, delta, i) for i, e in enumerate(examples)]
-    assert found == wanted
+    for i, example in enumerate(examples):
+        alone = delta.rows(torch.tensor([i]))
+        conditions = Conditions(active.defense, alone, threat_model)
+        assert found[i] == reference(architecture).continued(example.prompt, NEW, conditions)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

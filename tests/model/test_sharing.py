@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from saebench_recovery.perturbations.build import build
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
 from saebench_recovery.perturbations.problem import Problem
 from tests.model.setting import (
     POSITIONS,

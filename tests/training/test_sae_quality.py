@@ -79,7 +79,7 @@ def test_cross_entropy_by_hand(architecture: str) -> None:
         def ablated(resid: Tensor, content: Tensor = content) -> Tensor:
             return torch.where(content[:, None], torch.zeros(()), resid)
 
-        edits = {"clean": {}, "spliced": {SITES[0]: spliced}, "ablated": {SITES[0]: ablated}}
+        edits = {"clean": {}, "spliced": {SITE: spliced}, "ablated": {SITE: ablated}}
         for name, edit in edits.items():
             with torch.no_grad():
                 logits_TV = plain_logits(plain, row, edit)

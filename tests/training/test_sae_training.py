@@ -134,7 +134,7 @@ def test_residuals_are_the_models_without_bos_and_specials(architecture: str) ->
             return resid
 
         with torch.no_grad():
-            plain_logits(plain_model(target.model), row, {HOOK: keep})
+            plain_logits(plain_model(target.model), row, {SITE: keep})
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
     assert len(found) == sum(text.content_count(target, row) for row in every) == 9
 
