@@ -155,18 +155,12 @@ class Climb:
             result.values[site][self.rows] = value
 
     def of_rows(self, index: Tensor) -> Self:
-        return replace(
-            self,
-            problem=self.problem.rows(index),
-            **{
-                name: getattr(self, name)[index]
-                for name in ("rows", "goal_N", "best_N", "first_N", "seen_N")
-            },
-            **{
-                name: {s: t[index] for s, t in getattr(self, name).items()}
-                for name in ("values", "best", "momentum")
-            },
-        )
+        part = replace(self, problem=self.problem.rows(index))
+        for name in ("rows", "goal_N", "best_N", "first_N", "seen_N"):
+            setattr(part, name, getattr(self, name)[index])
+        for name in ("values", "best", "momentum"):
+            setattr(part, name, {s: t[index] for s, t in getattr(self, name).items()})
+        return part
 
 
 def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site, Tensor]:

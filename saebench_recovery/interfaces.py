@@ -21,7 +21,6 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
-from saebench_recovery.model.roles import Intervention, Judge
 from saebench_recovery.perturbations.answer_beginning import Beginning
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix_embeddings import SoftSuffix
@@ -331,11 +330,11 @@ class Attack(Plugin, ABC):
         """Whether it aims at the clean model's whole output distribution, not the margin."""
         return False
 
-    def sites(self, defense: Intervention) -> list[Site]:
+    def sites(self, defense: Defense) -> list[Site]:
         """Perturbed hook points, in the order of the forward pass: the first defended one."""
         return [min(defense.latents)]
 
-    def positions(self, task: Judge, example: Example) -> tuple[int, ...]:
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
         """Absolute token positions that may be perturbed in an example: the task's own choice."""
         return task.positions(example)
 

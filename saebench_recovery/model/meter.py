@@ -132,7 +132,7 @@ def counted(
             for meter in meters:
                 meter._add_backward(rows, cost)
 
-        result.register_hook(backward)
+        result.register_hook(backward)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -146,7 +146,7 @@ def count_product(result: Tensor, flops: float) -> Tensor:
 
     add()
     if meters and result.requires_grad:
-        result.register_hook(add)
+        result.register_hook(add)  # type: ignore[no-untyped-call]
     return result
 
 

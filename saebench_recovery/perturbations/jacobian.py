@@ -264,7 +264,7 @@ class Linearised:
 
     def _tangent(self, row_NF: Tensor) -> Tensor:
         # A linear constraint has left only its own directions to move in.
-        return self.exactd(row_NF) if isinstance(self.exact, NullSpace) else row_NF
+        return self.inside(row_NF) if isinstance(self.exact, NullSpace) else row_NF
 
 
 def _detached(reading: Reading) -> Reading:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +16,7 @@ from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
-from saebench_recovery.model.roles import Intervention, Judge
+from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.schema import Constraint
 
@@ -30,9 +30,10 @@ class Reach(Protocol):
     @property
     def length(self) -> int: ...
 
-    def sites(self, defense: Intervention) -> list[Site]: ...
+    # What plugins are handed is their own interface's, which stands above this room.
+    def sites(self, defense: Any) -> list[Site]: ...
 
-    def positions(self, task: Judge, example: Example) -> tuple[int, ...]: ...
+    def positions(self, task: Any, example: Example) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)

@@ -104,15 +104,15 @@ def chunks(
     while done < len(flips):
         progress(what, done, len(flips))
         try:
-            chunk = score_chunk(setting, flips[done : done + size])
+            scored = score_chunk(setting, flips[done : done + size])
         except torch.OutOfMemoryError:
             if size <= 1:
                 raise UserError("one example does not fit the device's memory") from None
             size //= 2
             continue
-        journal.append(label, attack.name, chunk)
-        done += len(chunk.records)
-        yield Written(chunk.records, chunk.attacking, chunk.scoring)
+        journal.append(label, attack.name, scored)
+        done += len(scored.records)
+        yield Written(scored.records, scored.attacking, scored.scoring)
     progress(what, len(flips), len(flips))
     yield Written((), learning.cost(), Meter().cost())
 
