@@ -145,7 +145,9 @@ def tiny_like(target: Target) -> Target:
 
 def test_wrong_answers_comply_where_any_does(target: Target, task: Refusal) -> None:
     examples = task.examples(target, "evaluation")
-    openings = [target.tokenizer.decode(e.candidates[0], True) for e in examples]
+    openings = [
+        target.tokenizer.decode(e.candidates[0], skip_special_tokens=True) for e in examples
+    ]
     judged = zip(examples, by_letters([], openings), strict=True)
     comply = {e.candidates[0] for e, category in judged if category == "compliance"}
     assert comply
@@ -176,7 +178,10 @@ def test_requests_from_a_file(target: Target, tmp_path: Path) -> None:
     harmless = table(tmp_path / "kept.jsonl", "instruction")
     task = refusal(data=data, column="Behavior", harmless=harmless)
     texts = {
-        split: [target.tokenizer.decode(e.prompt, True) for e in task.examples(target, split)]
+        split: [
+            target.tokenizer.decode(e.prompt, skip_special_tokens=True)
+            for e in task.examples(target, split)
+        ]
         for split in get_args(Split)
     }
     assert len(texts["selection"]) == SIZES["selection_requests"]
@@ -394,7 +399,7 @@ def test_whole_row(target: Target, positions: str) -> None:
     assert 0 <= row.side_effects.figures["harmless_answered"] <= 1
     written_down = row.model_dump_json() + "".join(e.model_dump_json() for e in found.examples)
     for example in task.examples(target, "evaluation"):
-        assert target.tokenizer.decode(example.prompt, True) not in written_down
+        assert target.tokenizer.decode(example.prompt, skip_special_tokens=True) not in written_down
 
 
 def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal) -> None:
