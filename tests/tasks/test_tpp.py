@@ -22,7 +22,6 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.registry import create
 from saebench_recovery.scoring.evaluate import evaluate, valid_flips
 from saebench_recovery.scoring.passes import outputs
@@ -69,7 +68,7 @@ def fitted(data: str, **settings: Any) -> TargetedProbe:
 
 
 def run(task: TargetedProbe, active: DefendedModel, examples: Sequence[Example]) -> Output:
-    (output,) = outputs(examples, active, task, Meter())
+    (output,) = outputs(examples, active, task)
     return output
 
 
@@ -187,7 +186,7 @@ def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
     active = ablated(task)
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(active, task, examples, Meter())
+    base, flips = valid_flips(setting_of(task), examples)
     assert 0 < len(flips) <= base
     for flip in flips:
         (own,), (wrong,) = flip.example.candidates[0], flip.wrong.candidates[0]
@@ -214,7 +213,7 @@ def test_fidelity_counts_every_probe(data: str) -> None:
 def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> None:
     task = fitted(data)
     target, active = shared_target("gpt2"), ablated(task)
-    found = side_effects(active, task, Meter()).figures
+    found = side_effects(active, task).figures
 
     def accuracies(active: DefendedModel) -> list[float]:
         said = torch.stack(
