@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from tests.fakes import Engine
 
@@ -15,3 +18,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     fake = Engine()
     fake.install(monkeypatch.setitem)
     return fake
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another order differ in their last digits, and a search carries that further."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
