@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import Engine
+from tests.fake_engine import Engine
 
 pytest_plugins = ["tests.hub_fixtures"]
 

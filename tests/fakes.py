@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType, SimpleNamespace
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 from pydantic import BaseModel
 
-from saebench_recovery import registry
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.runs import plan
 from saebench_recovery.schema import (
-    Constrained,
     Drift,
-    ExampleRow,
+    ExampleCounts,
     Examples,
+    Facts,
     Mean,
+    PerturbationKind,
+    Provenance,
     Rate,
+    Record,
     Row,
-    Texts,
+    RunResult,
 )
-from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.scoring.measures import MEASURES, Seen
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.presets import Preset, TaskPreset
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -60,11 +62,11 @@ def mean(value: float | None, n: int = 100) -> Mean:
     return Mean(n=n, mean=value, median=value, max=value, low=value, high=value)
 
 
-def made(model: type[Model], **said: Any) -> Model:
+def made(model: type[Model], **given: Any) -> Model:
     """A record with the given fields, and a dull valid value in every other required one."""
     fields = model.model_fields.items()
     dull = {name: _dull(field.annotation) for name, field in fields if field.is_required()}
-    return model.model_validate({**dull, **said})
+    return model.model_validate({**dull, **given})
 
 
 def _dull(annotation: Any) -> Any:
@@ -82,9 +84,14 @@ def _dull(annotation: Any) -> Any:
 
 
 def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes: Any) -> Row:
-    """A row of a defense that gives way in `constrained` of `valid` flips."""
-    some = rate(constrained, valid)
-    figure = mean(0.5 if valid else None, valid)
+    """A row of a defense that gives way in `constrained` of `valid` flips.
+
+    `changes` are fields, or measures by name; of a rate that is not named half is true.
+    """
+    number = mean(0.5 if valid else None, valid)
+    measures = {m.name: number if m.kind == "mean" else rate(valid // 2, valid) for m in MEASURES}
+    measures["recovery"] = measures["constrained"] = rate(constrained, valid)
+    measures |= {name: changes.pop(name) for name in measures if name in changes}
     standard = {
         "task": task,
         "target": "organism",
@@ -92,55 +99,55 @@ def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes:
         "attack": "orthogonal",
         "budget": 0.25,
         "examples": made(Examples, n=120, base=110, valid=valid, clusters=valid),
-        "recovery": some,
-        "constrained": made(Constrained, **some.model_dump(), limits=Limits()),
-        "fidelity": figure,
-        "drift": {"perturbed": made(Drift, relative_l2=figure)},
+        "measures": measures,
+        "drift": {"perturbed": made(Drift, relative_l2=number)},
     }
     return made(Row, **{**standard, **changes})
 
 
-def example_row(task: str, id: str) -> ExampleRow:
-    return made(ExampleRow, task=task, id=id)
+def record(task: str = "alpha", id: str = "a", recovered: bool = False, **changes: Any) -> Record:
+    """A flip under `orthogonal`; `changes` are fields, or measures by name."""
+    measures: dict[str, Any] = {m.name: 0.5 if m.kind == "mean" else False for m in MEASURES}
+    measures["recovery"] = measures["constrained"] = recovered
+    measures |= {name: changes.pop(name) for name in measures if name in changes}
+    standard = {"task": task, "attack": "orthogonal", "id": id, "measures": measures}
+    return made(Record, **{**standard, **changes})
 
 
-class Engine:
-    """Records what was evaluated; `before` may interrupt it."""
+def seen(examples: int, **changes: Any) -> Seen:
+    """What scoring saw of some flips: verdicts are false and numbers one half."""
+    false_E, half_E = torch.zeros(examples, dtype=torch.bool), torch.full((examples,), 0.5)
+    numbers = {"fidelity_E": half_E, "norm_E": half_E}
+    tensors = dict.fromkeys((field.name for field in dataclasses.fields(Seen)), false_E)
+    return Seen(**{**tensors, **numbers, **changes})
 
-    def __init__(self, before: Callable[[str], None] = lambda task: None) -> None:
-        self.evaluated: list[str] = []
-        self.before = before
 
-    def evaluate(
-        self, target: Any, task: Any, defense: Any, attack: Any, spec: RunSpec, advance: Any
-    ) -> Any:
-        self.before(task.name)
-        advance("pretending", 0, 1)
-        self.evaluated.append(task.name)
-        scored = row(
-            task.name,
-            defense=defense.name,
-            attack=attack.name,
-            threat_model=spec.threat_model,
-            budget=spec.budget,
-            seed=spec.seed,
-        )
-        return SimpleNamespace(
-            row=scored,
-            examples=[example_row(task.name, f"{task.name}/{i}") for i in range(100)],
-            perturbations={"delta": torch.full((100, 8), float(len(task.name)))},
-            texts=[made(Texts, task=task.name, id=f"{task.name}/0", prompt="secret")],
-        )
+def facts(*members: str, **changes: Any) -> Facts:
+    """Facts of one attack, `orthogonal`, or of a suite of several members."""
+    standard = {
+        "task": "alpha",
+        "attack": "suite" if members else "orthogonal",
+        "members": members or ("orthogonal",),
+        "member_flops": tuple(range(1, 1 + len(members))) or (1,),
+        "budget": 0.25,
+        "curve_budgets": (0.1, 0.25, 1.0),
+        "examples": made(ExampleCounts, n=120, base=110, valid=100),
+        "perturbation": PerturbationKind(kind="several" if members else "residual"),
+    }
+    return made(Facts, **{**standard, **changes})
 
-    def install(self, set: Callable[[Any, Any, Any], None]) -> None:
-        """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
-        scoring, loading = ModuleType("evaluate"), ModuleType("loading")
-        target = SimpleNamespace(preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={})
-        scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
-        loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
-        set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
-        set(sys.modules, "saebench_recovery.targets.loading", loading)
-        set(vars(plan), "preset", lambda *said: PRESET)
-        for name in TASKS:
-            task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})
-            set(registry._registered["task"], name, task)
+
+def run_result(*rows: Row, **changes: Any) -> RunResult:
+    """A complete run of some rows, as `show` reads it."""
+    spec = {**RunSpec().model_dump(mode="json"), "target": "organism", "plugin_files": []}
+    provenance = made(Provenance, device="cpu", dtype="float32", seconds=1)
+    standard = {"status": "complete", "identity": "abc", "spec": spec, "provenance": provenance}
+    return RunResult.model_validate({**standard, "rows": rows, **changes})
+
+
+def write_run(folder: Path, result: RunResult, records: Sequence[Record]) -> Path:
+    """Write what comparisons and leaderboards read of a run; its folder."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(result.model_dump_json())
+    (folder / "records.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
+    return folder

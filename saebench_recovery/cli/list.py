@@ -18,15 +18,17 @@ def list_plugins(
       saebench list targets
     """
     from saebench_recovery import registry
+    from saebench_recovery.base.catalogue import Kind
     from saebench_recovery.base.errors import UserError
+    from saebench_recovery.base.settings import nearest
 
-    kinds = {f"{kind}s": kind for kind in get_args(registry.Kind)}
+    kinds: dict[str, Kind] = {f"{kind}s": kind for kind in get_args(Kind)}
     if what in kinds:
         _print(what, registry.listing(kinds[what]))
     elif what == "targets":
         _print(what, _targets())
     else:
-        known = registry.nearest(what, [*kinds, "targets"])
+        known = nearest(what, [*kinds, "targets"])
         raise UserError(f"nothing called {what!r} to list; {known}")
 
 

@@ -17,7 +17,8 @@ from saebench_recovery.cli import app, main
 from saebench_recovery.results.store import RESULT, read_result
 from saebench_recovery.schema import SCHEMA_VERSION
 from saebench_recovery.spec import Limits, RunSpec, command
-from tests.fakes import TASKS, Engine
+from tests.fake_engine import Engine
+from tests.fakes import TASKS
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,7 +11,8 @@ from saebench_recovery.tasks.ioi import IndirectObject
 from saebench_recovery import registry
 from saebench_recovery.cli import main
 from saebench_recovery.results.store import read_result
-from tests.fakes import Engine, FakeTask
+from tests.fake_engine import Engine
+from tests.fakes import FakeTask
 
 Capture = pytest.CaptureFixture[str]
 
