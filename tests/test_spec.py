@@ -1,4 +1,4 @@
-"""A run is declared once: its options, its repeat command and its identity follow from `RunSpec`."""
+"""A run is declared once: options, repeat command and identity follow from `RunSpec`."""
 
 from __future__ import annotations
 

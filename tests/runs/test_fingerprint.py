@@ -39,9 +39,7 @@ def write_plugin(folder: Path, imports: str = "", body: str = "return resid_BTD"
 def hash_of(file: Path) -> str:
     """In a process of its own: modules that are imported stay."""
     code = (
-        "import sys; from saebench_recovery.base.hashing import hash_files
-from saebench_recovery.interfaces import Defense
-from saebench_recovery.registry import load_plugin_file, plugin_class\n"
+        "import sys; from saebench_recovery.registry import load_plugin_file, plugin_class\n"
         "from saebench_recovery.runs.sources import source_hash\n"
         "load_plugin_file(sys.argv[1]); print(source_hash(plugin_class('defense', 'scaled')))"
     )

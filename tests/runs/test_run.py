@@ -28,7 +28,9 @@ ALL = CHUNKS * len(TASKS)
 def contents(folder: Path) -> dict[str, str]:
     """Every file of a run, without the seconds that it took."""
     return {
-        str(file.relative_to(folder)): re.sub(r'"seconds": ?[\d.e-]+', "", file.read_text("latin-1"))
+        str(file.relative_to(folder)): re.sub(
+            r'"seconds": ?[\d.e-]+', "", file.read_text("latin-1")
+        )
         for file in folder.rglob("*")
         if file.is_file() and file.name != LOCK
     }
