@@ -32,12 +32,15 @@ ATTACKS = (
 
 
 def figures(row: Any) -> dict[str, Any]:
-    """Counts, rates, drift, norms and flags of a row of schema version 1."""
+    """Counts, rates, drift, norms and flags of a row of schema version 1 or 2."""
+    zero_reactivation = (
+        row.measures["zero_reactivation"] if hasattr(row, "measures") else row.zero_reactivation
+    )
     rates = {
         "recovery": row.recovery,
         "constrained": row.constrained,
         "base_like": row.base_like,
-        "zero_reactivation": row.zero_reactivation,
+        "zero_reactivation": zero_reactivation,
         "nothing": row.controls.nothing,
         "random_direction": row.controls.random_direction,
         "wrong_target": row.controls.wrong_target,
@@ -80,7 +83,9 @@ def main(file: Path, defenses: list[str], attacks: list[str]) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     pairs = [(d, a) for a in attacks or ATTACKS for d in defenses or listing("defense")]
-    jobs = [(d, a, [task], LIMIT) for d, a in pairs for task in TASKS]
+    jobs: list[tuple[str, str, list[str], int | None]] = [
+        (d, a, [task], LIMIT) for d, a in pairs for task in TASKS
+    ]
     if "clamp" in (defenses or ["clamp"]) and "orthogonal" in (attacks or ["orthogonal"]):
         jobs.insert(0, ("clamp", "orthogonal", list(TASKS), None))
     for defense, attack, tasks, limit in jobs:

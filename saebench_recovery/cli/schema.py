@@ -28,6 +28,8 @@ def schema() -> None:
 
     models = (RunResult, RunState, StoredChunk, Record, Texts, Leaderboard)
     _, definitions = models_json_schema([(model, "serialization") for model in models])
-    measures = {m.name: {"kind": m.kind, "unit": m.unit, "is": m.description} for m in MEASURES}
+    measures = {
+        m.name: {"kind": m.kind, "unit": m.unit, "description": m.description} for m in MEASURES
+    }
     contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": MEANINGS}
     print(json.dumps({**contents, **definitions}, indent=1))

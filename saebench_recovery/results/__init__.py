@@ -1,1 +1,1 @@
-"""Results: the row's schema, the store on disk, leaderboards."""
+"""What is done with stored runs: the store on disk, comparisons, leaderboards, reports."""

@@ -279,6 +279,8 @@ def test_schema_describes_what_is_written(
     assert set(written) == set(described["RunResult"]["properties"])
     assert set(written["rows"][0]) == set(described["Row"]["properties"])
     assert {"Leaderboard", "Record", "RunState", "StoredChunk"} <= set(described)
+    assert set(schema["measures"]) == set(written["rows"][0]["measures"])
+    assert "no-gradient" in schema["flags"]
 
 
 def test_leaderboard_writes_and_names_its_files(

@@ -12,10 +12,10 @@ import pytest
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli import main
 from saebench_recovery.results.compare import Comparison, compare
-from saebench_recovery.results.store import RunFolder
-from saebench_recovery.schema import ExampleRow, Provenance, RunResult
+from saebench_recovery.schema import PerturbationKind, Rate, Record, SuiteMember
+from saebench_recovery.scoring.measures import MEASURES
 from saebench_recovery.spec import RunSpec
-from tests.fakes import SITE, made, row
+from tests.fakes import SITE, record, row, run_result, write_run
 
 Stored = Callable[..., Path]
 
@@ -26,53 +26,57 @@ def stored(tmp_path: Path) -> Stored:
     numbers = itertools.count()
 
     def store(
-        flips: Sequence[tuple[str, bool]] | Sequence[ExampleRow],
+        flips: Sequence[tuple[str, bool]] | Sequence[Record],
         attack: str = "orthogonal",
         task: str = "alpha",
         settings: dict[str, Any] | None = None,
-        **spec: Any,
+        changes: dict[str, Any] | None = None,
+        **fields: Any,
     ) -> Path:
-        examples = [e if isinstance(e, ExampleRow) else flip(*e) for e in flips]
-        examples = [e.model_copy(update={"task": task}) for e in examples]
-        said = RunSpec(attack=attack, tasks=(task,), **spec)
+        records = [flip if isinstance(flip, Record) else record(task, *flip) for flip in flips]
+        if attack != "suite":
+            records = [r.model_copy(update={"attack": attack}) for r in records]
+        spec = RunSpec(attack=attack, tasks=(task,), **fields)
         configs = {"site": SITE, "defense": settings or {}, "attack": {}, "task": {}}
-        result = RunResult(
-            status="complete",
+        result = run_result(
+            row(task, attack=attack, **(changes or {})),
             identity=f"run{next(numbers)}",
-            spec={**said.model_dump(mode="json"), "resolved": {task: configs}},
-            provenance=made(Provenance),
-            rows=(row(task, attack=attack),),
+            spec={**spec.model_dump(mode="json"), "resolved": {task: configs}},
         )
-        folder = RunFolder(tmp_path / "runs", result.identity)
-        folder.save(result, examples, {})
-        return folder.path
+        return write_run(tmp_path / "runs" / result.identity, result, records)
 
     return store
 
 
-def flip(id: str, recovered: bool, **said: Any) -> ExampleRow:
-    return made(ExampleRow, id=id, recovered=recovered, constrained=recovered, **said)
+def flip(id: str, recovered: bool, **changes: Any) -> Record:
+    return record("alpha", id, recovered, **changes)
 
 
-def only(runs: Sequence[Path], **said: Any) -> Comparison:
-    (found,) = compare(runs, **said)
-    return found
+def only(runs: Sequence[Path], **options: Any) -> Comparison:
+    (comparison,) = compare(runs, **options)
+    return comparison
+
+
+def recovered(comparison: Comparison) -> list[int]:
+    """Flips that each run recovered."""
+    rates = [run.measures["recovery"] for run in comparison.runs]
+    return [rate.k for rate in rates if isinstance(rate, Rate)]
 
 
 def test_only_flips_that_all_runs_attacked_count(stored: Stored) -> None:
     first = stored([("a", True), ("b", True), ("c", False)])
     second = stored([("b", True), ("c", True), ("d", True)], "unconstrained")
-    found = only([first, second])
-    assert found.flips == 2
-    assert [(side.recovery.k, side.recovery.n) for side in found.sides] == [(1, 2), (2, 2)]
-    assert any("valid flips: 3 | 3" in line for line in found.unequal)
+    comparison = only([first, second])
+    assert comparison.flips == 2
+    assert recovered(comparison) == [1, 2]
+    assert any("valid flips: 3 | 3" in line for line in comparison.unequal)
 
 
 def test_differences_are_paired(stored: Stored) -> None:
     ids = [f"flip{i}" for i in range(40)]
     first = stored([(id, i % 2 == 0) for i, id in enumerate(ids)])
     second = stored([(id, i % 2 == 0 or i < 20) for i, id in enumerate(ids)], "unconstrained")
-    recovery = next(p for p in only([first, second]).pairs if p.measure == "recovery")
+    recovery = next(p for p in only([first, second]).differences if p.measure == "recovery")
     assert (recovery.first_larger, recovery.this_larger) == (0, 10)
     assert recovery.difference == pytest.approx(0.25)
     assert recovery.p_value == pytest.approx(2 * 0.5**10)  # ten coins that all fell one way
@@ -81,22 +85,22 @@ def test_differences_are_paired(stored: Stored) -> None:
 
 
 def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
-    def drifts(*values: float | None) -> list[ExampleRow]:
+    def drifts(*values: float | None) -> list[Record]:
         scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
         return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
 
     first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
     second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
-    drift = next(p for p in only([first, second]).pairs if p.measure == "drift")
+    drift = next(p for p in only([first, second]).differences if p.measure == "drift")
     assert drift.difference == pytest.approx((-0.4 - 0.4 + 0.1 + 0) / 4)
     assert (drift.first_larger, drift.this_larger) == (2, 1)
 
 
 def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
     flips = [(f"flip{i}", i < 5) for i in range(9)]
-    found = only([stored(flips), stored(flips, "unconstrained")])
-    assert {(p.difference, p.p_value) for p in found.pairs} == {(0.0, 1.0)}
-    assert found.unequal == ()
+    comparison = only([stored(flips), stored(flips, "unconstrained")])
+    assert {(p.difference, p.p_value) for p in comparison.differences} == {(0.0, 1.0)}
+    assert comparison.unequal == ()
 
 
 def test_the_interval_resamples_source_items(stored: Stored) -> None:
@@ -105,7 +109,7 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
             [flip(str(i), i % clusters < own, cluster=f"{i % clusters}") for i in range(60)]
             for own in (0, clusters // 2)
         ]
-        pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).pairs[0]
+        pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).differences[0]
         assert pair.low is not None
         assert pair.high is not None
         return pair.high - pair.low
@@ -119,10 +123,11 @@ def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
     idle = [flip(str(i), True) for i in range(4)]  # spends nothing, and sets no limit
     runs = [stored(cheap), stored(dear, "unconstrained"), stored(idle, "random-direction")]
     plain, matched = only(runs), only(runs, match_flops=True)
-    assert [side.recovery.k for side in plain.sides] == [4, 4, 4]
+    assert recovered(plain) == [4, 4, 4]
     assert any("FLOPs" in line for line in plain.unequal)
     assert matched.flops == 10.0
-    assert [side.recovery.k for side in matched.sides] == [4, 1, 4]
+    assert recovered(matched) == [4, 1, 4]
+    assert matched.runs[1].measures["constrained"].n == 4
 
 
 @pytest.mark.parametrize(
@@ -137,15 +142,29 @@ def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
 )
 def test_unequal_footing_is_named(stored: Stored, changed: dict[str, Any], named: str) -> None:
     flips, settings = [("a", True)], {"settings": {"latents": 4}}
-    found = only([stored(flips, **settings), stored(flips, **{**settings, **changed})])
-    assert found.unequal == (named,)
+    comparison = only([stored(flips, **settings), stored(flips, **{**settings, **changed})])
+    assert comparison.unequal == (named,)
 
 
 def test_runs_that_are_called_the_same_are_told_apart(stored: Stored) -> None:
     flips = [("a", True)]
     runs = [stored(flips, settings={"latents": n}) for n in (4, 9)]
-    names = [side.name for side in only(runs).sides]
+    names = [run.name for run in only(runs).runs]
     assert ["latents=4" in names[0], "latents=9" in names[1]] == [True, True]
+
+
+def test_a_suite_is_compared_by_its_worst_case(stored: Stored) -> None:
+    tries = [("hasty", "a", False), ("late", "a", True), ("hasty", "b", True)]
+    records = [flip(id, ok, attack=attack, flops=2.0) for attack, id, ok in tries]
+    members = [SuiteMember(attack=name, tried=1, broken=1, flops=1) for name in ("hasty", "late")]
+    several = {"suite": tuple(members), "perturbation": PerturbationKind(kind="several")}
+    suite = stored(records, "suite", changes=several)
+    comparison = only([stored([("a", False), ("b", False)]), suite])
+    assert recovered(comparison) == [0, 2]
+    assert comparison.runs[1].flops.mean == (2 + 2 + 2) / 2
+    # Norms of several kinds are no distribution, and are not set beside others.
+    assert comparison.runs[1].measures["norm"].n == 0
+    assert "norm" not in {pair.measure for pair in comparison.differences}
 
 
 def test_what_cannot_be_compared_is_one_line(
@@ -178,3 +197,4 @@ def test_the_tables_show_every_run(
     shown = capsys.readouterr().out
     for expected in ("9 flips in common", "clamp against unconstrained", "+0.44", "seed: 0 | 3"):
         assert expected in shown
+    assert all(measure.title in shown for measure in MEASURES)

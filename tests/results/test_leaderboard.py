@@ -13,10 +13,9 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import Leaderboard, build
 from saebench_recovery.results.publish import publish
 from saebench_recovery.results.report.markdown import page
-from saebench_recovery.results.store import RunFolder
-from saebench_recovery.schema import Constraint, Detection, Provenance, RunResult
+from saebench_recovery.schema import Constraint, Detection
 from saebench_recovery.spec import RunSpec
-from tests.fakes import SITE, example_row, made, rate, row
+from tests.fakes import SITE, made, rate, record, row, run_result, write_run
 
 Stored = Callable[..., Path]
 
@@ -40,32 +39,18 @@ def stored(tmp_path: Path) -> Stored:
     ) -> Path:
         spec = RunSpec(defense=defense, attack=attack, tasks=(task,), seed=changes.get("seed", 0))
         configs = {"defense": settings or {}, "attack": attack_settings or {}, "task": {}}
-        made_by = Provenance(
-            packages={},
-            git_commit=None,
-            target_hash="t",
-            data_hash="d",
-            device="cpu",
-            dtype="float32",
-            seconds=1,
+        result = run_result(
+            row(task, constrained, valid, defense=defense, attack=attack, **changes),
+            status=status,
+            identity=f"run{next(numbers)}",
+            spec={
+                **spec.model_dump(mode="json"),
+                "resolved": {task: {"site": SITE, **configs}},
+                "plugin_files": ["mine.py"],
+            },
         )
-        result = RunResult.model_validate(
-            {
-                "status": status,
-                "identity": f"run{next(numbers)}",
-                "spec": {
-                    **spec.model_dump(mode="json"),
-                    "resolved": {task: {"site": SITE, **configs}},
-                    "plugin_files": ["mine.py"],
-                },
-                "provenance": made_by,
-                "rows": (row(task, constrained, valid, defense=defense, attack=attack, **changes),),
-            }
-        )
-        folder = RunFolder(tmp_path / "runs", result.identity)
-        ids = [example_row(task, f"{task}/{i}") for i in range(valid)]
-        folder.save(result, ids, {})
-        return folder.path
+        flips = [record(task, f"{task}/{i}", attack=attack) for i in range(valid)]
+        return write_run(tmp_path / "runs" / result.identity, result, flips)
 
     return store
 

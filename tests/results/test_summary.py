@@ -6,9 +6,10 @@ import pytest
 
 from saebench_recovery.results.report.summary import Interval, by_task, over_targets, worst_drift
 from saebench_recovery.results.report.table import print_result
-from saebench_recovery.schema import Drift, Mean, Rate
-from tests.fakes import made, mean, rate, row
-from tests.results.test_store import result
+from saebench_recovery.schema import Drift, Mean, Rate, Record
+from saebench_recovery.scoring.aggregate import aggregate
+from saebench_recovery.scoring.measures import MEASURES, Measure, measured
+from tests.fakes import facts, made, mean, rate, row, run_result, seen
 
 
 def test_targets_are_grouped_by_their_task() -> None:
@@ -18,16 +19,18 @@ def test_targets_are_grouped_by_their_task() -> None:
 
 @pytest.mark.parametrize("value", [rate(30), mean(0.3)])
 def test_one_target_keeps_its_interval(value: Rate | Mean) -> None:
-    found = over_targets([value])
+    interval = over_targets([value])
     centre = value.rate if isinstance(value, Rate) else value.mean
-    assert found is not None
-    assert (found.centre, found.low, found.high) == pytest.approx((centre, value.low, value.high))
+    assert interval is not None
+    assert (interval.centre, interval.low, interval.high) == pytest.approx(
+        (centre, value.low, value.high)
+    )
 
 
 def test_targets_count_alike_whatever_their_size() -> None:
-    found = over_targets([rate(10, 10), rate(0, 90)])
-    assert found is not None
-    assert found.centre == 0.5
+    interval = over_targets([rate(10, 10), rate(0, 90)])
+    assert interval is not None
+    assert interval.centre == 0.5
 
 
 def test_more_targets_narrow_the_interval() -> None:
@@ -57,9 +60,7 @@ def test_table_has_the_mean_and_every_target(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     rows = (row("ioi", 90), row("tpp/nurse", 80, flags=("no-gradient",)), row("tpp/pilot", 40))
-    names = ("defense", "attack", "target", "threat_model", "budget", "budget_unit", "seed")
-    said = dict.fromkeys(names, "?") | {"protocol": None}
-    print_result(result().model_copy(update={"rows": rows, "spec": said}))
+    print_result(run_result(*rows))
     printed = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
     assert "tpp, mean of 2" in printed
@@ -68,3 +69,37 @@ def test_table_has_the_mean_and_every_target(
     assert "no-gradient (1 of 2)" in lines["flags"]
     assert "0.80" in lines["nurse"]
     assert "0.40" in lines["pilot"]
+    assert all(measure.title in lines for measure in MEASURES)
+
+
+def test_a_run_that_was_killed_in_its_first_task_has_no_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_result(run_result(status="partial"))
+    assert "partial: repeat the command" in capsys.readouterr().out
+
+
+def test_a_new_measure_is_one_entry(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in records, in the row and its JSON, and in the table without another edit."""
+    loud = Measure(
+        name="loudness",
+        kind="mean",
+        unit="dB",
+        label="how loud",
+        description="made up",
+        of=lambda seen: 10 * seen.fidelity_E,
+    )
+    monkeypatch.setattr("saebench_recovery.scoring.measures.MEASURES", (*MEASURES, loud))
+    monkeypatch.setenv("COLUMNS", "160")
+    flips = [
+        made(Record, attack="orthogonal", id=str(i), measures=values)
+        for i, values in enumerate(measured(seen(3)))
+    ]
+    aggregated = aggregate(facts(), flips)
+    assert aggregated.measures["loudness"].n == 3
+    assert '"loudness":{"n":3,' in aggregated.model_dump_json()
+    print_result(run_result(aggregated))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "how loud, dB" in line]
+    assert "5.00" in line

@@ -13,6 +13,7 @@ from saebench_recovery import registry
 from saebench_recovery.interfaces import Attack, Perturbation
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.runs.plan import Plan, check_names
+from saebench_recovery.scoring.suite import worst_case
 from saebench_recovery.spec import RunSpec
 from tests.test_soundness import clamp, orthogonal, run, unconstrained
 
@@ -47,20 +48,22 @@ def test_what_one_attack_breaks_the_next_is_not_tried_on() -> None:
 
 def test_a_suite_breaks_what_any_of_its_attacks_breaks() -> None:
     def broken(attack: Attack) -> set[str]:
-        return {e.id for e in run(clamp(), attack, limit=None).examples if e.constrained}
+        records = run(clamp(), attack, limit=None).records
+        return {r.id for r in records if r.measures["constrained"]}
 
     assert broken(Two()) == broken(hasty()) | broken(orthogonal())
 
 
 def test_each_flip_shows_the_attack_that_broke_it_and_what_all_cost() -> None:
     both, alone = run(clamp(), Two(), limit=None), run(clamp(), hasty(), limit=None)
-    cost = {e.id: e.flops for e in alone.examples}
-    assert {e.attack for e in both.examples} == {"hasty", "orthogonal"}
-    for example in both.examples:
-        if example.attack == "hasty":
-            assert example.flops >= cost[example.id]
+    cost = {r.id: r.flops for r in alone.records}
+    worst = worst_case(both.records, ("hasty", "orthogonal"))
+    assert {r.attack for r in worst} == {"hasty", "orthogonal"}
+    for record in worst:
+        if record.attack == "hasty":
+            assert record.flops >= cost[record.id]
         else:
-            assert example.flops > cost[example.id]
+            assert record.flops > cost[record.id]
     assert both.row.compute.attack.flops == sum(member.flops for member in both.row.suite)
 
 

@@ -1,0 +1,83 @@
+"""The worst case over a suite's records: a pure function of records and the members' order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.schema import Record
+from saebench_recovery.scoring.suite import standings, unbroken, worst_case
+from tests.fakes import facts, record
+
+MEMBERS = ("first", "second", "third")
+
+
+def tried(attack: str, id: str, constrained: bool, recovered: bool, **changes: Any) -> Record:
+    return record(
+        id=id, attack=attack, constrained=constrained, recovery=recovered, flops=10.0, **changes
+    )
+
+
+def test_only_what_is_recovered_inside_the_limits_is_broken() -> None:
+    records = [tried("first", "a", True, True), tried("first", "b", False, True)]
+    assert unbroken(["c", "a", "b"], records) == ["c", "b"]
+    assert unbroken(["a"], []) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "best"),
+    [
+        ([(False, True), (False, False), (True, True)], "third"),
+        ([(False, False), (False, True), (False, True)], "second"),
+        ([(False, False), (False, False), (False, False)], "first"),
+        ([(True, True)], "first"),
+    ],
+)
+def test_best_is_inside_the_limits_then_any_recovery_then_the_earlier(
+    verdicts: list[tuple[bool, bool]], best: str
+) -> None:
+    turns = zip(MEMBERS, verdicts, strict=False)
+    records = [tried(member, "a", *verdict) for member, verdict in turns]
+    (worst,) = worst_case(reversed(records), MEMBERS)
+    assert worst.attack == best
+
+
+def test_cost_is_that_of_all_members_and_recovery_comes_after_those_before() -> None:
+    records = [
+        tried("first", "a", False, False),
+        tried("second", "a", False, True, flops_recovers=4.0),
+        tried("third", "a", False, False),
+    ]
+    (worst,) = worst_case(records, MEMBERS)
+    assert (worst.flops, worst.flops_recovers) == (30.0, 14.0)
+    (never,) = worst_case([records[0]], MEMBERS)
+    assert (never.flops, never.flops_recovers) == (10.0, None)
+
+
+def test_flips_come_in_the_order_of_their_ids() -> None:
+    records = [record(id=id) for id in "cab"]
+    assert worst_case(records, ("orthogonal",)) == [record(id=id) for id in "abc"]
+
+
+def test_records_that_do_not_fit_are_refused() -> None:
+    once = record(id="a")
+    for records in ([once, record(id="a")], [record(id="a", attack="unknown")]):
+        with pytest.raises(UserError, match="example 'a' under attack"):
+            worst_case(records, ("orthogonal",))
+
+
+def test_standings_count_records_and_leave_out_who_had_nothing_left() -> None:
+    records = [
+        tried("first", "a", False, True),
+        tried("first", "b", True, True),
+        tried("second", "a", True, True),
+    ]
+    suite = standings(facts(*MEMBERS), records)
+    assert [(m.attack, m.tried, m.broken, m.flops) for m in suite] == [
+        ("first", 2, 1, 1),
+        ("second", 1, 1, 2),
+    ]
+    assert [m.tried for m in standings(facts(*MEMBERS), [])] == [0]
+    assert standings(facts(), records) == ()
