@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.fakes import Engine
+from tests.fake_engine import Engine
 
 pytest_plugins = ["tests.hub_fixtures"]
 
