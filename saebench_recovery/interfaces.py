@@ -4,7 +4,7 @@ Shape letters used throughout the project: B batch, E examples, R sequence rows 
 C candidate answers, T tokens, Q tail columns, P perturbed positions, L inserted tokens, D residual
 width, S defended latents, M dictionary width, V vocabulary, N items of a flat list (the rows of a
 problem or prompts or tokens), K items of a short list (classes or directions or choices),
-F entries of a flattened perturbation.
+F entries of a flattened perturbation, I directions of a basis.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.plugin import Plugin, PluginConfig
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
@@ -47,24 +48,6 @@ __all__ = [
 ]
 
 Split = Literal["selection", "evaluation", "retain"]
-
-
-class PluginConfig(BaseModel):
-    """Settings of one plugin: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Plugin:
-    """Name and validated configuration, common to the three kinds."""
-
-    name: ClassVar[str] = ""  # set by the registry
-
-    class Config(PluginConfig):
-        pass
-
-    def __init__(self, config: PluginConfig | None = None) -> None:
-        self.config = config if config is not None else self.Config()
 
 
 class Task(Plugin, ABC):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 from pydantic import BaseModel
 
-from saebench_recovery import registry
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.runs import plan
 from saebench_recovery.schema import (
     Drift,
     ExampleCounts,
@@ -27,7 +23,6 @@ from saebench_recovery.schema import (
     Record,
     Row,
     RunResult,
-    Texts,
 )
 from saebench_recovery.scoring.measures import MEASURES, Seen
 from saebench_recovery.spec import RunSpec
@@ -156,45 +151,3 @@ def write_run(folder: Path, result: RunResult, records: Sequence[Record]) -> Pat
     (folder / "result.json").write_text(result.model_dump_json())
     (folder / "records.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
     return folder
-
-
-class Engine:
-    """Records what was evaluated; `before` may interrupt it."""
-
-    def __init__(self, before: Callable[[str], None] = lambda task: None) -> None:
-        self.evaluated: list[str] = []
-        self.before = before
-
-    def evaluate(
-        self, target: Any, task: Any, defense: Any, attack: Any, spec: RunSpec, advance: Any
-    ) -> Any:
-        self.before(task.name)
-        advance("pretending", 0, 1)
-        self.evaluated.append(task.name)
-        scored = row(
-            task.name,
-            defense=defense.name,
-            attack=attack.name,
-            threat_model=spec.threat_model,
-            budget=spec.budget,
-            seed=spec.seed,
-        )
-        return SimpleNamespace(
-            row=scored,
-            examples=[record(task.name, f"{task.name}/{i}") for i in range(100)],
-            perturbations={"delta": torch.full((100, 8), float(len(task.name)))},
-            texts=[made(Texts, task=task.name, id=f"{task.name}/0", prompt="secret")],
-        )
-
-    def install(self, set: Callable[[Any, Any, Any], None]) -> None:
-        """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
-        scoring, loading = ModuleType("evaluate"), ModuleType("loading")
-        target = SimpleNamespace(preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={})
-        scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
-        loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
-        set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
-        set(sys.modules, "saebench_recovery.targets.loading", loading)
-        set(vars(plan), "preset", lambda *said: PRESET)
-        for name in TASKS:
-            task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})
-            set(registry._registered["task"], name, task)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example
-from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.plain import UNDISTURBED, Conditions, PlainModel, teacher_forced
 from saebench_recovery.spec import Limits
 
@@ -54,7 +54,7 @@ def read(
     for site, defended in latents.items():
         sae, features = model.saes[site], defended.features.tolist()
         z[site], p[site] = read_latents(sae, resid_TD[site], features)
-        decoded[site] = z[site] @ _decoder_rows(sae, features)
+        decoded[site] = z[site] @ decoder_rows(sae, features)
     return Reading(z, p, decoded)
 
 
@@ -68,21 +68,21 @@ def read_latents(sae: Any, resid_TD: Tensor, features: list[int]) -> tuple[Tenso
     kwargs = sae.cfg.metadata.model_from_pretrained_kwargs or {}
     if kwargs.get("center_writing_weights"):  # its model's residual stream has mean zero
         resid_TD = resid_TD - resid_TD.mean(-1, keepdim=True)
-    z_TS = sae.encode(resid_TD)[:, features].double()
+    z_TS: Tensor = sae.encode(resid_TD)[:, features].double()
     # The statistics that SAELens leaves on the module here are overwritten by the next call.
-    input_TD = sae.process_sae_in(resid_TD).double()
+    input_TD: Tensor = sae.process_sae_in(resid_TD).double()
     bias_M = sae.b_gate if sae.cfg.architecture() == "gated" else sae.b_enc
-    p_TS = input_TD @ sae.W_enc[:, features].double() + bias_M[features].double()
+    p_TS: Tensor = input_TD @ sae.W_enc[:, features].double() + bias_M[features].double()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         p_TS = p_TS * sae.W_dec[features].double().norm(dim=1)
     return z_TS, p_TS
 
 
-def _decoder_rows(sae: Any, features: list[int]) -> Tensor:
+def decoder_rows(sae: Any, features: list[int]) -> Tensor:
     """What an activation of 1 adds to the SAE's output before normalisation is undone, [S, D]."""
     rows_SD: Tensor = sae.W_dec[features].double()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        return rows_SD / rows_SD.norm(dim=1, keepdim=True)
+        return normalize(rows_SD, dim=1)
     return rows_SD
 
 
@@ -119,11 +119,11 @@ def drift_of(
     longer: Example | None = None,
     insertion: int = 0,
 ) -> PlainDrift:
-    """Drift of the perturbed pass from the defended one, of which neither the clean pass scales it.
+    """Drift of the pass under `conditions` from that under their defense alone.
 
-    `positions` are the perturbed tokens of the prompt. `longer` is the example with tokens put in
-    before its token `insertion`: those are left out, and the longer prompt's last token is
-    compared with the prompt's last one.
+    `positions` are the perturbed tokens of the prompt, -1 for none. `longer` is the example with
+    tokens put in before its token `insertion`: those are left out, and the longer prompt's last
+    token is compared with the prompt's last one.
 
     Raises:
         ValueError: the conditions have no defense.
@@ -163,11 +163,6 @@ def scopes(example: Example, positions: Iterable[int]) -> dict[str, list[int]]:
         "readout": [len(example.prompt) - 1],
         "later": [t for t in tokens if perturbed and t > perturbed[0] and t not in perturbed],
     }
-
-
-def delta_positions(delta: ResidualDelta) -> list[int]:
-    """The positions that a delta of one example perturbs."""
-    return [p for p in delta.positions_EP[0].tolist() if p >= 0]
 
 
 def drift(
@@ -212,8 +207,8 @@ def _relative(
     before: Mapping[Site, Tensor], after: Mapping[Site, Tensor], clean: Mapping[Site, Tensor]
 ) -> float:
     """Change relative to the defended norm, else to the clean one, else none or infinite."""
-    change = (_flat(after) - _flat(before)).norm().item()
-    scale = _flat(before).norm().item() or _flat(clean).norm().item()
+    change: float = (_flat(after) - _flat(before)).norm().item()
+    scale: float = _flat(before).norm().item() or _flat(clean).norm().item()
     if math.isnan(change):
         return math.inf
     if scale > 0:
@@ -227,4 +222,4 @@ def _flat(values: Mapping[Site, Tensor]) -> Tensor:
 
 
 def _ratio(change: Tensor, scale: Tensor) -> float:
-    return (change / scale).item() if scale > 0 else math.nan
+    return float(change / scale) if scale > 0 else math.nan

@@ -272,5 +272,5 @@ def _detached(reading: Reading) -> Reading:
     return Reading(z, p)
 
 
-def _apply(matrix_NAB: Tensor, vector_NB: Tensor) -> Tensor:
-    return (matrix_NAB @ vector_NB[:, :, None])[:, :, 0]
+def _apply(matrix_NKF: Tensor, vector_NF: Tensor) -> Tensor:
+    return (matrix_NKF @ vector_NF[:, :, None])[:, :, 0]

@@ -135,8 +135,8 @@ class SuffixTokens(Space):
         return TokenSuffix(ids_NL, self.layout.at_N, tuple(texts))
 
     def zeros(self) -> ResidualDelta:
-        N, L = self.positions_NP.shape
-        empty = torch.zeros(N, L, self.width, device=self.positions_NP.device)
+        N, P = self.positions_NP.shape
+        empty = torch.zeros(N, P, self.width, device=self.positions_NP.device)
         return ResidualDelta({EMBEDDED: empty}, self.positions_NP)
 
     def nothing(self) -> TokenSuffix:

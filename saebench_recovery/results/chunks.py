@@ -191,7 +191,7 @@ def _packed(task: str, attack: str, chunk: Chunk) -> bytes:
     from safetensors.torch import save  # it imports torch
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chunk.tensors.items()}
-    content = save(tensors, {**chunk.metadata, **_tags(task, attack, chunk.records)})
+    content: bytes = save(tensors, {**chunk.metadata, **_tags(task, attack, chunk.records)})
     length = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
