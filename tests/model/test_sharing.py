@@ -30,6 +30,7 @@ from tests.tiny import (
     shared_target,
 )
 
+
 def variants(example: Example) -> list[Example]:
     """One prompt asking for different answers, as budgets and the wrong target do."""
     return [example, example, example.with_candidates((5,), *example.candidates)]
@@ -44,13 +45,9 @@ def problem_of(
     variants = len(groups[0])
     budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    posing = Posing(
-        active, TinyTask(), groups, budgets_EV, [False] * variants, goal_E, 0, Meter()
-    )
+    posing = Posing(active, TinyTask(), groups, budgets_EV, [False] * variants, goal_E, 0, Meter())
     windows = lay_out(posing, torch.tensor(positions), [site])
-    space = Residual(
-        windows.positions_NP, windows.engine.width, {site: Free()}, constrained=False
-    )
+    space = Residual(windows.positions_NP, windows.engine.width, {site: Free()}, constrained=False)
     return windows.problem(space)
 
 
