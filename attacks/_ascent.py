@@ -20,7 +20,7 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.residual import excess, total_norm
+from saebench_recovery.perturbations.residual import total_norm
 
 MOMENTUM = 0.75
 LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
@@ -95,7 +95,7 @@ def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
                 if index.numel() == 0:
                     return result
                 climb, grads = climb.of_rows(index), {s: g[index] for s, g in grads.items()}
-        length_N = _rate(config.lr, step, steps) * climb.problem.budget_N
+        length_N = _rate(config.lr, step, steps) * climb.problem.pooled_radius_N
         climb.step(grads, length_N)
     climb.store(result)
     return result
@@ -185,7 +185,7 @@ def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site,
             for s, g in grads.items()
         }
         shared = _step(shared, total, momentum, _rate(config.lr, step, steps) * one_V)
-        factor_V = excess(shared, one_V)
+        factor_V = 1 / total_norm(shared).clamp(min=1)
         shared = {s: v * factor_V[:, None, None] for s, v in shared.items()}
         step += 1
     return shared
@@ -193,10 +193,12 @@ def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site,
 
 def spread(problem: Problem, shared: Mapping[Site, Tensor]) -> ResidualDelta:
     """A shared direction [V, 1, D] at every perturbed position, at each example's own budget."""
-    acts_NP1 = (problem.positions_NP >= 0)[:, :, None].float()
-    length_N11 = (problem.budget_N / acts_NP1.flatten(1).sum(1).sqrt())[:, None, None]
+    acts_NP = (problem.positions_NP >= 0).float()
     repeats = problem.size // problem.variants
-    values = {s: u.repeat(repeats, 1, 1) * acts_NP1 * length_N11 for s, u in shared.items()}
+    values = {
+        s: u.repeat(repeats, 1, 1) * (problem.radius[s] * acts_NP)[:, :, None]
+        for s, u in shared.items()
+    }
     return replace(problem.zeros(), values=problem.project(values))
 
 

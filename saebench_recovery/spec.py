@@ -18,10 +18,10 @@ from saebench_recovery.base.hashing import hash_text
 from saebench_recovery.base.settings import canonical_json
 
 ThreatModel = Literal["reclamp", "post"]
-BudgetUnit = Literal["relative", "absolute"]
+BudgetUnit = Literal["spread", "relative", "absolute"]
 Dtype = Literal["float32", "bfloat16"]
 
-# Preset budgets of the recovery curve, relative to the defended residual's norm.
+# Preset budgets of the recovery curve, in the run's unit.
 CURVE_BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 LARGEST_RELATIVE = 10
 
@@ -112,14 +112,19 @@ class RunSpec(BaseModel):
     ] = "reclamp"
     budget: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description="Largest norm of a perturbation."),
+        Field(
+            ge=0, allow_inf_nan=False, description="Largest norm of a perturbation at any position."
+        ),
         Option("--budget", metavar="X", always=True),
     ] = 0.5
     budget_unit: Annotated[
         BudgetUnit,
-        Field(description="To the defended residual's norm, or as it is."),
-        Option("--budget-unit", metavar="relative|absolute"),
-    ] = "relative"
+        Field(
+            description="Of the budget at each position: the spread of the site's residuals, the "
+            "defended residual's norm, or as it is."
+        ),
+        Option("--budget-unit", metavar="spread|relative|absolute"),
+    ] = "spread"
     limits: Limits = Limits()
     seed: Annotated[
         int,
@@ -179,9 +184,9 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _budget_fits_its_unit(self) -> Self:
-        if self.budget_unit == "relative" and self.budget > LARGEST_RELATIVE:
+        if self.budget_unit != "absolute" and self.budget > LARGEST_RELATIVE:
             raise ValueError(
-                f"budget is {self.budget:g} times the residual's norm; at most "
+                f"budget is {self.budget:g} times the {self.budget_unit} unit; at most "
                 f"{LARGEST_RELATIVE}, or give the norm itself with budget unit absolute"
             )
         return self

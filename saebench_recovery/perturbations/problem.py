@@ -26,14 +26,12 @@ class Problem:
     budget, or asking for the wrong target). The defense is active in every pass.
 
     `goal_N` is the clean model's own margin: going beyond it overwrites instead of restoring.
-    `scale_N` is the norm that budgets are relative to (of the defended residual at the perturbed
-    positions), and `budget_N` the largest norm allowed, in the same absolute units. An attack
-    that is given an `allowance` (FLOPs a row) stops once it is spent.
+    `budget_N` is the largest norm allowed at any position, in the run's unit; `radius` gives it
+    as it is. An attack that is given an `allowance` (FLOPs a row) stops once it is spent.
     """
 
     examples: tuple[Example, ...]
     space: Space
-    scale_N: Tensor
     budget_N: Tensor
     goal_N: Tensor
     seed: int
@@ -74,14 +72,36 @@ class Problem:
         """The perturbation that changes nothing."""
         return self.space.nothing()
 
-    def random(self, norm_N: Tensor | None, label: str) -> Perturbation:
-        """A random perturbation of these norms.
+    @property
+    def radius(self) -> dict[Site, Tensor]:
+        """The largest norm [N, P] of a delta's row at each site and position.
+
+        Raises:
+            TypeError: nothing has a norm in this space (tokens).
+        """
+        return self.space.radius(self.budget_N)
+
+    @property
+    def pooled_radius_N(self) -> Tensor:
+        """The largest norm [N] over all sites and positions together."""
+        acts_NP = self.positions_NP >= 0
+        squares = [(radius_NP * acts_NP).square().sum(1) for radius_NP in self.radius.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def norm(self, perturbation: Perturbation) -> Tensor | None:
+        """The largest norm [N] at any position, in the run's unit; None without a norm."""
+        return self.space.norm(perturbation)
+
+    def random(self, label: str, like: Perturbation | None = None) -> Perturbation:
+        """A random perturbation, row by row as large as the given one or the budget.
 
         Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
         it does not depend on how examples are batched.
         """
         ids = [example.id for example in self.examples]
-        return self.space.random(lambda part: generators(self.seed, label + part, ids), norm_N)
+        return self.space.random(
+            lambda part: generators(self.seed, label + part, ids), self.budget_N, like
+        )
 
     @torch.no_grad()
     def objective(self, perturbation: Perturbation) -> Tensor:
@@ -162,7 +182,6 @@ class Problem:
             self,
             examples=tuple(self.examples[i] for i in index.tolist()),
             space=self.space.rows(index),
-            scale_N=self.scale_N[index],
             budget_N=self.budget_N[index],
             goal_N=self.goal_N[index],
             _engine=self._engine.rows(index),
@@ -173,7 +192,6 @@ class Problem:
         return replace(
             self,
             space=self.space.copied(),
-            scale_N=self.scale_N.clone(),
             budget_N=self.budget_N.clone(),
             goal_N=self.goal_N.clone(),
         )

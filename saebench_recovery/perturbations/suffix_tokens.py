@@ -143,7 +143,7 @@ class SuffixTokens(Space):
         none_N0 = self.positions_NP[:, :0]
         return TokenSuffix(none_N0, self.layout.at_N, ("",) * self.size)
 
-    def random(self, draw: Draw, norm_N: Tensor | None) -> TokenSuffix:
+    def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> TokenSuffix:
         """Random printing tokens, as many as there is place for, that are stable in each prompt.
 
         No suffix where none of `TRIES` is.
@@ -213,7 +213,8 @@ def whole_prompts(engine: Engine, examples: Sequence[Example]) -> Engine:
         engine.task,
         [[example] for example in examples],
         none_N1,
-        [False],
+        "absolute",
+        {},
         none_N1[:, 0],
         seed=0,
         meter=engine.meter,

@@ -8,6 +8,7 @@ from saebench_recovery.schema.facts import (
     Facts,
     PerturbationKind,
     SideEffects,
+    Spread,
 )
 from saebench_recovery.schema.record import Constraint, Record, Texts
 from saebench_recovery.schema.row import (
@@ -59,6 +60,7 @@ __all__ = [
     "RunState",
     "Share",
     "SideEffects",
+    "Spread",
     "Stored",
     "StoredChunk",
     "SuiteMember",

@@ -63,6 +63,15 @@ class Compute(Stored):
     )
 
 
+class Spread(Stored):
+    """How far the residuals of a site lie apart, on selection prompts."""
+
+    value: Finite = Field(description="root mean square distance from their mean")
+    massive: tuple[int, ...] = Field(
+        description="dimensions left out, whose variance is far above the others'"
+    )
+
+
 class Facts(Stored):
     """One task of a run, fitted and attacked; `aggregate` makes its row from these and records."""
 
@@ -71,10 +80,11 @@ class Facts(Stored):
     defense: str
     attack: str
     threat_model: ThreatModel
-    budget: Finite = Field(description="largest norm of the perturbation")
+    budget: Finite = Field(description="largest norm of the perturbation at any position")
     budget_unit: BudgetUnit
+    spreads: dict[str, Spread] = Field(description="per perturbed site")
     curve_budgets: tuple[Finite, ...] = Field(
-        description="relative budgets at which the curve is read; none where nothing has a norm"
+        description="budgets at which the curve is read; none where nothing has a norm"
     )
     limits: Limits
     seed: int

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saebench_recovery.schema.facts import Compute, Examples, PerturbationKind, SideEffects
+from saebench_recovery.schema.facts import (
+    Compute,
+    Examples,
+    PerturbationKind,
+    SideEffects,
+    Spread,
+)
 from saebench_recovery.schema.record import Constraint
 from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
 
 class CurvePoint(Stored):
-    """Recovery and wrong-target injection at one relative budget."""
+    """Recovery and wrong-target injection at one budget."""
 
     budget: Finite
     recovery: Rate
@@ -39,10 +45,13 @@ class Curve(Stored):
     )
     drift: tuple[DriftPoint, ...] = ()
     median_norm_recovers: Finite | None = Field(
-        description="median over all valid flips of the smallest relative norm that recovers; "
-        "null where fewer than half recover at any budget"
+        description="median over all valid flips of the smallest norm that recovers, in the run's "
+        "unit; null where fewer than half recover at any budget"
     )
     median_norm_injects: Finite | None = Field(description="the same for the wrong target")
+    median_relative_norm: Finite | None = Field(
+        default=None, description="the first, relative to the defended residual's norm"
+    )
     recovery_advantage: Finite | None = Field(
         default=None,
         description="median norm that injects over the one that recovers: above 1, the way back is "
@@ -95,11 +104,13 @@ class Row(Stored):
     defense: str
     attack: str
     threat_model: ThreatModel
-    budget: Finite = Field(description="largest norm of the delta")
+    budget: Finite = Field(description="largest norm of the perturbation at any position")
     budget_unit: BudgetUnit = Field(
-        default="relative", description="relative to the defended residual's norm, or absolute"
+        description="of the budget at each position: spread of the site, norm of the defended "
+        "residual, or absolute"
     )
     seed: int
+    spreads: dict[str, Spread] = Field(description="per perturbed site")
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples
     limits: Limits = Field(description="of a constrained and of a base-like recovery")
@@ -136,7 +147,7 @@ class Row(Stored):
 
     @property
     def norm(self) -> Mean:
-        """Relative norm of the perturbation; null for tokens."""
+        """Norm of the perturbation in the run's unit; null for tokens."""
         return self._mean("norm")
 
     @property

@@ -52,6 +52,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
         budget=facts.budget,
         budget_unit=facts.budget_unit,
         seed=facts.seed,
+        spreads=facts.spreads,
         features=facts.features,
         examples=Examples(
             **facts.examples.model_dump(),
@@ -116,6 +117,7 @@ def _curve(facts: Facts, flips: _Flips) -> Curve:
         drift=tuple(_drift_point(limit, flips) for limit in DRIFT_LIMITS),
         median_norm_recovers=recovers,
         median_norm_injects=injects,
+        median_relative_norm=statistics.median_smallest([r.smallest_relative for r in one_kind]),
         recovery_advantage=statistics.advantage(recovers, injects),
     )
 

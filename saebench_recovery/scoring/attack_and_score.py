@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.perturbations.evidence import pack
@@ -60,17 +61,18 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
 
 def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     """The problem of recovering these flips at every budget, and of injecting wrong answers."""
-    count, attack = len(setting.budgets), setting.attack
+    count, attack, spec = len(setting.budgets), setting.attack, setting.spec
     posing = Posing(
         setting.active,
         setting.task,
         [[f.example] * count + [f.wrong] * count for f in flips],
         torch.tensor([setting.budgets * 2] * len(flips)),
-        [setting.absolute and b == setting.head for b in range(count)] * 2,
+        spec.budget_unit,
+        {Site.parse(site): s.value for site, s in setting.spreads.items()},
         torch.tensor([f.clean for f in flips]),
-        setting.spec.seed,
+        spec.seed,
         meter,
-        setting.spec.flops,
+        spec.flops,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:
@@ -123,7 +125,6 @@ def _records(
     setting: Setting, flips: Sequence[Flip], ladder: Ladder, replay: Replay, trail: Trail
 ) -> list[Record]:
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
-    norm_E = headline.norm_E()
     measures = measured(
         Seen(
             recovered_E=replay.recovered_E,
@@ -131,9 +132,10 @@ def _records(
             base_like_E=replay.base_like_E,
             fidelity_E=replay.fidelity_E,
             reactivated_E=replay.reactivated_E,
-            norm_E=None if norm_E is None else norm_E / alone.scale_N,
+            norm_E=alone.norm(headline),
+            relative_norm_E=alone.space.relative_norm(headline),
             nothing_E=alone.behaviour(alone.nothing()),
-            random_E=alone.behaviour(alone.random(norm_E, "control")),
+            random_E=alone.behaviour(alone.random("control", headline)),
             wrong_E=ladder.injected_E,
         )
     )
@@ -142,6 +144,7 @@ def _records(
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
     spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
+    relative_E = ladder.smallest_relative_E()
     return [
         Record(
             task=setting.task.label,
@@ -160,6 +163,7 @@ def _records(
             tightest_limit=_finite(replay.tightest_E[e]),
             smallest_norm=_finite(smallest_E[e]),
             smallest_norm_wrong=_finite(wrong_E[e]),
+            smallest_relative=_finite(relative_E[e]),
             flops=float(spent_E[e]),
             flops_recovers=_finite(reached_E[e]),
             constraint=constraint,

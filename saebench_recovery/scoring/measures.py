@@ -36,7 +36,9 @@ class Seen:
     reactivated_E: Tensor
     """A latent is on that was off under the defense alone."""
     norm_E: Tensor | None
-    """Float: norm relative to the defended residual's; None where perturbations have none."""
+    """Float: largest norm at any position, in the run's unit; None where there is none."""
+    relative_norm_E: Tensor | None
+    """Float: the same, relative to the defended residual's norm."""
     nothing_E: Tensor
     """Control: the behaviour shows without any perturbation."""
     random_E: Tensor
@@ -119,10 +121,19 @@ MEASURES = (
     Measure(
         name="norm",
         kind="mean",
-        unit="relative",
+        unit="",
         label="norm",
-        description="norm of the perturbation over that of the defended residual",
+        description="largest norm of the perturbation at any position, in the budget's unit",
         of=lambda seen: seen.norm_E,
+        per_space=True,
+    ),
+    Measure(
+        name="relative_norm",
+        kind="mean",
+        unit="",
+        label="norm, of the residual's",
+        description="the same, relative to the norm of the defended residual",
+        of=lambda seen: seen.relative_norm_E,
         per_space=True,
     ),
     Measure(

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.kinds import KINDS
+from saebench_recovery.schema import Spread
+from saebench_recovery.selection.spread import spread
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -50,34 +52,35 @@ class Setting:
         """Whether a budget limits what the attack returns."""
         return KINDS[self.attack.space][0].has_norm
 
-    @property
-    def absolute(self) -> bool:
-        """Whether the headline budget is in the residual's own units."""
-        return self.spec.budget_unit == "absolute" and self.has_norm
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        """Per site that the attack perturbs, of the task's selection prompts."""
+        prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
+        sites = KINDS[self.attack.space][0].sites(self.attack, self.defense)
+        return {str(site): spread(self.target, site, prompts) for site in sites}
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
-        """Ascending, the headline budget among them or, if it is absolute, last."""
+        """Ascending, the headline budget among them; shares of it where it is absolute."""
+        headline = self.spec.budget
         if not self.has_norm:
-            return (self.spec.budget,)
-        if self.absolute:
-            return (*CURVE_BUDGETS, self.spec.budget)
-        return tuple(sorted({*CURVE_BUDGETS, self.spec.budget}))
+            return (headline,)
+        if self.spec.budget_unit == "absolute":
+            return tuple(sorted({share * headline for share in CURVE_BUDGETS}))
+        return tuple(sorted({*CURVE_BUDGETS, headline}))
 
     @property
     def head(self) -> int:
         """Where the headline budget stands."""
-        return len(self.budgets) - 1 if self.absolute else self.budgets.index(self.spec.budget)
+        return self.budgets.index(self.spec.budget)
 
     @property
     def curve_budgets(self) -> tuple[float, ...]:
-        """The relative budgets that make the curve: all but an absolute headline.
+        """The budgets that make the curve.
 
         None where nothing has a norm, nor for a suite, whose norms are of several kinds.
         """
-        if not self.has_norm or self.mixed:
-            return ()
-        return self.budgets[:-1] if self.absolute else self.budgets
+        return () if not self.has_norm or self.mixed else self.budgets
 
     @property
     def mixed(self) -> bool:

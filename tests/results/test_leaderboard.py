@@ -161,7 +161,7 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
     board = Leaderboard.model_validate_json(paths[0].read_text())
     (entry,) = board.groups[0].entries
     assert entry.command == (
-        "saebench run --target organism --task alpha --defense clamp --attack orthogonal "
+        "saebench run --target organism --defense clamp --attack orthogonal --task alpha "
         "--threat-model reclamp --budget 0.5 --seed 3 --plugin mine.py"
     )
     assert entry.row == row("alpha", seed=3)
