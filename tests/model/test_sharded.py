@@ -17,13 +17,13 @@ from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.generation import continued
 from saebench_recovery.model.hooks import blocks
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.hub import SHARDED, load_model
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import preset
 from saebench_recovery.targets.target import Target
 from tests.devices import FIRST, SECOND, simulated_devices
+from tests.journal import score
 from tests.tiny import LAYERS, TinyTask, tiny_model, tiny_target
 
 
@@ -57,7 +57,7 @@ def row(target: Target, defense: str, attack: str) -> Row:
     assert isinstance(defending, Defense)
     assert isinstance(attacking, Attack)
     spec = RunSpec(limit=6, budget=0.5)
-    return evaluate(target, TinyTask(), defending, attacking, spec, lambda *_: None).row
+    return score(target, TinyTask(), defending, attacking, spec).row
 
 
 PAIRS = [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
@@ -45,10 +46,23 @@ def problem_of(
     variants = len(groups[0])
     budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    posing = Posing(active, TinyTask(), groups, budgets_EV, [False] * variants, goal_E, 0, Meter())
+    posing = Posing(active, TinyTask(), groups, budgets_EV, "relative", {}, goal_E, 0, Meter())
     windows = lay_out(posing, torch.tensor(positions), [site])
-    space = Residual(windows.positions_NP, windows.engine.width, {site: Free()}, constrained=False)
+    space = Residual(
+        windows.positions_NP,
+        windows.engine.width,
+        {site: Free()},
+        constrained=False,
+        units=windows.units(),
+        norms=windows.norms,
+    )
     return windows.problem(space)
+
+
+def norms_NP(problem: Problem) -> Tensor:
+    """Norms of the defended residual, which budgets are relative to."""
+    (norms,) = Residual.of(problem).norms.values()
+    return norms
 
 
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
@@ -69,11 +83,11 @@ def test_variants_that_share_a_prefix_equal_one_by_one(
         objective_1, grad = alone.gradient(delta.rows(torch.tensor([n])))
         objectives.append(objective_1)
         gradients.append(grad[site])
-        scales.append(alone.scale_N)
+        scales.append(norms_NP(alone))
     objective_N, grads = shared.gradient(delta)
     assert relative(objective_N, torch.cat(objectives)) < TOLERANCE
     assert relative(grads[site], torch.cat(gradients)) < TOLERANCE
-    assert relative(shared.scale_N, torch.cat(scales)) < TOLERANCE
+    assert relative(norms_NP(shared), torch.cat(scales)) < TOLERANCE
 
 
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
@@ -150,15 +164,15 @@ def test_batching_does_not_change_results(architecture: str, long_answers: bool)
     delta = random_delta(site, POSITIONS["several"])
     whole = problem_of(active, [[e] for e in examples], POSITIONS["several"], site)
     objective_E, grads = whole.gradient(delta)
-    again_E, again_EPD, scale_E = (
-        torch.zeros_like(t) for t in (objective_E, grads[site], whole.scale_N)
+    again_E, again_EPD, norms_EP = (
+        torch.zeros_like(t) for t in (objective_E, grads[site], norms_NP(whole))
     )
     for order in ([2, 0], [1]):
         index = torch.tensor(order)
         positions = [POSITIONS["several"][e] for e in order]
         part = problem_of(active, [[examples[e]] for e in order], positions, site)
         again_E[index], found = part.gradient(delta.rows(index))
-        again_EPD[index], scale_E[index] = found[site], part.scale_N
+        again_EPD[index], norms_EP[index] = found[site], norms_NP(part)
     assert relative(again_E, objective_E) < TOLERANCE
     assert relative(again_EPD, grads[site]) < TOLERANCE
-    assert relative(scale_E, whole.scale_N) < TOLERANCE
+    assert relative(norms_EP, norms_NP(whole)) < TOLERANCE

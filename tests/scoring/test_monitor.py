@@ -51,7 +51,7 @@ def test_it_is_shown_what_enters_the_defense_or_what_leaves(
     threat_model: ThreatModel, task: TinyTask
 ) -> None:
     defense, active = listening(threat_model)
-    laid = batch(task.examples(active.target, "evaluation")[:5])
+    laid = batch(task.examples(shared_target("gpt2"), "evaluation")[:5])
     trace = Trace()
     whole_pass(active, task, laid, trace=trace, distribution=False)
     rings(active, laid, trace)
@@ -64,7 +64,7 @@ def test_it_is_shown_what_enters_the_defense_or_what_leaves(
 
 def test_bos_and_padding_do_not_ring() -> None:
     defense, active = listening()
-    laid = batch(TinyTask().examples(active.target, "evaluation")[:8])
+    laid = batch(TinyTask().examples(shared_target("gpt2"), "evaluation")[:8])
     trace = Trace()
     whole_pass(active, TinyTask(), laid, trace=trace, distribution=False)
     assert not laid.mask_RQ.all()
@@ -89,7 +89,7 @@ def test_a_defense_without_a_detector_is_not_asked() -> None:
 
 def test_the_row_says_how_often_it_rang() -> None:
     defense, active = listening()
-    examples = TinyTask().examples(active.target, "evaluation")[:16]
+    examples = TinyTask().examples(shared_target("gpt2"), "evaluation")[:16]
     false_alarms(active, examples)
     ((_, shown),) = defense.shown
     defense.loud = float(shown[:, 1:].norm(dim=-1).quantile(0.98))  # rings for a few prompts

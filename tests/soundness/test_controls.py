@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from saebench_recovery.attacks.random_direction import RandomDirection
-from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
@@ -38,8 +37,8 @@ def test_random_control_has_the_norm_and_the_constraint_of_the_attack(
     drawn: list[tuple[Problem, Perturbation]] = []
     random = Problem.random
 
-    def watched(problem: Problem, norm_N: Tensor | None, label: str) -> Perturbation:
-        control = random(problem, norm_N, label)
+    def watched(problem: Problem, label: str, like: Perturbation | None = None) -> Perturbation:
+        control = random(problem, label, like)
         if label == "control":
             drawn.append((problem, control))
         return control

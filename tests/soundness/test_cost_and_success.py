@@ -15,17 +15,14 @@ from saebench_recovery.interfaces import (
     ResidualDelta,
 )
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
 from tests.soundness.setting import (
     BUDGET,
     LATER_SITE,
     SITE,
     clamp,
-    evaluation,
-    fitted,
-    last_of,
     run,
     standard,
-    trace_of,
 )
 
 
@@ -38,11 +35,18 @@ class Overspending(Attack):
 
 
 class Bribing(Overspending):
-    """Also raises its own budget, and the norm that it is relative to."""
+    """Also raises its own budget."""
 
     def search(self, problem: Problem) -> ResidualDelta:
         problem.budget_N.mul_(1e3)
-        problem.scale_N.mul_(1e3)
+        return super().search(problem)
+
+
+class Stretching(Overspending):
+    """Stretches the unit that its budget is measured in."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        Residual.of(problem).units[SITE].mul_(1e3)
         return super().search(problem)
 
 
@@ -53,16 +57,20 @@ class Lawless(Overspending):
         return self.search(problem)
 
 
-@pytest.mark.parametrize("attack", [Overspending(), Bribing(), Lawless()], ids=type)
+SHARED = pytest.mark.xfail(strict=True, reason="a copied space still shares its units")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [Overspending(), Bribing(), Lawless(), pytest.param(Stretching(), marks=SHARED)],
+    ids=type,
+)
 def test_an_attack_that_overspends_is_clipped(attack: Attack) -> None:
     scored = run(clamp(), attack)
-    by_id = {e.id: e for e in evaluation()}
-    examples = [by_id[record.id] for record in scored.records]
-    resid_ED = trace_of(fitted(clamp()), examples).after[SITE]
-    resid_ED = resid_ED[torch.arange(len(examples)), last_of(examples)]
     norm_E = scored.headline().norm_E()
     assert norm_E is not None
-    torch.testing.assert_close(norm_E, BUDGET * resid_ED.norm(dim=1), rtol=1e-5, atol=0)
+    allowed_E = torch.full_like(norm_E, BUDGET * scored.row.spreads[str(SITE)].value)
+    torch.testing.assert_close(norm_E, allowed_E, rtol=1e-5, atol=0)
     assert scored.row.norm.max is not None
     assert scored.row.norm.max <= BUDGET * (1 + 1e-5)
 

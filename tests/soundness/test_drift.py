@@ -97,7 +97,9 @@ class AlongLatent(Attack):
 def test_relative_drift_is_null_where_the_defended_latents_are_silent() -> None:
     """Inverted latents switch off, so that there is nothing for drift to be relative to."""
     inverting = Clamp(Clamp.Config(**FEW_LATENTS, multiplier=-2.0))
-    scored = run(inverting, AlongLatent(inverting), threat_model="post")
+    scored = run(
+        inverting, AlongLatent(inverting), threat_model="post", budget_unit="relative", budget=1.0
+    )
     silent = [line for line in scored.records if line.drift["perturbed"]["relative_l2"] is None]
     assert silent
     assert any((line.drift["perturbed"]["l2"] or 0) > 0 for line in silent)

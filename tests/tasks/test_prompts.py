@@ -178,7 +178,7 @@ def posing(target: Target, task: Task, examples: Sequence[Example]) -> Posing:
     none_E = torch.zeros(len(examples))
     groups = [[example] for example in examples]
     model = DefendedModel(target, None)
-    return Posing(model, task, groups, none_E[:, None], [False], none_E, 0, Meter())
+    return Posing(model, task, groups, none_E[:, None], "absolute", {}, none_E, 0, Meter())
 
 
 def test_readout_and_perturbed_positions_in_the_attacked_window(
