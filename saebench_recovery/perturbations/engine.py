@@ -20,6 +20,7 @@ from saebench_recovery.model.generation import written
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Judge
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.obfuscation import DriftPenalty
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Engine:
     meter: Meter
     row_N: Tensor
     trail: Trail
+    drift_rule: DriftRule
     wanted_NV: Tensor | None = None
     penalty: DriftPenalty | None = None
 

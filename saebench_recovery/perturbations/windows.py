@@ -93,7 +93,7 @@ def lay_out(posing: Posing, positions_EP: Tensor, sites: Sequence[Site]) -> Wind
     trail = Trail(len(row_N), row_N.device)
     return Windows(
         posing,
-        Engine(active, task, window, start, posing.meter, row_N, trail),
+        Engine(active, task, window, start, posing.meter, row_N, trail, posing.drift_rule),
         positions_EP.repeat_interleave(share, 0),
         before,
         {site: after[site] - before[site] for site in sites},

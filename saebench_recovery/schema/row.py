@@ -76,6 +76,10 @@ class Drift(Stored):
     floor_violation: Mean = Field(description="|relu(z0 - z)| / |z0|")
     reactivated_fraction: Mean = Field(description="z > 0 among latents with z0 <= 0")
     preactivation_linf: Mean = Field(description="max |p - p0|: sees below the threshold")
+    preactivation_relative: Mean = Field(
+        description="root mean square of (p - p0) over what is typical of active latents: decides "
+        "where the latents are silent"
+    )
 
 
 class SuiteMember(Stored):

@@ -72,6 +72,7 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         torch.tensor([f.clean for f in flips]),
         spec.seed,
         meter,
+        setting.drift_rule,
         spec.flops,
     )
     problem = pose(attack.space, attack, posing)

@@ -11,9 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS
 from saebench_recovery.schema import Spread
 from saebench_recovery.selection.spread import spread
+from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -58,6 +60,16 @@ class Setting:
         prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
         sites = KINDS[self.attack.space][0].sites(self.attack, self.defense)
         return {str(site): spread(self.target, site, prompts) for site in sites}
+
+    @cached_property
+    def drift_rule(self) -> DriftRule:
+        """The run's limits, and how strongly the defended latents are active where they are."""
+        prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
+        typical = {
+            site: typical_preactivation(self.target, latents, prompts)
+            for site, latents in self.defense.latents.items()
+        }
+        return DriftRule(self.spec.limits, typical)
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
