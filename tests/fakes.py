@@ -105,7 +105,9 @@ def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes:
     return made(Row, **{**standard, **changes})
 
 
-def record(task: str = "alpha", id: str = "a", recovered: bool = False, **changes: Any) -> Record:
+def record(
+    task: str = "alpha", id: str = "a", *, recovered: bool = False, **changes: Any
+) -> Record:
     """A flip under `orthogonal`; `changes` are fields, or measures by name."""
     measures: dict[str, Any] = {m.name: 0.5 if m.kind == "mean" else False for m in MEASURES}
     measures["recovery"] = measures["constrained"] = recovered

@@ -17,6 +17,7 @@ from saebench_recovery.spec import RunSpec
 @with_spec_options
 def run(
     context: typer.Context,
+    *,
     model: Annotated[
         str,
         typer.Option(

@@ -32,6 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBEN
 
 @sae.command()
 def train(
+    *,
     hook: Annotated[str, typer.Option(metavar="HOOK", help="Such as blocks.9.hook_resid_post.")],
     out: Annotated[Path, typer.Option(help="Folder of the SAE.")],
     target: Target = "organism",
@@ -84,13 +85,14 @@ def train(
 
     with progress_bar(wanted=not json) as progress:
         found = train_on_target(recipe, out, device, progress)
-    _print([found], json)
+    _print([found], json=json)
     if not json:
         print(f"\n{out}")
 
 
 @sae.command("eval")
 def evaluate(
+    *,
     text: Annotated[
         str,
         typer.Option(metavar="SOURCE", help="Text file, CSV, JSONL, Parquet or data set."),
@@ -124,10 +126,10 @@ def evaluate(
     loaded = load_target(name, device, force_sae=force_sae)
     if not loaded.dictionaries:
         raise UserError(f"{target} has no SAE of its own; give it one with --sae PLACE")
-    _print([quality(loaded, site, documents(text)) for site in loaded.dictionaries], json)
+    _print([quality(loaded, site, documents(text)) for site in loaded.dictionaries], json=json)
 
 
-def _print(every: list[Quality], json: bool) -> None:
+def _print(every: list[Quality], *, json: bool) -> None:
     """One JSON line, or a table, for each SAE."""
     if json:
         for found in every:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.report.summary import worst_drift
+from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import Count, Finite, Mean, Provenance, Rate, Row, Stored
 
 UNCONSTRAINED = "unconstrained"  # the attack that every constrained one is held against

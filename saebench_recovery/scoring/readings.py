@@ -15,7 +15,9 @@ Values = Sequence[bool | float | None]
 def recovered_by(record: Record, flops: float) -> bool:
     """Whether the flip recovered, and a search that had spent so much had found as much."""
     reached = math.inf if record.flops_recovers is None else record.flops_recovers
-    return statistics.found_after(flops, verdict(record, "recovery"), reached, record.flops)
+    return statistics.found_after(
+        flops, recovered=verdict(record, "recovery"), reached=reached, spent=record.flops
+    )
 
 
 def values(measure: Measure, records: Sequence[Record], perturbation: PerturbationKind) -> Values:

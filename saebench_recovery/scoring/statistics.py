@@ -79,7 +79,7 @@ def median_smallest(norms: Sequence[float | None]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
-def found_after(flops: float, recovered: bool, reached: float, spent: float) -> bool:
+def found_after(flops: float, *, recovered: bool, reached: float, spent: float) -> bool:
     """Whether a flip recovered, and a search that had spent so much had found as much.
 
     `reached` is what it had spent when its objective was first reached, infinite if it never was:

@@ -16,7 +16,6 @@ from saebench_recovery.interfaces import Attack, Defense, Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.generation import continued
 from saebench_recovery.model.hooks import blocks
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Row
 from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.spec import RunSpec
@@ -93,7 +92,7 @@ def test_writing_over_two_devices_is_that_on_one(architecture: str) -> None:
         examples = [Example("", prompt, ((0,),)) for prompt in prompts]
         clamp = Clamp(Clamp.Config(latents=8, multiplier=0.3))
         clamp.fit(target, TinyTask())
-        return continued(DefendedModel(target, clamp), examples, 9, Meter())
+        return continued(DefendedModel(target, clamp), examples, 9)
 
     with simulated_devices():
         found = said(split(architecture))

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from saebench_recovery.perturbations.build import build
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.constraints import Free
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
+from saebench_recovery.perturbations.space import Posing
+from saebench_recovery.perturbations.windows import lay_out
 from tests.model.setting import (
     POSITIONS,
     TOLERANCE,
@@ -27,8 +30,6 @@ from tests.tiny import (
     shared_target,
 )
 
-METER = Meter()  # one for all: it counts each kind of pass once, slowly
-
 
 def variants(example: Example) -> list[Example]:
     """One prompt asking for different answers, as budgets and the wrong target do."""
@@ -41,10 +42,13 @@ def problem_of(
     positions: Sequence[Sequence[int]],
     site: Site,
 ) -> Problem:
-    budgets_EV = torch.linspace(0.1, 1.0, len(groups[0])).expand(len(groups), -1)
+    variants = len(groups[0])
+    budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    where = torch.tensor(positions)
-    return build(active, TinyTask(), groups, where, [site], budgets_EV, goal_E, 0, METER)
+    posing = Posing(active, TinyTask(), groups, budgets_EV, [False] * variants, goal_E, 0, Meter())
+    windows = lay_out(posing, torch.tensor(positions), [site])
+    space = Residual(windows.positions_NP, windows.engine.width, {site: Free()}, constrained=False)
+    return windows.problem(space)
 
 
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
@@ -121,14 +125,15 @@ def test_repeated_passes_leave_the_prefix_alone(architecture: str) -> None:
     active = DefendedModel(target, clamp(target, [str(site)]))
     groups = [[e] for e in prompts(long_answers=False)]
     problem = problem_of(active, groups, POSITIONS["several"], site)
-    before = [kv and (kv[0].clone(), kv[1].clone()) for kv in problem.start.prefix.keys_values]
+    start = problem._engine.start
+    before = [kv and (kv[0].clone(), kv[1].clone()) for kv in start.prefix.keys_values]
     delta = random_delta(site, POSITIONS["several"])
     first_N, first = problem.gradient(delta)
     for _ in range(3):
         again_N, again = problem.gradient(delta)
         assert relative(again_N, first_N) < TOLERANCE
         assert relative(again[site], first[site]) < TOLERANCE
-    for old, new in zip(before, problem.start.prefix.keys_values, strict=True):
+    for old, new in zip(before, start.prefix.keys_values, strict=True):
         assert (old is None) == (new is None)
         if old and new:
             assert torch.equal(old[0], new[0])

@@ -33,7 +33,10 @@ def stored(tmp_path: Path) -> Stored:
         changes: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Path:
-        records = [flip if isinstance(flip, Record) else record(task, *flip) for flip in flips]
+        records = [
+            one if isinstance(one, Record) else record(task, one[0], recovered=one[1])
+            for one in flips
+        ]
         if attack != "suite":
             records = [r.model_copy(update={"attack": attack}) for r in records]
         spec = RunSpec(attack=attack, tasks=(task,), **fields)
@@ -48,8 +51,8 @@ def stored(tmp_path: Path) -> Stored:
     return store
 
 
-def flip(id: str, recovered: bool, **changes: Any) -> Record:
-    return record("alpha", id, recovered, **changes)
+def flip(id: str, *, recovered: bool, **changes: Any) -> Record:
+    return record("alpha", id, recovered=recovered, **changes)
 
 
 def only(runs: Sequence[Path], **options: Any) -> Comparison:
@@ -87,7 +90,7 @@ def test_differences_are_paired(stored: Stored) -> None:
 def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
     def drifts(*values: float | None) -> list[Record]:
         scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
-        return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
+        return [flip(str(i), recovered=True, drift=scope) for i, scope in enumerate(scopes)]
 
     first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
     second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
@@ -106,7 +109,10 @@ def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
 def test_the_interval_resamples_source_items(stored: Stored) -> None:
     def at(clusters: int) -> float:
         flips = [
-            [flip(str(i), i % clusters < own, cluster=f"{i % clusters}") for i in range(60)]
+            [
+                flip(str(i), recovered=i % clusters < own, cluster=f"{i % clusters}")
+                for i in range(60)
+            ]
             for own in (0, clusters // 2)
         ]
         pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).differences[0]
@@ -118,9 +124,9 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
 
 
 def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
-    cheap = [flip(str(i), True, flops=10.0, flops_recovers=5.0) for i in range(4)]
-    dear = [flip(str(i), True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
-    idle = [flip(str(i), True) for i in range(4)]  # spends nothing, and sets no limit
+    cheap = [flip(str(i), recovered=True, flops=10.0, flops_recovers=5.0) for i in range(4)]
+    dear = [flip(str(i), recovered=True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
+    idle = [flip(str(i), recovered=True) for i in range(4)]  # spends nothing, and sets no limit
     runs = [stored(cheap), stored(dear, "unconstrained"), stored(idle, "random-direction")]
     plain, matched = only(runs), only(runs, match_flops=True)
     assert recovered(plain) == [4, 4, 4]
@@ -155,7 +161,7 @@ def test_runs_that_are_called_the_same_are_told_apart(stored: Stored) -> None:
 
 def test_a_suite_is_compared_by_its_worst_case(stored: Stored) -> None:
     tries = [("hasty", "a", False), ("late", "a", True), ("hasty", "b", True)]
-    records = [flip(id, ok, attack=attack, flops=2.0) for attack, id, ok in tries]
+    records = [flip(id, recovered=ok, attack=attack, flops=2.0) for attack, id, ok in tries]
     members = [SuiteMember(attack=name, tried=1, broken=1, flops=1) for name in ("hasty", "late")]
     several = {"suite": tuple(members), "perturbation": PerturbationKind(kind="several")}
     suite = stored(records, "suite", changes=several)

@@ -11,8 +11,8 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.spec import CURVE_BUDGETS, BudgetUnit, RunSpec
+from tests.journal import Scored, score
 from tests.tiny import LATENTS, SITES, TinyTask, shared_target
 
 SITE = Site.parse(SITES[0])
@@ -30,12 +30,11 @@ class Seen(Unconstrained):
         return super().search(problem)
 
 
-def run(budget: float, unit: BudgetUnit) -> tuple[Evaluation, Problem]:
+def run(budget: float, unit: BudgetUnit) -> tuple[Scored, Problem]:
     attack = Seen()
     spec = RunSpec(budget=budget, budget_unit=unit, threat_model="post", limit=24)
     clamp = Clamp(Clamp.Config(latents=8, multiplier=0.3))
-    found = evaluate(shared_target("gpt2"), TinyTask(), clamp, attack, spec, lambda *_: None)
-    return found, attack.problems[0]
+    return score(shared_target("gpt2"), TinyTask(), clamp, attack, spec), attack.problems[0]
 
 
 @pytest.mark.parametrize("budget", [0.7, 1.0])  # 1.0 is also a budget of the curve, a relative one
@@ -51,8 +50,8 @@ def test_only_the_headline_is_absolute(budget: float) -> None:
     row = found.row
     assert (row.budget, row.budget_unit) == (budget, "absolute")
     assert tuple(point.budget for point in row.curve.points) == CURVE_BUDGETS
-    delta = ResidualDelta.from_tensors(found.perturbations)
-    norm_E = delta.norm_E()
+    norm_E = found.headline().norm_E()
+    assert norm_E is not None
     assert float(norm_E.max()) == pytest.approx(budget, rel=1e-4)  # in the residual's own units
     scale_E = problem.scale_N.view(-1, 2 * count)[:, 0]
     assert row.norm.mean == pytest.approx(float((norm_E / scale_E).mean()), rel=1e-4)

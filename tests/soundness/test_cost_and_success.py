@@ -57,12 +57,14 @@ class Lawless(Overspending):
 def test_an_attack_that_overspends_is_clipped(attack: Attack) -> None:
     scored = run(clamp(), attack)
     by_id = {e.id: e for e in evaluation()}
-    examples = [by_id[line.id] for line in scored.examples]
+    examples = [by_id[record.id] for record in scored.records]
     resid_ED = trace_of(fitted(clamp()), examples).after[SITE]
     resid_ED = resid_ED[torch.arange(len(examples)), last_of(examples)]
-    norm_E = ResidualDelta.from_tensors(scored.perturbations).norm_E()
+    norm_E = scored.headline().norm_E()
+    assert norm_E is not None
     torch.testing.assert_close(norm_E, BUDGET * resid_ED.norm(dim=1), rtol=1e-5, atol=0)
-    assert max(line.relative_norm or 0 for line in scored.examples) <= BUDGET * (1 + 1e-5)
+    assert scored.row.norm.max is not None
+    assert scored.row.norm.max <= BUDGET * (1 + 1e-5)
 
 
 def misplaced(problem: Problem, **changes: Any) -> ResidualDelta:

@@ -31,7 +31,8 @@ from tests.tiny import TinyTask
 def test_doing_nothing_recovers_nothing(name: str, threat_model: ThreatModel) -> None:
     row = run(defense(name), Zero(), threat_model=threat_model).row
     assert row.examples.valid > 0
-    assert row.recovery.k == row.constrained.k == row.base_like.k == row.zero_reactivation.k == 0
+    assert row.recovery.k == row.constrained.k == row.base_like.k == 0
+    assert row.measures["zero_reactivation"] == row.recovery
     assert row.controls.nothing.k == 0
     assert row.controls.nothing.n == row.recovery.n == row.examples.valid
     assert all(point.recovery.k == 0 for point in row.curve.points)
@@ -60,14 +61,14 @@ def test_one_detector_judges_clean_defended_and_recovered() -> None:
             return self.objective(output) > least
 
     scored = run(clamp(), orthogonal(margin=0.5), task=Strict(), limit=None)
-    assert scored.row.examples.valid == len(scored.examples) > 0
-    for line in scored.examples:
+    assert scored.row.examples.valid == len(scored.records) > 0
+    for line in scored.records:
         assert line.objective_clean > least >= line.objective_defended
-        assert line.recovered == (line.objective_recovered > least)
+        assert line.measures["recovery"] == (line.objective_recovered > least)
     # A detector of the margin's sign would have counted these as flips and as recovered.
     lenient = standard("orthogonal").row.examples
     assert lenient.base > scored.row.examples.base
-    assert any(0 < line.objective_recovered <= least for line in scored.examples)
+    assert any(0 < line.objective_recovered <= least for line in scored.records)
 
 
 def test_a_positive_margin_is_an_argmax() -> None:

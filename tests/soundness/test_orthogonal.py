@@ -13,6 +13,7 @@ from saebench_recovery.interfaces import (
     ResidualDelta,
 )
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.spec import ThreatModel
 from saebench_recovery.targets.target import Target
 from tests.soundness.setting import (
@@ -37,7 +38,7 @@ class GradientProjected(Attack):
         adam = torch.optim.Adam([leaf], lr=0.1)
         for _ in range(STEPS["steps"]):
             grad = problem.gradient(delta)[1][SITE]
-            leaf.grad = -problem.constraints[SITE].project(grad)
+            leaf.grad = -Residual.of(problem).constraints[SITE].project(grad)
             adam.step()
         return replace(delta, values={SITE: leaf.detach()})
 

@@ -29,7 +29,7 @@ def test_every_attack_gets_the_same_flips_budget_and_positions() -> None:
     for name in ("budget_N", "scale_N", "goal_N", "positions_NP"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     made = [standard("nothing"), standard("orthogonal"), standard("unconstrained")]
-    assert len({tuple(line.id for line in scored.examples) for scored in made}) == 1
+    assert len({tuple(line.id for line in scored.records) for scored in made}) == 1
     assert len({scored.row.examples for scored in made}) == 1
     assert len({tuple(p.budget for p in scored.row.curve.points) for scored in made}) == 1
 
@@ -39,12 +39,12 @@ def test_results_do_not_depend_on_how_examples_are_batched(attack: Attack) -> No
     """Neither figures nor random draws: an example's result is its own."""
     whole = run(clamp(), attack)
     parts = run(clamp(), attack, batch_size=3)
-    assert len(whole.examples) > 3
-    assert [line.id for line in parts.examples] == [line.id for line in whole.examples]
-    for one, other in zip(parts.examples, whole.examples, strict=True):
-        assert one.recovered == other.recovered
+    assert len(whole.records) > 3
+    assert [line.id for line in parts.records] == [line.id for line in whole.records]
+    for one, other in zip(parts.records, whole.records, strict=True):
+        assert one.measures["recovery"] == other.measures["recovery"]
         assert one.objective_recovered == pytest.approx(other.objective_recovered, rel=1e-3)
-        assert one.relative_norm == pytest.approx(other.relative_norm, rel=1e-3)
+        assert one.measures["norm"] == pytest.approx(other.measures["norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["orthogonal", "unconstrained", "random-direction"])

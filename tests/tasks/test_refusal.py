@@ -26,8 +26,9 @@ from saebench_recovery.model.generation import continued, written
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.sae.activations import Threshold
 from saebench_recovery.sae.latents import Dictionary
-from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
-from saebench_recovery.scoring.evaluate import evaluate, valid_flips
+from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.selection.refusal_direction import (
     POINTS,
     aligned,
@@ -35,8 +36,9 @@ from saebench_recovery.selection.refusal_direction import (
     mean_readout,
     removed,
 )
-from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
+from tests.journal import score
 from tests.tiny import BOS, SITES, WIDTH, TinyTokenizer, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -122,7 +124,7 @@ def test_template_without_a_bos_gets_one(target: Target, task: Refusal) -> None:
 
 def test_first_candidate_is_the_clean_models_own_answer(target: Target, task: Refusal) -> None:
     examples = task.examples(target, "evaluation")
-    clean = continued(DefendedModel(target, None), examples, 4, Meter())
+    clean = continued(DefendedModel(target, None), examples, 4)
     assert [e.candidates[0] for e in examples] == clean
     for example in examples:
         said = [target.tokenizer.decode(c, skip_special_tokens=True) for c in example.candidates]
@@ -371,16 +373,15 @@ def test_every_perturbed_position_has_a_say_in_the_objective(
 ) -> None:
     task, defense = refusal(positions=positions), clamp()
     defense.fit(target, task)
-    active = DefendedModel(target, defense)
     examples = [e for e in task.examples(target, "evaluation") if len(e.candidates[0]) == 4]
     flips = [Flip(e, 1.0, -1.0, task.wrong_target(e, output([e], [""]), 0)) for e in examples[:3]]
-    setting = Setting(active, task, Orthogonal(), (0.1, 0.5), 0.5, Limits(), 0)
-    problem = pose(setting, flips, Meter())
+    setting = Setting(target, task, defense, Orthogonal(), RunSpec(budget=0.5))
+    problem = posed(setting, flips, Meter())
     objective_N, grads = problem.gradient(problem.zeros())
     assert (grads[SITE].norm(dim=2) > 0).all()
     assert problem.positions_NP.shape[1] == {"readout": 1, "answer": 3, "all": 4}[positions]
     laid = batch([f.example for f in flips])
-    whole_E = task.objective(forward(target, laid, active.edits(laid)))
+    whole_E = task.objective(forward(target, laid, setting.active.edits(laid)))
     assert torch.allclose(objective_N[:: setting.variants], whole_E, atol=1e-4)
 
 
@@ -389,7 +390,7 @@ def test_whole_row(target: Target, positions: str) -> None:
     task, defense = refusal(positions=positions), clamp()
     spec = RunSpec(tasks=("refusal",), budget=1.0)
     attack = Unconstrained(Unconstrained.Config(steps=15))
-    found = evaluate(target, task, defense, attack, spec, lambda *_: None)
+    found = score(target, task, defense, attack, spec)
     row = found.row
     assert row.examples.base >= row.examples.valid > 0
     assert row.controls.nothing.k == 0
@@ -397,7 +398,7 @@ def test_whole_row(target: Target, positions: str) -> None:
     assert "tail-disagrees" not in row.flags
     assert {"strict_base_like", "perplexity", "degenerate"} <= set(row.figures)
     assert 0 <= row.side_effects.figures["harmless_answered"] <= 1
-    written_down = row.model_dump_json() + "".join(e.model_dump_json() for e in found.examples)
+    written_down = row.model_dump_json() + "".join(r.model_dump_json() for r in found.records)
     for example in task.examples(target, "evaluation"):
         assert target.tokenizer.decode(example.prompt, skip_special_tokens=True) not in written_down
 
@@ -405,11 +406,12 @@ def test_whole_row(target: Target, positions: str) -> None:
 def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal) -> None:
     defense = clamp()
     defense.fit(target, task)
-    active, bare = DefendedModel(target, defense), DefendedModel(target, None)
+    setting = Setting(target, task, defense, Orthogonal(), RunSpec())
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(active, task, examples, Meter())
+    base, flips = valid_flips(setting, examples)
     before, after = (
-        by_letters([], written(a, examples, task.new_tokens, Meter())) for a in (bare, active)
+        by_letters([], written(model, examples, task.new_tokens))
+        for model in (setting.bare, setting.active)
     )
     pairs = list(zip(before, after, strict=True))
     assert base == before.count("compliance")

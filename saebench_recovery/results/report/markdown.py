@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.leaderboard import Leaderboard
 from saebench_recovery.results.report.numbers import NONE, mean_number
-from saebench_recovery.results.report.summary import task_of
 from saebench_recovery.results.standings import Entry, grouped
+from saebench_recovery.results.summary import task_of
 
 LEGEND = """\
 A cell holds the share of valid flips that the attack recovered with the defended latents in place

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number, number
-from saebench_recovery.results.report.summary import by_task, over_targets, worst_drift
+from saebench_recovery.results.summary import by_task, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult
 from saebench_recovery.scoring import measures
 from saebench_recovery.scoring.flags import MEANINGS
