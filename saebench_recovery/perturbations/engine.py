@@ -30,13 +30,15 @@ T = TypeVar("T")
 class Engine:
     """Evaluates deltas on N windows; neighbours of one prompt share its cached prefix.
 
-    `row_N` are the rows' places in `trail`, which keeps what the search costs each row. With
-    `wanted_NV` (next-token log-probabilities) the objective is minus the KL divergence from them
-    instead of the task's margin, and a `penalty` takes drift off it.
+    `plain` are the examples without a perturbation. `row_N` are the rows' places in `trail`, which
+    keeps what the search costs each row. With `wanted_NV` (next-token log-probabilities) the
+    objective is minus the KL divergence from them instead of the task's margin, and a `penalty`
+    takes drift off it.
     """
 
     active: DefendedModel
     task: Judge
+    plain: tuple[Example, ...]
     batch: Batch
     start: Start
     meter: Meter
@@ -131,6 +133,7 @@ class Engine:
         row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
         return replace(
             self,
+            plain=tuple(self.plain[i] for i in index.tolist()),
             batch=self.batch.rows(index),
             start=self.start.rows(row, prompt),
             row_N=self.row_N[index],

@@ -63,6 +63,9 @@ class Controls(Stored):
     nothing: Rate = Field(description="zero perturbation: must be zero on valid flips")
     random_direction: Rate = Field(description="random direction of the attack's own norm")
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
+    wrong_target_reference: Rate = Field(
+        description="the harness's own attack of the same kind, at the same cost"
+    )
 
 
 class Drift(Stored):

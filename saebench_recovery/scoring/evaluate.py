@@ -93,7 +93,7 @@ def chunks(
     learning = Meter()
     if learned:
         with learning.counting():
-            attack.fit(posed(setting, learned[:size], learning))
+            attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
     done = 0
     for chunk in journal.written(label, attack.name):
         expected = [f.example.id for f in flips[done : done + len(chunk.records)]]

@@ -45,6 +45,7 @@ class Replay:
         self.alarmed_E = rings(active, longer, trace)
         self._label, self._outputs = task.label, (clean, defended, output)
         self._decode = setting.target.tokenizer.decode
+        self.defended_E = task.objective(defended)
         self.objective_E = task.objective(output)
         self.recovered_E = task.behaviour(output)
         self.fidelity_E = task.fidelity(output, clean)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -48,6 +49,13 @@ class Setting:
     def bare(self) -> DefendedModel:
         """The model without the defense."""
         return DefendedModel(self.target, None)
+
+    def handed_out(self) -> Setting:
+        """The same with copies of task and defense, for what a search may reach."""
+        copied = replace(self, task=copy(self.task), defense=copy(self.defense))
+        # What was measured once holds for the copies.
+        vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
+        return copied
 
     @property
     def has_norm(self) -> bool:
