@@ -15,7 +15,6 @@ from saebench_recovery.attacks._suffix import SuffixAttack
 from torch import Generator, Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.seeds import generators
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.replacements import batches_for, evaluated, noted, proposed
 from saebench_recovery.perturbations.retokenise import (
@@ -67,7 +66,7 @@ class GreedyCoordinateGradient(SuffixAttack):
         problem = SuffixTokens.of(problem).penalised(problem, config.drift_penalty, config.margin)
         space = SuffixTokens.of(problem)
         gaps = space.gaps()
-        drawn = list(generators(problem.seed, "gcg", [e.id for e in problem.examples]))
+        drawn = problem.generators("gcg")
         kept = Buffer.of(_first(space, gaps, drawn), config.buffer)
         goal_N = config.margin * problem.goal_N
         batches = batches_for(problem, BATCH)

@@ -96,6 +96,7 @@ class Refusal(Task):
     config: Config
     _target: Target | None = None
     _closing: int | None = None  # tokens behind the user's text
+    _space: str = ""  # before the first word of an answer
     _made: dict[Split, list[Example]]
 
     def __init__(self, config: PluginConfig | None = None) -> None:
@@ -158,6 +159,10 @@ class Refusal(Task):
             pairs = zip(reversed(one), reversed(other), strict=False)
             self._closing = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return len(example.prompt) - self._closing
+
+    def beginnings(self) -> Sequence[str]:
+        """Beginnings of compliant answers, written as the model begins its own."""
+        return [self._space + text for text in world.load("beginnings")]
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """Overlap [E] of the sets of words."""
@@ -244,8 +249,9 @@ class Refusal(Task):
         complying = [c == "compliance" for c in self._judged(target, asked, openings)]
         # Byte-level vocabularies put the space before a first word into its token.
         spaced = sum(opening.startswith(" ") for opening in openings) * 2 > len(openings)
+        self._space = " " * spaced
         refusals = [
-            tuple(target.tokenizer(" " * spaced + text, add_special_tokens=False)["input_ids"])
+            tuple(target.tokenizer(self._space + text, add_special_tokens=False)["input_ids"])
             for text in self.config.discouraged
         ]
         self._made[split] = [

@@ -17,12 +17,12 @@ from torch.nn.functional import normalize
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example
-from saebench_recovery.model.plain import UNDISTURBED, Conditions, PlainModel, teacher_forced
+from saebench_recovery.model.plain import Conditions, PlainModel, teacher_forced
 from saebench_recovery.spec import Limits
 
 # Largest |z - z0| that counts as none where neither the defended nor the clean pass has any
 # activation to compare with.
-ABSOLUTE_LIMIT = 1e-4
+SILENT = 1e-3  # as in perturbations.drift, by its own words
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def drift_of(
     example: Example,
     conditions: Conditions,
     positions: Iterable[int],
+    typical: Mapping[Site, float],
     *,
     longer: Example | None = None,
     insertion: int = 0,
@@ -144,8 +145,8 @@ def drift_of(
     return drift(
         passed(example, Conditions(defense)),
         passed(longer or example, conditions).at(moved),
-        passed(example, UNDISTURBED),
         scopes(example, positions),
+        typical,
     )
 
 
@@ -168,23 +169,28 @@ def scopes(example: Example, positions: Iterable[int]) -> dict[str, list[int]]:
 def drift(
     reference: Reading,
     recovered: Reading,
-    clean: Reading,
     scopes: Mapping[str, Sequence[int]],
+    typical: Mapping[Site, float],
 ) -> PlainDrift:
     """Drift of a recovered pass from the defended reference, per scope of tokens."""
     metrics: dict[str, dict[str, float | None]] = {}
     worst, worst_decoded = 0.0, 0.0
     for name, tokens in scopes.items():
-        before, after, bare = (r.at(tokens) for r in (reference, recovered, clean))
-        metrics[name] = _metrics(before, after)
+        before, after = (r.at(tokens) for r in (reference, recovered))
+        metrics[name] = _metrics(before, after, typical)
         if tokens:
-            worst = max(worst, _relative(before.z, after.z, bare.z))
-            decoded = _relative(before.decoded, after.decoded, bare.decoded)
+            silent = _root_mean_square(before.z, typical) <= SILENT
+            displaced = _root_mean_square(_changes(before.p, after.p), typical)
+            worst = max(worst, displaced if silent else _relative(before.z, after.z))
+            off = silent or not _flat(before.decoded).any()
+            decoded = displaced if off else _relative(before.decoded, after.decoded)
             worst_decoded = max(worst_decoded, decoded)
     return PlainDrift(metrics, worst, worst_decoded)
 
 
-def _metrics(before: Reading, after: Reading) -> dict[str, float | None]:
+def _metrics(
+    before: Reading, after: Reading, typical: Mapping[Site, float]
+) -> dict[str, float | None]:
     z0, z = _flat(before.z), _flat(after.z)
     decoded0, decoded = _flat(before.decoded), _flat(after.decoded)
     off = z[z0 <= 0]
@@ -197,23 +203,28 @@ def _metrics(before: Reading, after: Reading) -> dict[str, float | None]:
         "decode_relative": _ratio((decoded - decoded0).norm(), decoded0.norm()),
         "floor_violation": _ratio((z0 - z).clamp(min=0).norm(), z0.norm()),
         "reactivated_fraction": (off > 0).double().mean().item(),
+        "preactivation_relative": _root_mean_square(_changes(before.p, after.p), typical),
         "preactivation_linf": p_gap.abs().max().item() if len(p_gap) else math.nan,
     }
     undefined = {name for name, value in found.items() if not len(z) or math.isnan(value)}
     return {name: None if name in undefined else value for name, value in found.items()}
 
 
-def _relative(
-    before: Mapping[Site, Tensor], after: Mapping[Site, Tensor], clean: Mapping[Site, Tensor]
-) -> float:
-    """Change relative to the defended norm, else to the clean one, else none or infinite."""
+def _relative(before: Mapping[Site, Tensor], after: Mapping[Site, Tensor]) -> float:
+    """Change relative to the defended norm; infinite where it is NaN."""
     change: float = (_flat(after) - _flat(before)).norm().item()
-    scale: float = _flat(before).norm().item() or _flat(clean).norm().item()
-    if math.isnan(change):
-        return math.inf
-    if scale > 0:
-        return change / scale
-    return 0.0 if change <= ABSOLUTE_LIMIT else math.inf
+    return math.inf if math.isnan(change) else change / _flat(before).norm().item()
+
+
+def _changes(before: Mapping[Site, Tensor], after: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: after[site] - before[site] for site in before}
+
+
+def _root_mean_square(values: Mapping[Site, Tensor], typical: Mapping[Site, float]) -> float:
+    """Over all values, each relative to what is typical at its site; NaN is infinite."""
+    scaled = _flat({site: value / typical[site] for site, value in values.items()})
+    found: float = scaled.square().mean().sqrt().item()
+    return math.inf if math.isnan(found) else found
 
 
 def _flat(values: Mapping[Site, Tensor]) -> Tensor:

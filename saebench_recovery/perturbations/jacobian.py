@@ -138,7 +138,11 @@ class Linearised:
                 backward = engine.meter.flops - before
                 rows = self._rows(moved_NM, leaf, backward) if linearise else None
             found = drift(
-                self._reference, _detached(reading), self._reference, self._latents, self.scopes_NQ
+                self._reference,
+                _detached(reading),
+                self._latents,
+                self.scopes_NQ,
+                engine.drift_rule.typical,
             )
             return Look(
                 objective_N.detach(),

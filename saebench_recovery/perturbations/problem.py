@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from saebench_recovery.base.seeds import generators
 from saebench_recovery.base.sites import Site
@@ -22,15 +22,14 @@ from saebench_recovery.perturbations.space import Space
 class Problem:
     """N examples to recover, each with its own budget, in one space of perturbations.
 
-    `examples` are as they are without a perturbation; one may appear several times (with another
-    budget, or asking for the wrong target). The defense is active in every pass.
+    An example may appear several times: with another budget, or asking for a wrong answer, in an
+    order that does not tell which. The defense is active in every pass.
 
     `goal_N` is the clean model's own margin: going beyond it overwrites instead of restoring.
     `budget_N` is the largest norm allowed at any position, in the run's unit; `radius` gives it
     as it is. An attack that is given an `allowance` (FLOPs a row) stops once it is spent.
     """
 
-    examples: tuple[Example, ...]
     space: Space
     budget_N: Tensor
     goal_N: Tensor
@@ -46,6 +45,11 @@ class Problem:
     def variants(self) -> int:
         """Neighbouring rows per prompt."""
         return self._engine.variants
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """As they are without a perturbation; which answer would be wrong is not said."""
+        return tuple(replace(example, wrong=None) for example in self._engine.plain)
 
     @property
     def positions_NP(self) -> Tensor:
@@ -98,10 +102,17 @@ class Problem:
         Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
         it does not depend on how examples are batched.
         """
-        ids = [example.id for example in self.examples]
-        return self.space.random(
-            lambda part: generators(self.seed, label + part, ids), self.budget_N, like
-        )
+        return self.space.random(lambda part: self.generators(label + part), self.budget_N, like)
+
+    def generators(self, label: str) -> list[Generator]:
+        """Random numbers for each row: of the seed, its example's id and its place among those.
+
+        They depend neither on how examples are batched nor on the order of the rows.
+        """
+        order = self._engine.row_N.argsort().tolist()
+        ids = [self._engine.plain[n].id for n in order]
+        drawn = dict(zip(order, generators(self.seed, label, ids), strict=True))
+        return [drawn[n] for n in range(self.size)]
 
     @torch.no_grad()
     def objective(self, perturbation: Perturbation) -> Tensor:
@@ -124,10 +135,10 @@ class Problem:
                 return task.behaviour(viewed.output(delta))
 
             return engine.booked(work)
-        examples, delta = perturbation.applied(self.examples)
+        examples, delta = perturbation.applied(engine.plain)
         texts = engine.written(examples, delta)
         scores = torch.empty(self.size, 0, device=self.budget_N.device)
-        return task.behaviour(Output(self.examples, scores, texts=texts))
+        return task.behaviour(Output(engine.plain, scores, texts=texts))
 
     def gradient(self, delta: ResidualDelta) -> tuple[Tensor, dict[Site, Tensor]]:
         """The objective [N] and its gradient [N, P, D] per site; examples are independent."""
@@ -180,7 +191,6 @@ class Problem:
         """Some of the examples, for stopping those that are done."""
         return replace(
             self,
-            examples=tuple(self.examples[i] for i in index.tolist()),
             space=self.space.rows(index),
             budget_N=self.budget_N[index],
             goal_N=self.goal_N[index],
@@ -210,6 +220,16 @@ class Problem:
     def counting_on(self, meter: Meter) -> Self:
         """The same problem, its work booked elsewhere and on no trail."""
         return replace(self, _engine=self._engine.counting_on(meter))
+
+    def shuffled(self) -> tuple[Self, Tensor]:
+        """Each prompt's rows in another order, and the index [N] that puts them back."""
+        order_V = torch.randperm(self.variants, generator=Generator().manual_seed(self.seed))
+        first = torch.arange(0, self.size, self.variants)[:, None]
+        index, back = (
+            (first + order).flatten().to(self.budget_N.device)
+            for order in (order_V, order_V.argsort())
+        )
+        return self.rows(index), back
 
     def restoring(self, wanted_NV: Tensor, goal: float) -> Self:
         """The same problem with the aim of giving these next-token log-probabilities.

@@ -17,6 +17,7 @@ from saebench_recovery.model.examples import Example
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.model.roles import Intervention, Judge
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.schema import Constraint
 from saebench_recovery.spec import BudgetUnit
@@ -55,6 +56,7 @@ class Posing:
     goal_E: Tensor
     seed: int
     meter: Meter
+    drift_rule: DriftRule
     allowance: float | None = None
 
 

@@ -218,6 +218,7 @@ def whole_prompts(engine: Engine, examples: Sequence[Example]) -> Engine:
         none_N1[:, 0],
         seed=0,
         meter=engine.meter,
+        drift_rule=engine.drift_rule,
     )
     return lay_out(posing, readout_N1, [EMBEDDED]).engine
 

@@ -43,14 +43,14 @@ class Windows:
     def problem(self, space: Space, examples: Sequence[Example] | None = None) -> Problem:
         """The problem in a space; `examples` where the windows' own hold more than the prompt."""
         posing, device = self.posing, self.positions_NP.device
+        plain = self.engine.plain if examples is None else tuple(examples)
         return Problem(
-            self.engine.batch.examples if examples is None else tuple(examples),
             space,
             posing.budget_EV.to(device).flatten(),
             posing.goal_E.to(device).repeat_interleave(self.variants),
             posing.seed,
             posing.allowance,
-            self.engine,
+            replace(self.engine, plain=plain),
         )
 
     def units(self) -> dict[Site, Tensor]:
@@ -93,7 +93,17 @@ def lay_out(posing: Posing, positions_EP: Tensor, sites: Sequence[Site]) -> Wind
     trail = Trail(len(row_N), row_N.device)
     return Windows(
         posing,
-        Engine(active, task, window, start, posing.meter, row_N, trail),
+        Engine(
+            active,
+            task,
+            window.examples,
+            window,
+            start,
+            posing.meter,
+            row_N,
+            trail,
+            posing.drift_rule,
+        ),
         positions_EP.repeat_interleave(share, 0),
         before,
         {site: after[site] - before[site] for site in sites},

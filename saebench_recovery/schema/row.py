@@ -63,6 +63,9 @@ class Controls(Stored):
     nothing: Rate = Field(description="zero perturbation: must be zero on valid flips")
     random_direction: Rate = Field(description="random direction of the attack's own norm")
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
+    wrong_target_reference: Rate = Field(
+        description="the harness's own attack of the same kind, at the same cost"
+    )
 
 
 class Drift(Stored):
@@ -76,6 +79,10 @@ class Drift(Stored):
     floor_violation: Mean = Field(description="|relu(z0 - z)| / |z0|")
     reactivated_fraction: Mean = Field(description="z > 0 among latents with z0 <= 0")
     preactivation_linf: Mean = Field(description="max |p - p0|: sees below the threshold")
+    preactivation_relative: Mean = Field(
+        description="root mean square of (p - p0) over what is typical of active latents: decides "
+        "where the latents are silent"
+    )
 
 
 class SuiteMember(Stored):

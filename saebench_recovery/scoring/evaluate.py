@@ -22,6 +22,7 @@ from saebench_recovery.schema import (
 )
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal, Written
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.setting import Flip, Setting
@@ -54,7 +55,7 @@ def evaluate(
         progress("fitting the defense", 0, 1)
         task.fit(target, target.site_for(task.name, defense.config.site))
         examples = evaluation_examples(setting)
-        defense.fit(target, task)
+        fit(setting)
         base, flips = valid_flips(setting, examples)
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
@@ -93,7 +94,7 @@ def chunks(
     learning = Meter()
     if learned:
         with learning.counting():
-            attack.fit(posed(setting, learned[:size], learning))
+            attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
     done = 0
     for chunk in journal.written(label, attack.name):
         expected = [f.example.id for f in flips[done : done + len(chunk.records)]]

@@ -117,6 +117,16 @@ FLAGS = (
         _defense_breaks_model,
     ),
     Flag(
+        "judge-replaced",
+        "functions of the package, the task or the defense were replaced while the attack ran",
+        _on_any_flip("judge-replaced"),
+    ),
+    Flag(
+        "defense-changed",
+        "the defense does not do after the attack what it did before it",
+        _on_any_flip("defense-changed"),
+    ),
+    Flag(
         "tail-disagrees",
         "replay from the tokens and tail forward give different margins",
         _on_any_flip("tail-disagrees"),

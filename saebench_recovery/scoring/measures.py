@@ -43,6 +43,8 @@ class Seen:
     """Control: the behaviour shows without any perturbation."""
     random_E: Tensor
     """Control: the behaviour is back under a random perturbation of the same norm."""
+    wrong_reference_E: Tensor
+    """Control: the harness's own attack of the same space, at the same cost, brought one."""
     wrong_E: Tensor
     """Control: the same attack and budget brought a wrong answer."""
 
@@ -144,6 +146,14 @@ MEASURES = (
         description="the same attack and budget bring a wrong answer",
         of=lambda seen: seen.wrong_E,
         headline=True,
+    ),
+    Measure(
+        name="wrong_target_reference",
+        kind="rate",
+        unit="",
+        label="control: wrong target, reference",
+        description="the harness's own attack of the same kind brings a wrong answer at that cost",
+        of=lambda seen: seen.wrong_reference_E,
     ),
     Measure(
         name="random_direction",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS
 from saebench_recovery.schema import Spread
 from saebench_recovery.selection.spread import spread
+from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -47,6 +50,13 @@ class Setting:
         """The model without the defense."""
         return DefendedModel(self.target, None)
 
+    def handed_out(self) -> Setting:
+        """The same with copies of task and defense, for what a search may reach."""
+        copied = replace(self, task=copy(self.task), defense=copy(self.defense))
+        # What was measured once holds for the copies.
+        vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
+        return copied
+
     @property
     def has_norm(self) -> bool:
         """Whether a budget limits what the attack returns."""
@@ -58,6 +68,16 @@ class Setting:
         prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
         sites = KINDS[self.attack.space][0].sites(self.attack, self.defense)
         return {str(site): spread(self.target, site, prompts) for site in sites}
+
+    @cached_property
+    def drift_rule(self) -> DriftRule:
+        """The run's limits, and how strongly the defended latents are active where they are."""
+        prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
+        typical = {
+            site: typical_preactivation(self.target, latents, prompts)
+            for site, latents in self.defense.latents.items()
+        }
+        return DriftRule(self.spec.limits, typical)
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:

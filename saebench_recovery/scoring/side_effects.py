@@ -16,12 +16,13 @@ from saebench_recovery.schema import SideEffects
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.selection.latent_scores import CHUNK
+from saebench_recovery.targets.phase import visible
 
 
 def side_effects(setting: Setting) -> SideEffects:
     """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
     task, bare, active = setting.task, setting.bare, setting.active
-    retain = task.examples(setting.target, "retain")
+    retain = visible(task.examples(setting.target, "retain"), lambda e: str(e.prompt))
     right = _right(retain, bare)
     known = [e for e, ok in zip(retain, right, strict=True) if ok]
     kept = _right(known, active)
