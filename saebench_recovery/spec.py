@@ -112,9 +112,7 @@ class RunSpec(BaseModel):
     ] = "reclamp"
     budget: Annotated[
         float,
-        Field(
-            ge=0, allow_inf_nan=False, description="Largest norm of a perturbation at any position."
-        ),
+        Field(ge=0, le=1e6, description="Largest norm of a perturbation at any position."),
         Option("--budget", metavar="X", always=True),
     ] = 0.5
     budget_unit: Annotated[
@@ -128,12 +126,12 @@ class RunSpec(BaseModel):
     limits: Limits = Limits()
     seed: Annotated[
         int,
-        Field(ge=0, description="Of everything random."),
+        Field(ge=0, lt=2**31, description="Of everything random."),
         Option("--seed", metavar="N", always=True),
     ] = 0
     limit: Annotated[
         int | None,
-        Field(ge=1, description="Evaluation examples per task."),
+        Field(ge=1, le=1_000_000, description="Evaluation examples per task."),
         Option("--limit", metavar="N"),
     ] = None
     flops: Annotated[
@@ -178,7 +176,7 @@ class RunSpec(BaseModel):
     ] = "auto"
     batch_size: Annotated[
         int | None,
-        Field(ge=1, description="Flips that are attacked together."),
+        Field(ge=1, le=1_000_000, description="Flips that are attacked together."),
         Option("--batch-size", "no", metavar="auto|N", unset="auto"),
     ] = None
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _each_once(indices: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(indices)) != len(indices):
+        raise ValueError("an index stands twice")
+    return indices
+
+
+Indices = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=2**31)], ...],
+    Field(min_length=1),
+    AfterValidator(_each_once),
+]
+"""Indices of latents, each once."""
 
 
 class PluginConfig(BaseModel):

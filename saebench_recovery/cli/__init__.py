@@ -6,10 +6,13 @@ Verbs import what they need when they run, so that `saebench --help` costs no to
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
+from saebench_recovery.base.reading import reason
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
@@ -17,6 +20,8 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
+
+LONGEST = 2000  # characters of an error
 
 app = typer.Typer(
     name="saebench",
@@ -41,5 +46,18 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error))
+    except OSError as error:  # of a disk that is full or a path that leads nowhere
+        where = "" if error.filename is None else f": {str(error.filename)!r}"
+        refuse(f"{reason(error)}{where}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        refuse("not enough memory; try a smaller --batch-size, or fewer examples with --limit")
+
+
+def refuse(line: str) -> NoReturn:
+    """End with one line on standard error and exit code 2."""
+    shown = printable(" ".join(line.split()))
+    print("error:", shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}...", file=sys.stderr)
+    sys.exit(2)

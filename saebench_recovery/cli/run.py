@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
 from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
 from saebench_recovery.cli.options import given_fields, is_given, with_spec_options
@@ -81,19 +82,20 @@ def run(
     from saebench_recovery.registry import load_plugin_file
     from saebench_recovery.results.report.table import print_result
     from saebench_recovery.results.store import RESULT
-    from saebench_recovery.runs.run import execute
+    from saebench_recovery.runs.run import allow_named, execute
 
     for file in plugin or ():
         load_plugin_file(file)
     spec = spec_of(context, options, model, sae or ())
+    allow_named(spec)
     with stoppable(), progress_bar(wanted=not json) as progress:
         result = execute(spec, out, force=force, keep_text=keep_text, progress=progress)
     path = out / result.identity / RESULT
     if json:
-        print(path)
+        print(printable(str(path)))
     else:
         print_result(result)
-        print(f"\n{path}")
+        print(f"\n{printable(str(path))}")
 
 
 def spec_of(

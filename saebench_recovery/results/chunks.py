@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
+from saebench_recovery.base.reading import read_bytes, read_tensors
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RECORDS,
     TEXTS,
     parse_lines,
-    read_bytes,
     read_state,
     sync_names,
     unwritable,
@@ -154,15 +154,8 @@ def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
 def _evidence(
     folder: Path, chunk: StoredChunk, records: Sequence[Record]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open  # it imports torch
-
     file = folder / chunk.evidence
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from None
+    tensors, metadata = read_tensors(file)
     if "kind" not in metadata:
         raise UserError(f"{str(file)!r} does not say what kind of perturbation it holds")
     for name, wanted in _tags(chunk.task, chunk.attack, records).items():

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.store import read_records, read_result
 from saebench_recovery.schema import Record, Row, RunResult
@@ -25,7 +26,9 @@ class TaskRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved settings of task, defense and attack, and the hook point."""
-        resolved: dict[str, Any] = self.run.spec["resolved"][self.row.task]
+        resolved: dict[str, Any] | None = self.run.spec.get("resolved", {}).get(self.row.task)
+        if resolved is None:
+            raise UserError(f"run {self.run.identity} does not say its settings (spec.resolved)")
         return resolved
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.leaderboard import Leaderboard
+from saebench_recovery.results.report.escape import markdown
 from saebench_recovery.results.report.numbers import NONE, mean_number
 from saebench_recovery.results.standings import Entry, grouped
 from saebench_recovery.results.summary import task_of
@@ -21,13 +22,13 @@ several targets shows the unweighted mean over them."""
 def page(boards: Iterable[Leaderboard]) -> str:
     """Markdown of some leaderboards of one target."""
     entries = [e for board in boards for group in board.groups for e in group.entries]
-    lines = [f"# {entries[0].row.target}", "", LEGEND]
+    lines = [f"# {markdown(entries[0].row.target)}", "", LEGEND]
     for comparable in grouped(entries, _terms):
         row = comparable[0].row
         budget = f"budget {row.budget:g} ({row.budget_unit})"
         lines += ["", f"## {row.threat_model}, {budget}, seed {row.seed}"]
         for of_task in grouped(comparable, lambda e: task_of(e.row)):
-            lines += ["", f"### {task_of(of_task[0].row)}", "", *_table(of_task)]
+            lines += ["", f"### {markdown(task_of(of_task[0].row))}", "", *_table(of_task)]
     return "\n".join(lines) + "\n"
 
 
@@ -44,13 +45,13 @@ def _table(entries: Sequence[Entry]) -> list[str]:
         for of_defense in grouped(entries, defense)
     ]
     rows.sort(key=lambda by_attack: max(map(_constrained, by_attack.values())))
-    heads = ["defense", "flips / examples", "retained", "KL", *attacks]
+    heads = ["defense", "flips / examples", "retained", "KL", *map(markdown, attacks)]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for by_attack in rows:
         # Flips and side effects are the defense's own, whatever attacks it.
         own = next(entries for entries in by_attack.values() if entries)
         cells = [
-            defense(own[0]),
+            markdown(defense(own[0])),
             f"{sum(e.row.examples.valid for e in own)} / {sum(e.row.examples.n for e in own)}",
             mean_number([e.row.side_effects.retain_accuracy_defended for e in own], ".2f"),
             mean_number([e.row.side_effects.kl for e in own], ".2g"),

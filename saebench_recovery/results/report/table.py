@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number, number
 from saebench_recovery.results.summary import by_task, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult
@@ -27,7 +28,7 @@ def print_result(result: RunResult) -> None:
         console.print("partial: repeat the command to run the tasks that are missing")
     for flag in sorted({flag for row in result.rows for flag in row.flags}):
         meaning = MEANINGS.get(flag, "unknown to this version")
-        console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
+        console.print(f"[bold]{terminal(flag)}[/bold]: {meaning}", highlight=False)
     if result.spec["protocol"] is not None:
         # Published intervals need scipy, which takes a second to import.
         from saebench_recovery.results.report.published_table import print_comparison
@@ -38,17 +39,17 @@ def print_result(result: RunResult) -> None:
 def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
     spec = result.spec
     table = Table(
-        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
-        caption="; ".join(_terms(result)),
+        title=terminal(f"{spec['defense']} against {spec['attack']} on {spec['target']}"),
+        caption=terminal("; ".join(_terms(result))),
     )
     table.add_column("", style="bold")
     for name, rows in tasks.items():
         heading = name if len(rows) == 1 else f"{name}, mean of {len(rows)}"
-        table.add_column(heading, justify="right")
+        table.add_column(terminal(heading), justify="right")
     columns = [_lines(rows) for rows in tasks.values()]
     # A task may have figures of its own, so columns need not have all lines.
     for label in dict.fromkeys(label for column in columns for label in column):
-        table.add_row(label, *(column.get(label, NONE) for column in columns))
+        table.add_row(terminal(label), *(column.get(label, NONE) for column in columns))
     return table
 
 
@@ -136,13 +137,13 @@ def _suite(rows: Sequence[Row]) -> dict[str, str]:
 def _targets(name: str, rows: Sequence[Row]) -> Table:
     """A task's targets, a line each."""
     shown = [measure for measure in measures.MEASURES if measure.headline]
-    table = Table(title=f"{name}, each target")
+    table = Table(title=terminal(f"{name}, each target"))
     table.add_column("")
     for heading in ("valid flips", *(measure.title for measure in shown), "retained"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row.task.partition("/")[2],
+            terminal(row.task.partition("/")[2]),
             f"{row.examples.valid} of {row.examples.n}",
             *(estimate(row.measures.get(measure.name)) for measure in shown),
             number(row.side_effects.retain_accuracy_defended),
@@ -159,17 +160,20 @@ def _in_all(figures: Iterable[Mapping[str, object]]) -> list[str]:
 def _flags(rows: Sequence[Row]) -> list[str]:
     """Each flag, and in how many rows it stands if not in all."""
     count = Counter(flag for row in rows for flag in row.flags)
-    return [flag if n == len(rows) else f"{flag} ({n} of {len(rows)})" for flag, n in count.items()]
+    return [
+        terminal(flag) if n == len(rows) else f"{terminal(flag)} ({n} of {len(rows)})"
+        for flag, n in count.items()
+    ]
 
 
 def _added_tokens(row: Row) -> dict[str, str]:
     added = row.perturbation
-    return {} if added.length is None else {"suffix": f"{added.length} {added.kind}"}
+    return {} if added.length is None else {"suffix": f"{added.length} {terminal(added.kind)}"}
 
 
 def _worst_drift(rows: Sequence[Row]) -> str:
     worst = worst_drift(*rows)
-    return NONE if worst is None else f"{worst[0]:.2g} ({worst[1]})"
+    return NONE if worst is None else f"{worst[0]:.2g} ({terminal(worst[1])})"
 
 
 def _cost(costs: Sequence[Cost]) -> str:
