@@ -17,6 +17,7 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
+from saebench_recovery.cli.verify import verify
 
 app = typer.Typer(
     name="saebench",
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(run)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(verify)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)
