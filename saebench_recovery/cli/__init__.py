@@ -20,6 +20,7 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
+from saebench_recovery.cli.verify import verify
 
 LONGEST = 2000  # characters of an error
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command()(run)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(verify)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +65,14 @@ def run(
             envvar="SAEBENCH_KEEP_TEXT",
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Verify the result in a process of its own; its exit code is the run's.",
+            envvar="SAEBENCH_VERIFY",
+        ),
+    ] = False,
     **options: Any,
 ) -> None:
     """Attack a defense and score what comes back.
@@ -96,6 +107,16 @@ def run(
     else:
         print_result(result)
         print(f"\n{printable(str(path))}")
+    if verify:
+        raise typer.Exit(_verified(path, plugin or (), quiet=json))
+
+
+def _verified(path: Path, plugins: Sequence[Path], *, quiet: bool) -> int:
+    """The exit code of `saebench verify` in a fresh process, where nothing is left of the run."""
+    words = ["verify", str(path), *(word for file in plugins for word in ("--plugin", str(file)))]
+    command = [sys.executable, "-m", "saebench_recovery", *words]
+    sys.stdout.flush()
+    return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode
 
 
 def spec_of(
