@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.hooks import Edit
+from saebench_recovery.model.intervened import fault_of
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Intervention
@@ -89,8 +91,9 @@ class DefendedModel:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
         changed = self.defense.intervene(site, resid_RQD)
-        if changed.shape != resid_RQD.shape:
-            raise ValueError(f"{self.defense.name}.intervene changed the residual's shape")
+        fault = fault_of(changed, resid_RQD)
+        if fault is not None:
+            raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
         spared = ~batch.mask_RQ
         if self.target.bos is not None and not self.defense.config.include_bos:
             spared = spared | (batch.position_RQ == 0)

@@ -53,6 +53,18 @@ def run(
     Raises:
         UserError: bad input, or a model that computes NaN; finished chunks stay on disk.
     """
+    spec = requested(names, options, plugins)
+    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+
+
+def requested(
+    names: Sequence[Any], options: Mapping[str, Any], plugins: Sequence[str | Path]
+) -> RunSpec:
+    """The spec of a Python call, whose plugin files are imported first; see `run`.
+
+    Raises:
+        UserError: bad input.
+    """
     for file in plugins:
         registry.load_plugin_file(file)
     given = _by_name(names) | {n: v for n, v in options.items() if v is not None}
@@ -61,8 +73,7 @@ def run(
             given[name] = _named(kind, given[name])
     if isinstance(given.get("tasks"), str):
         given["tasks"] = [given["tasks"]]
-    spec = validate(RunSpec, given, "run")
-    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+    return validate(RunSpec, given, "run")
 
 
 def _by_name(names: Sequence[Any]) -> dict[str, Any]:

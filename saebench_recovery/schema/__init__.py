@@ -9,6 +9,7 @@ from saebench_recovery.schema.facts import (
     PerturbationKind,
     SideEffects,
 )
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.record import Constraint, Record, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
@@ -48,6 +49,7 @@ __all__ = [
     "ExampleCounts",
     "Examples",
     "Facts",
+    "Finding",
     "Finite",
     "Mean",
     "PerturbationKind",
