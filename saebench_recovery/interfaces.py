@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig
+from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig, PluginError
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
@@ -50,7 +50,7 @@ __all__ = [
 Split = Literal["selection", "evaluation", "retain"]
 
 
-class Task(Plugin, ABC):
+class Task(Plugin, ABC, kind="task"):
     """Examples in three disjoint splits, and one detector for the behaviour.
 
     A task reads next-token scores unless it says otherwise: one that sets `pool` reads the mean
@@ -187,7 +187,7 @@ class Task(Plugin, ABC):
         return {}
 
 
-class Defense(Plugin, ABC):
+class Defense(Plugin, ABC, kind="defense"):
     """An intervention on the residual stream that should stop a behaviour.
 
     `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
@@ -282,7 +282,7 @@ class Defense(Plugin, ABC):
         return {site: tuple(d.features.tolist()) for site, d in self.latents.items()}
 
 
-class Attack(Plugin, ABC):
+class Attack(Plugin, ABC, kind="attack"):
     """A search for a perturbation that brings the behaviour back.
 
     `space` is the kind of perturbation that it searches (`perturbations.kinds`): rows added to
@@ -341,4 +341,10 @@ class Attack(Plugin, ABC):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        return problem.admit(self.search(problem.copied()))
+        perturbation = self.search(problem.copied())
+        try:
+            return problem.admit(perturbation)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                self.title, "search:", str(error), fault="wrong-perturbation"
+            ) from error

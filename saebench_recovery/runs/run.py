@@ -55,6 +55,18 @@ def run(
     Raises:
         UserError: bad input, or a model that computes NaN; finished chunks stay on disk.
     """
+    spec = requested(names, options, plugins)
+    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+
+
+def requested(
+    names: Sequence[Any], options: Mapping[str, Any], plugins: Sequence[str | Path]
+) -> RunSpec:
+    """The spec of a Python call, whose plugin files are imported first; see `run`.
+
+    Raises:
+        UserError: bad input.
+    """
     for file in plugins:
         registry.load_plugin_file(file)
     given = _by_name(names) | {n: v for n, v in options.items() if v is not None}
@@ -65,7 +77,7 @@ def run(
         given["tasks"] = [given["tasks"]]
     spec = validate(RunSpec, given, "run")
     allow_named(spec)
-    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+    return spec
 
 
 def _by_name(names: Sequence[Any]) -> dict[str, Any]:

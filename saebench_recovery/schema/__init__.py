@@ -10,6 +10,7 @@ from saebench_recovery.schema.facts import (
     SideEffects,
     Spread,
 )
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.record import Constraint, Record, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
@@ -49,6 +50,7 @@ __all__ = [
     "ExampleCounts",
     "Examples",
     "Facts",
+    "Finding",
     "Finite",
     "Mean",
     "PerturbationKind",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.values import Count, Finite, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
@@ -100,3 +101,4 @@ class Facts(Stored):
     compute: Compute
     forced_sae: bool = Field(description="an SAE was read where its metadata do not place it")
     rounded: bool = Field(description="the model computes in less than float32")
+    findings: tuple[Finding, ...] = Field(default=(), description="of the checks beforehand")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import (
     Compute,
     Cost,
@@ -22,6 +26,8 @@ from saebench_recovery.schema import (
 )
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.check.catalogue import refuse
+from saebench_recovery.scoring.check.preflight import preflight
 from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal, Written
 from saebench_recovery.scoring.monitor import false_alarms
@@ -56,6 +62,9 @@ def evaluate(
         task.fit(target, target.site_for(task.name, defense.config.site))
         examples = evaluation_examples(setting)
         fit(setting)
+        checks = preflight(setting, examples)
+        refuse(checks.findings)
+        setting = replace(setting, held=_held(defense, checks.edited))
         base, flips = valid_flips(setting, examples)
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
@@ -65,13 +74,24 @@ def evaluate(
     for member in attack.suite():
         left = set(unbroken([f.example.id for f in flips], records))
         part = [f for f in flips if f.example.id in left]
-        of_member = Setting(target, task, defense, member, spec)
+        of_member = Setting(target, task, defense, member, spec, setting.held)
         costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
         records += [record for chunk in costs[member.name] for record in chunk.records]
     counts = ExampleCounts(
         n=len(examples), base=base, valid=len(flips) + len(learned), learned=len(learned)
     )
-    return _facts(setting, counts, effects, ringing, scoring.cost(), costs)
+    facts = _facts(setting, counts, effects, ringing, scoring.cost(), costs)
+    return facts.model_copy(update={"findings": (*checks.findings, *checks.afterwards())})
+
+
+def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
+    """Of the declared latents those that the defense edits; where it edits none, all."""
+    held = {}
+    for site, latents in defense.latents.items():
+        chosen_S = edited[site].to(latents.features.device)
+        some = bool(chosen_S.any()) and not bool(chosen_S.all())
+        held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
+    return held
 
 
 def chunks(
