@@ -40,6 +40,7 @@ class Comparison(Stored):
 
     task: str
     flips: Count = Field(description="attacked by every run")
+    clusters: Count = Field(description="source items among them")
     flops: Finite | None = Field(description="at which recovery is read; null: at the end")
     runs: tuple[ComparedRun, ...]
     differences: tuple[PairedDifference, ...]
@@ -108,6 +109,7 @@ def _compared(runs: Sequence[TaskRun], match_flops: bool) -> Comparison:
     return Comparison(
         task=task,
         flips=len(common),
+        clusters=len({record.cluster or record.id for record in records[0]}),
         flops=limit,
         runs=tuple(compared),
         differences=tuple(_differences(flips, [run.name for run in compared])),
@@ -127,7 +129,7 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
         },
         drift=statistics.mean(values["drift"], clusters),
         flops=statistics.mean(flips.spent(), clusters),
-        flags=flips.run.row.flags,
+        flags=tuple(map(str, flips.run.row.flags)),
     )
 
 

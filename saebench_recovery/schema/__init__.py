@@ -1,11 +1,14 @@
 """What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
 from saebench_recovery.schema.facts import (
+    BaseExample,
     Compute,
     Cost,
     ExampleCounts,
     Examples,
     Facts,
+    Finding,
+    Level,
     PerturbationKind,
     SideEffects,
     Spread,
@@ -19,6 +22,7 @@ from saebench_recovery.schema.row import (
     Detection,
     Drift,
     DriftPoint,
+    Flag,
     Row,
     SuiteMember,
 )
@@ -35,6 +39,7 @@ from saebench_recovery.schema.values import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "BaseExample",
     "Compute",
     "ComputePoint",
     "Constraint",
@@ -49,7 +54,10 @@ __all__ = [
     "ExampleCounts",
     "Examples",
     "Facts",
+    "Finding",
     "Finite",
+    "Flag",
+    "Level",
     "Mean",
     "PerturbationKind",
     "Provenance",

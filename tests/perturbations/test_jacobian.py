@@ -10,6 +10,7 @@ import pytest
 import torch
 from saebench_recovery.attacks.jacobian import Jacobian
 from saebench_recovery.attacks.orthogonal import Orthogonal
+from saebench_recovery.perturbations.build import build
 from torch import Tensor
 
 from saebench_recovery import registry
@@ -18,7 +19,6 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, ResidualDelta
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
 from saebench_recovery.perturbations.jacobian import Linearised, Rows
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate

@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from saebench_recovery.defenses.clamp import Clamp
+from saebench_recovery.perturbations.build import build
 from saebench_recovery.tasks.ioi import IndirectObject
 from saebench_recovery.tasks.refusal import Refusal
 from saebench_recovery.tasks.tpp import TargetedProbe
@@ -23,7 +24,6 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task, TokenSuffix
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
 from saebench_recovery.perturbations.suffix import build_suffix
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.targets.chat import chat_prompt
