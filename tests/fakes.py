@@ -138,7 +138,9 @@ def side_effects(**changes: Any) -> SideEffects:
 
 
 def flag(name: str, level: Level = "caution", attack: str | None = None) -> Flag:
-    return made(Flag, name=name, level=level, sentence=f"{name} is so", attack=attack)
+    return made(
+        Flag, name=name, level=level, sentence=f"{name} is so", remedy="mend it", attack=attack
+    )
 
 
 def facts(*members: str, **changes: Any) -> Facts:

@@ -129,7 +129,7 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
         },
         drift=statistics.mean(values["drift"], clusters),
         flops=statistics.mean(flips.spent(), clusters),
-        flags=tuple(map(str, flips.run.row.flags)),
+        flags=flips.run.row.flag_names,
     )
 
 

@@ -143,6 +143,11 @@ class Row(Stored):
     flags: tuple[Flag, ...] = ()
 
     @property
+    def flag_names(self) -> tuple[str, ...]:
+        """Each flag by its name, whichever member of a suite it comes from."""
+        return tuple(dict.fromkeys(flag.name for flag in self.flags))
+
+    @property
     def recovery(self) -> Rate:
         """The behaviour is back, with the defense active."""
         return self._rate("recovery")

@@ -201,7 +201,9 @@ class TestStandardSuite:
         assert places(group) == [(1, "clamp"), (2, "ablation"), (None, "spared")]
         assert group.defenses[1].under_attack.k == 60
         assert group.defenses[2].unranked == ("auto-v1 was not run",)
-        assert "Ranked under the standard suite, auto-v1." in page_of(group)
+        text = page_of(group)
+        assert "Ranked under the standard suite, auto-v1." in text
+        assert "- ablation: orthogonal alone did better than the attacks that count" in text
 
     def test_the_latest_counts(self, stored: Stored) -> None:
         group = group_of([stored("clamp", f"auto-v{n}") for n in (2, 9, 10)])

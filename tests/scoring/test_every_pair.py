@@ -20,7 +20,7 @@ from saebench_recovery.interfaces import Attack, Defense
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.evaluate import Evaluation, evaluate
-from saebench_recovery.scoring.flags import MEANINGS
+from saebench_recovery.scoring.flags import CONDITIONS
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec, ThreatModel
 from tests.tiny import ARCHITECTURES, SITES, WIDTH, TinyTask, shared_target
 
@@ -98,7 +98,7 @@ def test_counts_agree(
         assert line.recovered >= line.base_like
     assert row.zero_reactivation.k <= row.recovery.k
     assert row.controls.nothing.k == 0
-    assert set(row.flags) <= set(MEANINGS)
+    assert set(row.flag_names) <= {condition.name for condition in CONDITIONS}
 
 
 @every_pair
@@ -133,7 +133,7 @@ def test_curve_runs_over_all_budgets(
     assert [point.budget for point in points] == sorted({*CURVE_BUDGETS, BUDGET})
     headline = next(point for point in points if point.budget == BUDGET)
     # The curve is read from the model's tail, the headline is replayed from the tokens.
-    assert "tail-disagrees" not in row.flags
+    assert "tail-disagrees" not in row.flag_names
     assert headline.recovery == row.recovery
     assert headline.wrong_target == row.controls.wrong_target
     for line in found.examples:
@@ -164,7 +164,7 @@ def test_a_constrained_attack_stays_within_the_limits(
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
         assert row.constraint.note
-        assert "first-order-constraint" in row.flags
+        assert "first-order-constraint" in row.flag_names
         assert row.constrained.k == row.recovery.k or not everywhere
         return
     assert row.constraint.kind == "exact"

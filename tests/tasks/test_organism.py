@@ -11,7 +11,6 @@ from saebench_recovery.interfaces import Defense, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.scoring.evaluate import valid_flips
-from saebench_recovery.scoring.flags import LEAST_RETAINED
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
@@ -62,6 +61,6 @@ def test_tuned_defenses_stop_the_behaviour_and_little_else(name: str, defense: s
     _, flips = valid_flips(active, task(name), examples, Meter())
     assert len(examples) >= EXAMPLES
     assert len(flips) >= FLIPS
-    kept = side_effects(active, task(name), Meter()).retain_accuracy_defended
+    kept = side_effects(active, task(name), Meter()).retained
     assert kept is not None
-    assert kept >= LEAST_RETAINED
+    assert kept >= Limits().retained

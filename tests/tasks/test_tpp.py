@@ -187,8 +187,8 @@ def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
     active = ablated(task)
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(active, task, examples, Meter())
-    assert 0 < len(flips) <= base
+    _, flips = valid_flips(active, task, examples, Meter())
+    assert flips
     for flip in flips:
         (own,), (wrong,) = flip.example.candidates[0], flip.wrong.candidates[0]
         assert (own, wrong != own) == (0, True)

@@ -102,6 +102,12 @@ def _remarks(group: Group) -> list[str]:
                 f"- {defense.defense} is not told apart from the defense above it; that would take "
                 f"about {defense.examples_to_separate} base examples, and it has {defense.base}"
             )
+        best = defense.under_attack.rate or 0
+        lines += [
+            f"- {defense.defense}: {attack.attack} alone did better than the attacks that count"
+            for attack in defense.attacks
+            if (attack.under_attack.rate or 0) > best
+        ]
         if defense.freedom_hurts:
             lines.append(
                 f"- {defense.defense}: unconstrained recovered less than a constrained attack, so "
