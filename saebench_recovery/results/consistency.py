@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import read_bytes
 from saebench_recovery.results.chunks import read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.mismatch import Mismatch, differing
-from saebench_recovery.results.store import RECORDS, RESULT, read_bytes, read_result, read_state
+from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
 from saebench_recovery.schema import (
     Cost,
     Facts,
@@ -273,7 +274,7 @@ def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Misma
     yield from differing("suite", row.suite, standings(facts, records), task=row.task)
     yield from _member_mismatches(facts, records)
     yield from figure_mismatches(row, flips, facts)
-    yield from differing("flags", row.flags, flags(row, flips, facts), task=row.task)
+    yield from differing("flags", row.flags, flags(row, facts, flips, records), task=row.task)
     yield from _cost_mismatches(facts, [chunk for chunk, _ in stored.chunks])
 
 

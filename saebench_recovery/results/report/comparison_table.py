@@ -13,6 +13,7 @@ from saebench_recovery.results.paired import PairedDifference
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import estimate, number
 from saebench_recovery.scoring import measures
+from saebench_recovery.scoring.paired import LEAST_CLUSTERS
 
 DRIFT = "drift, relative"
 
@@ -32,6 +33,12 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
             console.print(terminal(line), highlight=False)
         console.print(_figures(comparison))
         console.print(_differences(comparison.differences, number_of))
+        if comparison.clusters < LEAST_CLUSTERS:
+            console.print(
+                f"[bold]few source items:[/bold] with {comparison.clusters} of them no p-value can "
+                "reach 0.05",
+                highlight=False,
+            )
         for line in comparison.unequal:
             console.print(f"[bold]unequal:[/bold] {terminal(line)}", highlight=False)
 
@@ -49,7 +56,7 @@ def _figures(comparison: Comparison) -> Table:
 
 def _differences(differences: Sequence[PairedDifference], number_of: Mapping[str, str]) -> Table:
     titles = {measure.name: measure.title for measure in measures.MEASURES} | {"drift": DRIFT}
-    table = Table("", "of", "difference", "1 >", "1 <", "p", box=SIMPLE)
+    table = Table("", "of", "difference", "1 >", "1 <", "p", "by", box=SIMPLE)
     for pair in differences:
         interval = "" if pair.low is None else f" [{pair.low:+.2f}, {pair.high:+.2f}]"
         table.add_row(
@@ -59,5 +66,6 @@ def _differences(differences: Sequence[PairedDifference], number_of: Mapping[str
             str(pair.first_larger),
             str(pair.this_larger),
             f"{pair.p_value:.2g}",
+            pair.method,
         )
     return table

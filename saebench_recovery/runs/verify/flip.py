@@ -102,9 +102,15 @@ class ReplayedFlip:
     def drift(self) -> PlainDrift:
         """Of the headline from the defense alone, at the positions that the attack declares."""
         headline, at_E = self.headline, self.parts["headline"].inserted_at_E()
-        inserted = {} if at_E is None else {"longer": headline.perturbed, "insertion": int(at_E)}
-        positions = self.setting.attack.positions(self.setting.task, self.example)
-        return drift_of(self.plain, self.example, headline.conditions, positions, **inserted)
+        return drift_of(
+            self.plain,
+            self.example,
+            headline.conditions,
+            self.setting.attack.positions(self.setting.task, self.example),
+            self.setting.drift_rule.typical,
+            longer=None if at_E is None else headline.perturbed,
+            insertion=0 if at_E is None else int(at_E),
+        )
 
     @cached_property
     def alarmed(self) -> bool | None:
@@ -144,7 +150,8 @@ class ReplayedFlip:
             return torch.full(positions_P.shape, spread, dtype=torch.double)
         (longer,), _ = perturbation.applied([self.example])
         resid_TD = self._pass(longer, self.defense_alone, site).after[site]
-        return resid_TD.double().norm(dim=1)[positions_P.clamp_min(0)].cpu()
+        norm_P: Tensor = resid_TD.double().norm(dim=1)[positions_P.clamp_min(0)].cpu()
+        return norm_P
 
     def _pass(self, example: Example, conditions: Conditions, *watch: Site) -> Pass:
         """A pass over the prompt, with the first answer where one may be perturbed or forced."""
