@@ -16,8 +16,8 @@ from pydantic import Field
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.entry import Entry, Scored, read_entries
 from saebench_recovery.results.ranked import Pair, in_order, ranked
-from saebench_recovery.results.report.summary import task_of
 from saebench_recovery.results.standings import DefenseStanding
+from saebench_recovery.results.summary import task_of
 from saebench_recovery.schema import SCHEMA_VERSION, Count, Finite, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from saebench_recovery.results.entry import Scored
-from saebench_recovery.results.report.summary import worst_drift
+from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import Count, Finite, Flag, Mean, Rate, Row, Stored
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.flags import CONTROLS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saebench_recovery.results.report.summary import Interval, by_task, over_targets, worst_drift
 from saebench_recovery.results.report.table import print_result
+from saebench_recovery.results.summary import Interval, by_task, over_targets, worst_drift
 from saebench_recovery.schema import Drift, Mean, Rate, Record
 from saebench_recovery.scoring.aggregate import aggregate
 from saebench_recovery.scoring.measures import MEASURES, Measure, measured

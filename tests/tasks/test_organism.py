@@ -12,6 +12,7 @@ from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.scoring.evaluate import valid_flips
 from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.spec import Limits
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number
-from saebench_recovery.results.report.summary import by_task, over_targets, worst_drift
+from saebench_recovery.results.summary import by_task, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Flag, Mean, Rate, Row, RunResult, SideEffects
 from saebench_recovery.scoring import measures
 
