@@ -63,7 +63,9 @@ def compare(runs: Sequence[Path], *, match_flops: bool = False) -> list[Comparis
     if not tasks:
         each = "; ".join(", ".join(of_run) for of_run in by_task)
         raise UserError(f"the runs have no task in common; they have: {each}")
-    return [_compared([of_run[task] for of_run in by_task], match_flops) for task in tasks]
+    return [
+        _compared([of_run[task] for of_run in by_task], match_flops=match_flops) for task in tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _CommonFlips:
         return [min(record.flops, limit) for record in self.records]
 
 
-def _compared(runs: Sequence[TaskRun], match_flops: bool) -> Comparison:
+def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     task = runs[0].row.task
     common = [id for id in runs[0].flips if all(id in run.flips for run in runs)]
     if not common:
