@@ -9,11 +9,10 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Defense, Task
-from saebench_recovery.scoring.flags import LEAST_RETAINED
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.valid_flips import valid_flips
-from saebench_recovery.spec import RunSpec
+from saebench_recovery.spec import Limits, RunSpec
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 
