@@ -33,13 +33,18 @@ class ResidualAscent(ResidualAttack):
 
     class Config(ResidualAttack.Config):
         steps: int = Field(default=50, ge=1, le=10_000)
-        lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+        lr: float = Field(
+            default=0.2, gt=0, le=100, description="first step, relative to the budget"
+        )
         objective: Literal["behaviour", "restore"] = Field(
             default="behaviour",
             description="raise the task's margin, or match the clean model's output distribution",
         )
         margin: float = Field(
-            default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+            default=1.0,
+            gt=0,
+            le=1e6,
+            description="stop at this share of the clean model's own margin",
         )
         shared: bool = Field(
             default=False,

@@ -39,12 +39,18 @@ class GreedyCoordinateGradient(SuffixAttack):
 
     class Config(SuffixAttack.Config):
         steps: int = Field(default=16, ge=1, le=10_000)
-        candidates: int = Field(default=16, ge=1, description="suffixes tried per step, about")
-        topk: int = Field(default=64, ge=1, description="tokens drawn from for each position")
+        candidates: int = Field(
+            default=16, ge=1, le=4096, description="suffixes tried per step, about"
+        )
+        topk: int = Field(
+            default=64, ge=1, le=65_536, description="tokens drawn from for each position"
+        )
         coordinates: int = Field(
             default=4, ge=1, description="tokens replaced at once, at first; then ever fewer"
         )
-        buffer: int = Field(default=4, ge=1, description="best suffixes kept to go on from")
+        buffer: int = Field(
+            default=4, ge=1, le=1024, description="best suffixes kept to go on from"
+        )
         margin: float = Field(
             default=0.5, gt=0, description="stop at this share of the clean model's own margin"
         )

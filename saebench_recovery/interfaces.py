@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import Plugin, PluginConfig
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig, PluginError
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.perturbations.answer_beginning import Beginning
@@ -50,7 +50,7 @@ __all__ = [
 Split = Literal["selection", "evaluation", "retain"]
 
 
-class Task(Plugin, ABC):
+class Task(Plugin, ABC, kind="task"):
     """Examples in three disjoint splits, and one detector for the behaviour.
 
     A task reads next-token scores unless it says otherwise: one that sets `pool` reads the mean
@@ -187,7 +187,7 @@ class Task(Plugin, ABC):
         return {}
 
 
-class Defense(Plugin, ABC):
+class Defense(Plugin, ABC, kind="defense"):
     """An intervention on the residual stream that should stop a behaviour.
 
     `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
@@ -203,12 +203,12 @@ class Defense(Plugin, ABC):
     class Config(PluginConfig):
         """What every defense that selects latents can be told."""
 
-        site: str | None = Field(
+        site: SiteName | None = Field(
             default=None, description="hook point; default: the target's own for the task"
         )
         latents: int = Field(default=32, ge=1, description="how many latents are defended")
-        features: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-            default=None, min_length=1, description="their indices; default: the task's selection"
+        features: Indices | None = Field(
+            default=None, description="their indices; default: the task's selection"
         )
         include_bos: bool = Field(default=False, description="intervene on BOS too")
 
@@ -242,17 +242,22 @@ class Defense(Plugin, ABC):
         Latents that are given by their indices all score 1.
 
         Raises:
-            UserError: no latent scores above zero, or there is none of that index.
+            UserError: no latent scores above zero, or there are not so many, or none of that index.
         """
         dictionary = target.dictionary(site)
         if self.config.features is not None:
-            chosen = torch.tensor(list(dict.fromkeys(self.config.features)))
+            chosen = torch.tensor(self.config.features)
             scores = torch.ones(len(chosen), device=target.device)
             if chosen.max() >= dictionary.width:
                 raise UserError(f"no latent {chosen.max()} at {site}, which has {dictionary.width}")
         else:
+            if self.config.latents > dictionary.width:
+                raise UserError(
+                    f"{self.config.latents} latents asked for at {site}, which has "
+                    f"{dictionary.width}; give fewer with -D latents"
+                )
             score_M = task.attribution(target, site)
-            top = score_M.topk(min(self.config.latents, score_M.numel()))
+            top = score_M.topk(self.config.latents)
             chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
@@ -277,7 +282,7 @@ class Defense(Plugin, ABC):
         return {site: tuple(d.features.tolist()) for site, d in self.latents.items()}
 
 
-class Attack(Plugin, ABC):
+class Attack(Plugin, ABC, kind="attack"):
     """A search for a perturbation that brings the behaviour back.
 
     `space` is the kind of perturbation that it searches (`perturbations.kinds`): rows added to
@@ -336,4 +341,10 @@ class Attack(Plugin, ABC):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        return problem.admit(self.search(problem.copied()))
+        perturbation = self.search(problem.copied())
+        try:
+            return problem.admit(perturbation)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                self.title, "search:", str(error), fault="wrong-perturbation"
+            ) from error

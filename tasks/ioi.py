@@ -28,8 +28,10 @@ class IndirectObject(Task):
     """Behaviour: the indirect object's logit exceeds every other name's at the prompt's end."""
 
     class Config(PluginConfig):
-        prompts: int = Field(default=256, ge=1, description="evaluation prompts")
-        selection_prompts: int = Field(default=96, ge=1, description="for choosing latents")
+        prompts: int = Field(default=256, ge=1, le=10_000, description="evaluation prompts")
+        selection_prompts: int = Field(
+            default=96, ge=1, le=10_000, description="for choosing latents"
+        )
         variant: Literal["mixed", "published"] = Field(
             default="mixed",
             description="eight templates in both orders, or the published BABA template 0 alone",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from saebench_recovery.tasks import _answers as texts
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.base.splits import fraction_of, split_of
 from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
@@ -37,6 +37,7 @@ from saebench_recovery.targets.target import Target
 
 CHUNK = 64  # prompts answered at a time
 EMBEDDED = "requests"
+Most = Annotated[int, Field(ge=1, le=10_000)]  # more take days to answer
 
 
 class Asked(TableRow):
@@ -56,26 +57,24 @@ class Refusal(Task):
         subset: str | None = Field(default=None, description="configuration of a data set")
         harmless: str = Field(default=EMBEDDED, description="requests to go on answering")
         harmless_column: str = Field(default="instruction")
-        requests: int = Field(default=128, ge=1, description="evaluation requests, at most")
-        selection_requests: int = Field(
-            default=64, ge=1, description="requests of either kind for choosing latents, at most"
+        requests: Most = Field(default=128, description="evaluation requests, at most")
+        selection_requests: Most = Field(
+            default=64, description="requests of either kind for choosing latents, at most"
         )
-        retain_requests: int = Field(default=64, ge=1, description="retained requests, at most")
+        retain_requests: Most = Field(default=64, description="retained requests, at most")
         format: Literal["chat", "plain"] = Field(
             default="chat",
             description=f"the model's own chat template, or {PLAIN!r}",
         )
         system: str | None = Field(default=None, description="system message of every prompt")
-        direction: str | None = Field(
+        direction: SiteName | None = Field(
             default=None,
             description="hook point where the refusal direction is taken, as the published code "
             "takes one layer's for all; default: the defended one",
         )
-        pool: int = Field(
-            default=64, ge=1, description="latents nearest the direction that are scored"
-        )
-        new_tokens: int = Field(default=64, ge=1, description="length of generated answers")
-        answer_tokens: int = Field(
+        pool: Most = Field(default=64, description="latents nearest the direction that are scored")
+        new_tokens: Most = Field(default=64, description="length of generated answers")
+        answer_tokens: Most = Field(
             default=24, ge=2, description="tokens of the clean answer that are teacher-forced"
         )
         discouraged: tuple[str, ...] = Field(

@@ -81,8 +81,10 @@ def train(
         "seed": seed,
     }
     recipe = validate(Recipe, said, "training")
+    from saebench_recovery.base import named_code
     from saebench_recovery.training.run import train_on_target
 
+    named_code.allow(target)
     with progress_bar(wanted=not json) as progress:
         found = train_on_target(recipe, out, device, progress)
     _print([found], json=json)
@@ -116,6 +118,7 @@ def evaluate(
     Example:
       saebench sae eval --target gemma-3-270m --sae my-sae --text wiki.parquet
     """
+    from saebench_recovery.base import named_code
     from saebench_recovery.base.errors import UserError
     from saebench_recovery.targets.loading import load_target
     from saebench_recovery.targets.presets import name_of_parts
@@ -123,6 +126,7 @@ def evaluate(
     from saebench_recovery.training.text import documents
 
     name = name_of_parts(target, [place]) if place else target
+    named_code.allow(target)
     loaded = load_target(name, device, force_sae=force_sae)
     if not loaded.dictionaries:
         raise UserError(f"{target} has no SAE of its own; give it one with --sae PLACE")

@@ -23,7 +23,7 @@ def schema() -> None:
         StoredChunk,
         Texts,
     )
-    from saebench_recovery.scoring.flags import MEANINGS
+    from saebench_recovery.scoring.flags import CONDITIONS
     from saebench_recovery.scoring.measures import MEASURES
 
     models = (RunResult, RunState, StoredChunk, Record, Texts, Leaderboard)
@@ -31,5 +31,8 @@ def schema() -> None:
     measures = {
         m.name: {"kind": m.kind, "unit": m.unit, "description": m.description} for m in MEASURES
     }
-    contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": MEANINGS}
+    flags = {
+        c.name: {"level": c.level, "sentence": c.sentence, "remedy": c.remedy} for c in CONDITIONS
+    }
+    contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": flags}
     print(json.dumps({**contents, **definitions}, indent=1))

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.hooks import Edit
+from saebench_recovery.model.intervened import fault_of
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Intervention
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.spec import ThreatModel
 
 
@@ -41,11 +44,20 @@ class DefendedModel:
 
     At a site the residual is float32 while a delta is added, the defense intervenes and the
     latents are read; what the next block receives is rounded to the model's own precision.
+    `held` are the latents that are read; by default all that the defense declares.
     """
 
     target: LanguageModel
     defense: Intervention | None
     threat_model: ThreatModel = "reclamp"
+    held: Mapping[Site, Latents] | None = None
+
+    @property
+    def latents(self) -> Mapping[Site, Latents]:
+        """The latents that drift is read from: those that the defense edits, of the declared."""
+        if self.held is not None:
+            return self.held
+        return {} if self.defense is None else self.defense.latents
 
     def edits(
         self,
@@ -89,8 +101,9 @@ class DefendedModel:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
         changed = self.defense.intervene(site, resid_RQD)
-        if changed.shape != resid_RQD.shape:
-            raise ValueError(f"{self.defense.name}.intervene changed the residual's shape")
+        fault = fault_of(changed, resid_RQD)
+        if fault is not None:
+            raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
         spared = ~batch.mask_RQ
         if self.target.bos is not None and not self.defense.config.include_bos:
             spared = spared | (batch.position_RQ == 0)
@@ -98,8 +111,8 @@ class DefendedModel:
 
     def _record(self, trace: Trace, site: Site, before: Tensor, after: Tensor) -> None:
         trace.before[site], trace.after[site] = before, after
-        if self.defense is not None and site in self.defense.latents:
-            latents = self.defense.latents[site]
+        if site in self.latents:
+            latents = self.latents[site]
             trace.z[site] = latents.read(after)
             trace.p[site] = latents.preactivation(after)
 

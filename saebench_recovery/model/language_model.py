@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,9 +99,16 @@ class LanguageModel:
 
         By itself it could get one more: some tokenizers put a space before every text.
         """
-        before, both = self._ids("\n"), self._ids(f"\n{text}")
-        together = both[: len(before)] != before
-        return self._ids(text) if together else both[len(before) :]
+        if text not in self._answers:
+            before, both = self._ids("\n"), self._ids(f"\n{text}")
+            together = both[: len(before)] != before
+            self._answers[text] = self._ids(text) if together else both[len(before) :]
+        return self._answers[text]
+
+    @cached_property
+    def _answers(self) -> dict[str, tuple[int, ...]]:
+        """Few texts answer many prompts, and tokenizing them took most of the time of a task."""
+        return {}
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -118,7 +126,8 @@ class LanguageModel:
         return laid_out(examples, first, self.device)
 
     def _check_bos(self, what: str, prompt: Sequence[int]) -> None:
-        found = [i for i, token in enumerate(prompt) if token == self.tokenizer.bos_token_id]
+        bos = self.tokenizer.bos_token_id  # a tokenizer looks it up anew each time
+        found = [i for i, token in enumerate(prompt) if token == bos]
         if found != ([] if self.bos is None else [0]):
             wanted = "no BOS" if self.bos is None else "exactly one BOS, at the start"
             raise UserError(

@@ -93,13 +93,11 @@ class Linearised:
     def __init__(self, problem: Problem, directions: int | None, penalty: float | None) -> None:
         space, engine = Residual.of(problem), problem._engine
         self.problem = problem
-        defense = engine.active.defense
-        assert defense is not None
         self._sites = sorted(space.constraints)
         self._shape = problem.zeros().values[self._sites[0]].shape[1:]
         first = self._sites[0]
         # No delta reaches what was read before its own site.
-        self._latents = {s: found for s, found in defense.latents.items() if s >= first}
+        self._latents = {s: held for s, held in engine.active.latents.items() if s >= first}
         own_set = space.constraints[first]
         loose = penalty is not None or isinstance(own_set, Tangent)
         self.exact: Constraint = Free() if loose else own_set

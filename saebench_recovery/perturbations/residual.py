@@ -81,7 +81,7 @@ class Residual(Space):
             )
             for site in sites
         }
-        later = tuple(site for site in defense.latents if site > min(sites))
+        later = tuple(site for site in posing.active.latents if site > min(sites))
         space = cls(
             windows.positions_NP,
             windows.engine.width,
@@ -251,9 +251,9 @@ def _constraint(
 ) -> Constraint:
     """What keeps the latents at a site in place, for `share` rows of each prompt."""
     defense = active.defense
-    if defense is None or site not in defense.latents:
+    if defense is None or site not in active.latents:
         return Free()
-    latents = defense.latents[site]
+    latents = active.latents[site]
     if defense.sees_only_latents or active.threat_model == "post":
         repeated = [t.repeat_interleave(share, 0) for t in (base_EPD, edit_EPD)]
         return constraint_for(latents, *repeated)

@@ -189,6 +189,10 @@ class SuffixTokens(Space):
         assert isinstance(perturbation, TokenSuffix)
         return view_tokens(engine, perturbation, self.layout)
 
+    def copied(self) -> Self:
+        layout = replace(self.layout, at_N=self.layout.at_N.clone())
+        return replace(super().copied(), layout=layout)
+
     def rows(self, index: Tensor) -> Self:
         layout = self.layout.rows(index)
         return replace(self, positions_NP=self.positions_NP[index], layout=layout)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
+from saebench_recovery.base.reading import read_bytes, read_tensors
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RECORDS,
     TEXTS,
     parse_lines,
-    read_bytes,
     read_state,
     sync_names,
     unwritable,
@@ -127,6 +127,15 @@ def _whole_lines(file: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
+def read_chunks(folder: Path) -> list[tuple[StoredChunk, list[Record]]]:
+    """The chunks of a run that are on disk for good, with their records.
+
+    Raises:
+        UserError: the log or the records are broken, or the records are not as the log says.
+    """
+    return _with_records(folder, read_log(folder))
+
+
 def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     """The chunks of a task under an attack (of a suite, one member) with their perturbations.
 
@@ -137,7 +146,7 @@ def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     state = read_state(folder)
     kinds = {facts.task: facts.perturbation.kind for facts in state.facts} if state else {}
     chunks = [
-        Chunk(records, *_evidence(folder, chunk, records), chunk.attacking, chunk.scoring)
+        Chunk(records, *read_chunk_evidence(folder, chunk, records), chunk.attacking, chunk.scoring)
         for chunk, records in _with_records(folder, read_log(folder))
         if (chunk.task, chunk.attack) == (task, attack)
     ]
@@ -151,18 +160,16 @@ def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     return chunks
 
 
-def _evidence(
+def read_chunk_evidence(
     folder: Path, chunk: StoredChunk, records: Sequence[Record]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open  # it imports torch
+    """The tensors and metadata of one chunk's file.
 
+    Raises:
+        UserError: it is missing or broken, or belongs to other records.
+    """
     file = folder / chunk.evidence
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from None
+    tensors, metadata = read_tensors(file)
     if "kind" not in metadata:
         raise UserError(f"{str(file)!r} does not say what kind of perturbation it holds")
     for name, wanted in _tags(chunk.task, chunk.attack, records).items():

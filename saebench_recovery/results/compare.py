@@ -40,6 +40,7 @@ class Comparison(Stored):
 
     task: str
     flips: Count = Field(description="attacked by every run")
+    clusters: Count = Field(description="source items among them")
     flops: Finite | None = Field(description="at which recovery is read; null: at the end")
     runs: tuple[ComparedRun, ...]
     differences: tuple[PairedDifference, ...]
@@ -110,6 +111,7 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     return Comparison(
         task=task,
         flips=len(common),
+        clusters=len({record.cluster or record.id for record in records[0]}),
         flops=limit,
         runs=tuple(compared),
         differences=tuple(_differences(flips, [run.name for run in compared])),
@@ -129,7 +131,7 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
         },
         drift=statistics.mean(values["drift"], clusters),
         flops=statistics.mean(flips.spent(), clusters),
-        flags=flips.run.row.flags,
+        flags=flips.run.row.flag_names,
     )
 
 

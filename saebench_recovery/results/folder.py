@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import is_file, read_bytes
 from saebench_recovery.results.chunks import no_texts
 from saebench_recovery.results.store import (
     CHUNKS,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LOCK, WRITER = ".lock", ".writer.json"
+LARGEST_WRITER = 4096  # bytes
 
 
 def _lock(folder: Path) -> BaseFileLock:
@@ -64,8 +66,11 @@ class RunFolder:
         Raises:
             UserError: it cannot be read, or has no texts although they are wanted.
         """
-        self._tidy()
-        if not (self.path / RESULT).exists():
+        try:
+            self._tidy()
+        except OSError as error:  # a name that is too long, a link that leads in a circle
+            raise unwritable(self.path, error) from None
+        if not is_file(self.path / RESULT):
             return None
         result = read_result(self.path)
         if with_texts and not (self.path / TEXTS).exists():
@@ -163,8 +168,8 @@ class RunFolder:
 
     def _holder(self) -> str:
         try:
-            holder = Writer.model_validate_json((self.path / WRITER).read_bytes())
-        except (OSError, ValidationError):
+            holder = Writer.model_validate_json(read_bytes(self.path / WRITER, LARGEST_WRITER))
+        except (UserError, ValidationError):
             return "another process"
         since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
         return f"process {holder.pid} on {holder.host} since {since}; wait for it, or stop it"

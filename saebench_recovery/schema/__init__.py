@@ -1,6 +1,7 @@
 """What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
 from saebench_recovery.schema.facts import (
+    BaseExample,
     Compute,
     Cost,
     ExampleCounts,
@@ -10,6 +11,7 @@ from saebench_recovery.schema.facts import (
     SideEffects,
     Spread,
 )
+from saebench_recovery.schema.finding import Finding, Level
 from saebench_recovery.schema.record import Constraint, Record, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
@@ -19,6 +21,7 @@ from saebench_recovery.schema.row import (
     Detection,
     Drift,
     DriftPoint,
+    Flag,
     Row,
     SuiteMember,
 )
@@ -35,6 +38,7 @@ from saebench_recovery.schema.values import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "BaseExample",
     "Compute",
     "ComputePoint",
     "Constraint",
@@ -49,7 +53,10 @@ __all__ = [
     "ExampleCounts",
     "Examples",
     "Facts",
+    "Finding",
     "Finite",
+    "Flag",
+    "Level",
     "Mean",
     "PerturbationKind",
     "Provenance",

@@ -11,6 +11,7 @@ from saebench_recovery.schema.facts import (
     SideEffects,
     Spread,
 )
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.record import Constraint
 from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
@@ -103,6 +104,17 @@ class Detection(Stored):
     recovered: Rate = Field(description="... among those whose behaviour came back")
 
 
+class Flag(Finding):
+    """Something that makes the row suspicious; an `invalid` row is shown and never ranked."""
+
+    attack: str | None = Field(
+        default=None, description="of a suite, the member that it comes from, if it is one's own"
+    )
+
+    def __str__(self) -> str:
+        return self.name if self.attack is None else f"{self.name} of {self.attack}"
+
+
 class Row(Stored):
     """One (target, task, defense, attack) under one threat model."""
 
@@ -122,6 +134,10 @@ class Row(Stored):
     examples: Examples
     limits: Limits = Field(description="of a constrained and of a base-like recovery")
     measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    under_attack: Rate = Field(
+        description="what ranks: base examples that the defense does not flip, and flips that are "
+        "recovered inside the limits, of all base examples"
+    )
     curve: Curve
     constraint: Constraint
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
@@ -131,7 +147,12 @@ class Row(Stored):
     suite: tuple[SuiteMember, ...] = Field(default=(), description="in the order of their turns")
     side_effects: SideEffects
     compute: Compute
-    flags: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def flag_names(self) -> tuple[str, ...]:
+        """Each flag by its name, whichever member of a suite it comes from."""
+        return tuple(dict.fromkeys(flag.name for flag in self.flags))
 
     @property
     def recovery(self) -> Rate:

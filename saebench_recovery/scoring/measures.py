@@ -66,6 +66,8 @@ class Measure:
     needs_recovery: bool = False  # a verdict that is false wherever the behaviour is not back
     per_space: bool = False  # in units of one kind of perturbation, so that kinds do not mix
     headline: bool = False  # shown of every target of a task, too
+    # Of a number that cannot leave a range, so that the interval of its mean does not either.
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def title(self) -> str:
@@ -110,6 +112,7 @@ MEASURES = (
         label="fidelity to clean",
         description="closeness of the output to the clean one, recovered or not; 1 is the same",
         of=lambda seen: seen.fidelity_E,
+        bounds=(0.0, 1.0),
     ),
     Measure(
         name="zero_reactivation",
@@ -128,6 +131,7 @@ MEASURES = (
         description="largest norm of the perturbation at any position, in the budget's unit",
         of=lambda seen: seen.norm_E,
         per_space=True,
+        bounds=(0.0, math.inf),
     ),
     Measure(
         name="relative_norm",
@@ -137,6 +141,7 @@ MEASURES = (
         description="the same, relative to the norm of the defended residual",
         of=lambda seen: seen.relative_norm_E,
         per_space=True,
+        bounds=(0.0, math.inf),
     ),
     Measure(
         name="wrong_target",

@@ -16,6 +16,7 @@ from saebench_recovery.scoring.intervals import (
 )
 
 ENUMERATED = 14  # clusters whose 2^14 sign patterns are all tried
+LEAST_CLUSTERS = 6  # with m that differ no p-value is below 2^(1 - m), so 5 never reach 0.05
 CONVOLVED = 10_000  # largest sum of whole totals of which all values are tabulated
 DRAWS = 10_000
 SEED = 0  # a p-value is part of the result, so it must not change from run to run

@@ -33,7 +33,7 @@ class Replay:
         self, setting: Setting, examples: list[Example], perturbation: Perturbation
     ) -> None:
         task, active, bare = setting.task, setting.active, setting.bare
-        latents = setting.defense.latents
+        latents = active.latents
         watch = tuple(latents)
         batch = setting.target.batch(examples)
         defended_trace, trace = Trace(), Trace()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
@@ -33,17 +36,21 @@ class Flip:
 
 @dataclass(frozen=True)
 class Setting:
-    """One attack on one fitted defense, on one task of a target."""
+    """One attack on one fitted defense, on one task of a target.
+
+    `held` are the latents that an attack has to keep in place; by default all declared ones.
+    """
 
     target: Target
     task: Task
     defense: Defense
     attack: Attack
     spec: RunSpec
+    held: Mapping[Site, Latents] | None = None
 
     @cached_property
     def active(self) -> DefendedModel:
-        return DefendedModel(self.target, self.defense, self.spec.threat_model)
+        return DefendedModel(self.target, self.defense, self.spec.threat_model, self.held)
 
     @cached_property
     def bare(self) -> DefendedModel:
@@ -75,7 +82,7 @@ class Setting:
         prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
         typical = {
             site: typical_preactivation(self.target, latents, prompts)
-            for site, latents in self.defense.latents.items()
+            for site, latents in self.active.latents.items()
         }
         return DriftRule(self.spec.limits, typical)
 

@@ -20,7 +20,7 @@ from saebench_recovery.targets.phase import visible
 
 
 def side_effects(setting: Setting) -> SideEffects:
-    """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
+    """What is kept of the retain examples, and KL and cross-entropy on neutral text."""
     task, bare, active = setting.task, setting.bare, setting.active
     retain = visible(task.examples(setting.target, "retain"), lambda e: str(e.prompt))
     right = _right(retain, bare)
@@ -29,8 +29,8 @@ def side_effects(setting: Setting) -> SideEffects:
     kl, ce = _neutral(setting)
     return SideEffects(
         retain_n=len(retain),
-        retain_accuracy_clean=len(known) / len(retain) if retain else None,
-        retain_accuracy_defended=sum(kept) / len(known) if known else None,
+        retain_known=len(known),
+        retain_kept=sum(kept),
         kl=kl,
         ce_increase=ce,
         figures=task.side_figures(

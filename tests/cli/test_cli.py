@@ -21,7 +21,7 @@ from saebench_recovery.runs.plan import Plan, check_names
 from saebench_recovery.schema import SCHEMA_VERSION
 from saebench_recovery.spec import Limits, RunSpec, command
 from tests.fake_engine import Engine
-from tests.fakes import TASKS, row, run_result, write_run
+from tests.fakes import TASKS, flag, row, run_result, write_run
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,7 +74,7 @@ def test_a_repeated_complete_run_imports_neither_torch_nor_transformers(tmp_path
     """Four tasks of the real target, as an earlier process left them."""
     plan = Plan.of(check_names(RunSpec()))
     assert len(plan.spec.tasks) == 4
-    rows = [row(task, flags=("no-gradient",)) for task in plan.spec.tasks]
+    rows = [row(task, flags=(flag("no-gradient", "invalid"),)) for task in plan.spec.tasks]
     write_run(tmp_path / plan.identity, run_result(*rows, identity=plan.identity), [])
     before = [file.name for file in (tmp_path / plan.identity).iterdir()]
     for arguments in (["run", "--out", str(tmp_path)], ["show", str(tmp_path / plan.identity)]):
@@ -143,16 +143,30 @@ def test_json_prints_only_the_path(
     assert read_result(Path(line)).status == "complete"
 
 
+def test_several_seeds_show_their_spread(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert saebench(monkeypatch, "run", "--seeds", "3", "--out", str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    results = [read_result(Path(line)) for line in printed.splitlines()[-3:]]
+    assert [result.spec["seed"] for result in results] == [0, 1, 2]
+    assert "smallest to largest over seeds 0, 1, 2" in printed
+    assert "0.80 to 0.80 (0.000)" in printed  # the stand-in does the same with every seed
+    assert saebench(monkeypatch, "run", "--seeds", "2", "--seed", "0", "--out", str(tmp_path)) == 2
+    assert capsys.readouterr().err == "error: give --seed or --seeds, not both\n"
+
+
 def test_flags_are_explained(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     assert saebench(monkeypatch, "run", "--json", "--out", str(tmp_path)) == 0
     path = Path(capsys.readouterr().out.strip())
     result = read_result(path)
-    flagged = result.rows[0].model_copy(update={"flags": ("no-gradient",)})
+    flagged = result.rows[0].model_copy(update={"flags": (flag("no-gradient", "invalid"),)})
     path.write_text(result.model_copy(update={"rows": (flagged,)}).model_dump_json())
     assert saebench(monkeypatch, "show", str(path)) == 0
-    assert "no-gradient: no gradient reached" in capsys.readouterr().out
+    assert "no-gradient (invalid): no-gradient is so; mend it" in capsys.readouterr().out
 
 
 def test_every_option_may_come_from_the_environment(
@@ -280,7 +294,7 @@ def test_schema_describes_what_is_written(
     assert set(written["rows"][0]) == set(described["Row"]["properties"])
     assert {"Leaderboard", "Record", "RunState", "StoredChunk"} <= set(described)
     assert set(schema["measures"]) == set(written["rows"][0]["measures"])
-    assert "no-gradient" in schema["flags"]
+    assert schema["flags"]["no-gradient"]["level"] == "invalid"
 
 
 def test_leaderboard_writes_and_names_its_files(

@@ -123,6 +123,29 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
     assert at(6) > 2 * at(60)
 
 
+def test_clusters_are_what_a_test_may_turn_round(stored: Stored) -> None:
+    """Sixty flips of five questions that all went one way: 2 in 2^5, not 2 in 2^60."""
+    runs = [
+        stored([flip(str(i), own, cluster=f"{i % 5}") for i in range(60)], attack)
+        for own, attack in ((False, "orthogonal"), (True, "unconstrained"))
+    ]
+    comparison = only(runs)
+    assert comparison.clusters == 5
+    assert comparison.differences[0].p_value >= 2 / 2**5
+
+
+def test_too_few_source_items_for_any_p_value_are_named(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count, named in ((5, True), (6, False)):
+        flips = [flip(str(i), i < 3, cluster=f"{i % count}") for i in range(24)]
+        runs = [stored(flips), stored(flips, "unconstrained")]
+        monkeypatch.setattr("sys.argv", ["saebench", "compare", *map(str, runs)])
+        with pytest.raises(SystemExit):
+            main()
+        assert ("no p-value can reach 0.05" in capsys.readouterr().out) is named
+
+
 def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
     cheap = [flip(str(i), recovered=True, flops=10.0, flops_recovers=5.0) for i in range(4)]
     dear = [flip(str(i), recovered=True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]

@@ -164,7 +164,7 @@ def test_no_valid_flips_is_a_row_of_nulls_with_a_flag(tmp_path: Path) -> None:
     )
     assert row.examples.valid == 0
     assert row.recovery.rate is row.constrained.rate is row.fidelity.mean is None
-    assert row.flags == ("no-valid-flips",)
+    assert row.flag_names == ("no-valid-flips",)
 
 
 def test_sae_of_another_width_is_refused(copied: Path, tmp_path: Path) -> None:

@@ -119,11 +119,11 @@ def test_recovery_that_overshoots_is_not_base_like() -> None:
 def test_injection_that_is_as_easy_as_recovery_is_flagged() -> None:
     row = run(clamp(), unconstrained(), task=Alike(), budget=1.0).row
     assert row.controls.wrong_target.rate == row.recovery.rate == 1
-    assert "injection-as-easy" in row.flags
+    assert "injection-as-easy" in row.flag_names
 
 
 def test_random_direction_that_recovers_as_much_is_flagged() -> None:
     row = run(clamp(), RandomDirection(), budget=2.0).row
     assert row.recovery.k > 0
-    assert "random-recovers" in row.flags
-    assert "random-recovers" not in standard("orthogonal").row.flags
+    assert "random-recovers" in row.flag_names
+    assert "random-recovers" not in standard("orthogonal").row.flag_names

@@ -50,7 +50,7 @@ def test_valid_flips_that_recover_by_themselves_are_flagged() -> None:
 
     row = run(Forgetful(Clamp.Config(**FEW_LATENTS)), Zero()).row
     assert row.controls.nothing.k > 0
-    assert "nothing-recovers" in row.flags
+    assert "nothing-recovers" in row.flag_names
 
 
 def test_one_detector_judges_clean_defended_and_recovered() -> None:

@@ -72,7 +72,7 @@ def test_orthogonal_stays_orthogonal(
         largest = row.drift[scope].relative_l2.max
         assert largest is not None
         assert largest <= 1e-4
-    assert "constraint-broken" not in row.flags
+    assert "constraint-broken" not in row.flag_names
 
 
 @pytest.mark.parametrize("threat_model", THREAT_MODELS)
@@ -81,4 +81,4 @@ def test_projecting_only_the_gradient_is_not_orthogonal(threat_model: ThreatMode
     assert row.recovery.k > 0
     assert row.drift["perturbed"].relative_l2.mean is not None
     assert row.drift["perturbed"].relative_l2.mean > 1e-2
-    assert "constraint-broken" in row.flags
+    assert "constraint-broken" in row.flag_names

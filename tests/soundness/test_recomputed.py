@@ -68,4 +68,4 @@ def test_a_tail_that_disagrees_with_the_whole_pass_is_flagged(
     monkeypatch.setattr(attack_and_score, "posed", spoiled)
     row = run(clamp(), Zero()).row
     assert row.recovery.k == 0
-    assert "tail-disagrees" in row.flags
+    assert "tail-disagrees" in row.flag_names

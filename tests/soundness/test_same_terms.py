@@ -64,4 +64,4 @@ def test_no_attack_exceeds_the_budget(name: str, threat_model: ThreatModel) -> N
 def test_zero_budget_is_flagged() -> None:
     row = run(clamp(), orthogonal(), budget=0.0).row
     assert row.recovery.k == 0
-    assert "zero-budget" in row.flags
+    assert "zero-budget" in row.flag_names

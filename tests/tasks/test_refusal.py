@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
-from jinja2 import TemplateError
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.defenses.clamp import Clamp
 from saebench_recovery.tasks.refusal import Refusal
 from torch import Tensor
 
+from saebench_recovery.base import named_code
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output, Split
@@ -56,18 +56,23 @@ class ChatTokenizer(TinyTokenizer):
     """Writes roles as letters; takes a system message unless told otherwise."""
 
     chat_template = "a template"
+    special_tokens_map: ClassVar = {"bos_token": "<s>"}
     brings_bos = True
     takes_system = True
 
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
-    ) -> dict[str, list[int]]:
-        assert add_generation_prompt
-        assert return_dict
-        if messages[0]["role"] == "system" and not self.takes_system:
-            raise TemplateError("System role not supported")
-        said = "".join(f"{m['role'][0]}: {m['content']}" for m in messages)
-        return {"input_ids": [BOS] * self.brings_bos + self(f"{said} a:")["input_ids"]}
+    def get_chat_template(self) -> str:
+        refusing = "{{ raise_exception('System role not supported') }}"
+        return (
+            ("" if self.takes_system else f"{{% if messages|length > 1 %}}{refusing}{{% endif %}}")
+            + ("{{ bos_token }}" if self.brings_bos else "")
+            + "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}{% endfor %}"
+            + "{% if add_generation_prompt %} a:{% endif %}"
+        )
+
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
+        if isinstance(text, str) and text.startswith("<s>"):
+            return {"input_ids": [BOS, *super().__call__(text[3:], **options)["input_ids"]]}
+        return super().__call__(text, **options)
 
 
 @pytest.fixture
@@ -85,6 +90,7 @@ def task() -> Refusal:
 
 
 def refusal(**config: Any) -> Refusal:
+    named_code.allow(JUDGE)
     return Refusal(Refusal.Config(**{**SIZES, **SHORT, "judge": JUDGE, **config}))
 
 
