@@ -132,7 +132,7 @@ def tiny_target(
         TinyTokenizer(),
         {site: tiny_dictionary(site, seed=i, device=device) for i, site in enumerate(places)},
         preset,
-        ["neutral text", "a little more of it"],
+        [f"neutral text, the {i}th of it" for i in range(6)],
         _retained(model),
     )
 

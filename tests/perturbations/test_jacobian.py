@@ -21,8 +21,8 @@ from saebench_recovery.perturbations.jacobian import Linearised, Rows
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
-from saebench_recovery.spec import ThreatModel
-from tests.scored import Scored, scored
+from saebench_recovery.spec import RunSpec, ThreatModel
+from tests.journal import Scored, score
 from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
 
 SITE, LATER = map(Site.parse, SITES)
@@ -163,7 +163,7 @@ def row(defense: str, method: str, threat_model: ThreatModel = "reclamp") -> Sco
         attack(method) if method != "orthogonal" else Orthogonal(Orthogonal.Config(steps=15))
     )
     target, spec = shared_target("gpt2"), {"budget": 0.5, "limit": 16}
-    return scored(target, TinyTask(), made, found, threat_model=threat_model, **spec)
+    return score(target, TinyTask(), made, found, RunSpec(threat_model=threat_model, **spec))
 
 
 def largest_drift(found: Scored) -> float:
@@ -178,7 +178,7 @@ def test_at_one_site_it_is_orthogonal(
     one, other = (row(defense, m, threat_model) for m in ("exact", "orthogonal"))
     assert one.row.constraint == other.row.constraint
     assert one.row.recovery == other.row.recovery
-    deltas = [found.headline.tensors()[f"delta/{SITE}"] for found in (one, other)]
+    deltas = [found.headline().tensors()[f"delta/{SITE}"] for found in (one, other)]
     torch.testing.assert_close(*deltas, rtol=1e-3, atol=1e-3)
 
 

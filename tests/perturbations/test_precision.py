@@ -17,8 +17,9 @@ from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.perturbations.constraints import constraint_for
 from saebench_recovery.sae.latents import Normalisation
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
-from tests.scored import Scored, scored
+from tests.journal import Scored, score
 from tests.tiny import SITES, WIDTH, TinyTask, tiny_model, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -39,7 +40,7 @@ def clamp() -> Clamp:
 
 def attacked(target: Target) -> Scored:
     attack = Orthogonal(Orthogonal.Config(steps=6))
-    return scored(target, TinyTask(), clamp(), attack, limit=12)
+    return score(target, TinyTask(), clamp(), attack, RunSpec(limit=12))
 
 
 def test_a_delta_is_added_and_projected_in_float32() -> None:
@@ -82,7 +83,7 @@ def test_a_null_space_is_as_exact_as_in_float32(architecture: str) -> None:
     assert drift is not None
     assert drift < 1e-5
     assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flags)
-    deltas = [t for t in found.headline.tensors().values() if t.is_floating_point()]
+    deltas = [t for t in found.headline().tensors().values() if t.is_floating_point()]
     assert {delta.dtype for delta in deltas} == {torch.float32}
 
 

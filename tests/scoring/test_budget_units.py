@@ -14,7 +14,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
-from saebench_recovery.schema import Mean, Row
+from saebench_recovery.schema import Mean
 from saebench_recovery.spec import CURVE_BUDGETS, BudgetUnit, RunSpec
 from tests.journal import Scored, score
 from tests.tiny import LATENTS, SITES, TinyTask, shared_target
@@ -45,24 +45,20 @@ def run(budget: float, unit: BudgetUnit) -> tuple[Scored, Problem]:
 def test_a_budget_holds_at_each_position_in_its_unit(unit: BudgetUnit) -> None:
     found, problem = run(0.7, unit)
     row, norm_NP = found.row, Residual.of(problem).norms[SITE]
-    units = {"spread": row.spreads[str(SITE)].value, "relative": norm_NP, "absolute": 1.0}
-    torch.testing.assert_close(problem.radius[SITE], problem.budget_N[:, None] * units[unit])
+    spread = torch.tensor(row.spreads[str(SITE)].value)
+    unit_NP = {"spread": spread, "relative": norm_NP, "absolute": torch.tensor(1.0)}[unit]
+    torch.testing.assert_close(problem.radius[SITE], problem.budget_N[:, None] * unit_NP)
 
     delta = found.headline()
     assert isinstance(delta, ResidualDelta)
-    length_EP = delta.values[SITE].norm(dim=2)
-    first = torch.arange(len(length_EP)) * problem.variants + row_of(0.7, row)
-    torch.testing.assert_close(length_EP, problem.radius[SITE][first], rtol=1e-4, atol=0)
+    length_EP, norm_EP = delta.values[SITE].norm(dim=2), norm_NP[:: problem.variants]
+    unit_EP = unit_NP.expand_as(norm_NP)[:: problem.variants]
+    torch.testing.assert_close(length_EP, 0.7 * unit_EP, rtol=1e-4, atol=0)
     assert (row.budget, row.budget_unit) == (0.7, unit)
     assert row.norm.mean == pytest.approx(0.7, rel=1e-4)
     relative = row.measures["relative_norm"]
     assert isinstance(relative, Mean)
-    assert relative.mean == pytest.approx(float((length_EP / norm_NP[first]).mean()), rel=1e-4)
-
-
-def row_of(budget: float, row: Row) -> int:
-    """The place of a budget among those of the curve."""
-    return [point.budget for point in row.curve.points].index(budget)
+    assert relative.mean == pytest.approx(float((length_EP / norm_EP).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("budget", [0.7, 1.0])

@@ -93,7 +93,7 @@ def test_the_row_says_how_often_it_rang() -> None:
     false_alarms(active, examples)
     ((_, shown),) = defense.shown
     defense.loud = float(shown[:, 1:].norm(dim=-1).quantile(0.98))  # rings for a few prompts
-    spec = RunSpec(budget=2.0, limit=16)
+    spec = RunSpec(budget=2.0, budget_unit="relative", limit=16)
     attack = Orthogonal(Orthogonal.Config(steps=8))
     row = score(shared_target("gpt2"), TinyTask(), defense, attack, spec).row
     found = row.detection

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery.interfaces import (
     Attack,
@@ -106,8 +107,10 @@ def test_an_attack_that_returns_something_else_is_refused(cheat: str) -> None:
 
 def test_attack_and_scoring_are_billed_apart() -> None:
     idle, busy = standard("nothing").row.compute, standard("orthogonal").row.compute
+    brief = run(clamp(), Orthogonal(Orthogonal.Config(steps=2)), limit=None).row.compute
     assert idle.attack.backward == 0
     assert busy.attack.backward > 0
     assert busy.attack.flops > idle.attack.flops
     assert idle.scoring.forward > 0
-    assert busy.scoring.backward == idle.scoring.backward  # what the attack did is not in it
+    assert busy.attack.backward > brief.attack.backward
+    assert busy.scoring.backward == brief.scoring.backward  # what the attack did is not in it
