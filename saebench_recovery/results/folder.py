@@ -19,12 +19,12 @@ from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.chunks import no_texts
+from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RESULT,
     TEXTS,
-    read_result,
     sync_names,
     unwritable,
 )
@@ -62,12 +62,13 @@ class RunFolder:
         """The result, if the run is complete.
 
         Raises:
-            UserError: it cannot be read, or has no texts although they are wanted.
+            UserError: it cannot be read, does not fit together, or has no texts although they are
+                wanted.
         """
         self._tidy()
         if not (self.path / RESULT).exists():
             return None
-        result = read_result(self.path)
+        result = read_consistent(self.path)
         if with_texts and not (self.path / TEXTS).exists():
             raise no_texts(self.path)
         return result
