@@ -262,7 +262,7 @@ def tensors(part: str, change: Callable[[torch.Tensor], object]) -> Callable[[Fo
     return forge
 
 
-def negated(value: bool) -> bool:
+def negated(value: object) -> bool:
     return not value
 
 
