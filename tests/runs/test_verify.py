@@ -175,7 +175,7 @@ def recovered(found: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "change", "field"),
     [
-        ("records.jsonl", swapped, "records.jsonl"),
+        ("records.jsonl", swapped, "evidence/00000.safetensors ids"),
         ("records.jsonl", lambda found: [found[0], *found], "records.jsonl"),
         ("records.jsonl", lambda found: found[1:], "records.jsonl"),
         ("records.jsonl", recovered, "records.jsonl"),
