@@ -65,7 +65,7 @@ def _entries(run: Path) -> list[Entry]:
     spec = RunSpec.model_validate(
         {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
     )
-    repeat = command(spec, result.spec["plugin_files"])
+    repeat = command(spec, result.spec.get("plugin_files", ()))
     if result.status == "partial":
         raise UserError(f"{str(run)!r} is a partial run; finish it first: {repeat}")
     return [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from saebench_recovery.schema.facts import (
     Compute,
@@ -65,6 +67,11 @@ class Controls(Stored):
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
 
 
+# What every row is read by, whatever else was measured.
+RATES = ("recovery", "constrained", "base_like", *Controls.model_fields)
+MEANS = ("fidelity", "norm")
+
+
 class Drift(Stored):
     """How far the defended latents moved from where the defense put them, in one scope."""
 
@@ -125,6 +132,14 @@ class Row(Stored):
     side_effects: SideEffects
     compute: Compute
     flags: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_what_it_is_read_by(self) -> Self:
+        kinds = {**dict.fromkeys(RATES, Rate), **dict.fromkeys(MEANS, Mean)}
+        for name, kind in kinds.items():
+            if not isinstance(self.measures.get(name), kind):
+                raise ValueError(f"measures has no {kind.__name__.lower()} {name!r}")
+        return self
 
     @property
     def recovery(self) -> Rate:
