@@ -12,7 +12,7 @@ from saebench_recovery.interfaces import Defense, Task
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.valid_flips import valid_flips
-from saebench_recovery.spec import RunSpec
+from saebench_recovery.spec import Limits, RunSpec
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 
