@@ -101,10 +101,15 @@ class ReplayedFlip:
     @cached_property
     def drift(self) -> PlainDrift:
         """Of the headline from the defense alone, at the positions that the attack declares."""
-        headline, at_E = self.headline, self.parts["headline"].inserted_at_E()
-        inserted = {} if at_E is None else {"longer": headline.perturbed, "insertion": int(at_E)}
-        positions = self.setting.attack.positions(self.setting.task, self.example)
-        return drift_of(self.plain, self.example, headline.conditions, positions, **inserted)
+        at_E = self.parts["headline"].inserted_at_E()
+        return drift_of(
+            self.plain,
+            self.example,
+            self.headline.conditions,
+            self.setting.attack.positions(self.setting.task, self.example),
+            longer=None if at_E is None else self.headline.perturbed,
+            insertion=0 if at_E is None else int(at_E),
+        )
 
     @cached_property
     def alarmed(self) -> bool | None:
@@ -144,7 +149,8 @@ class ReplayedFlip:
             return torch.full(positions_P.shape, spread, dtype=torch.double)
         (longer,), _ = perturbation.applied([self.example])
         resid_TD = self._pass(longer, self.defense_alone, site).after[site]
-        return resid_TD.double().norm(dim=1)[positions_P.clamp_min(0)].cpu()
+        norm_P: Tensor = resid_TD.double().norm(dim=1)[positions_P.clamp_min(0)].cpu()
+        return norm_P
 
     def _pass(self, example: Example, conditions: Conditions, *watch: Site) -> Pass:
         """A pass over the prompt, with the first answer where one may be perturbed or forced."""
