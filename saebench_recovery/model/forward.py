@@ -282,7 +282,7 @@ def run_tokens(
         attention_mask=mask.long(),
         position_ids=batch.position_RQ,
         use_cache=cache is not None,
-        **{_cache_argument(type(model.base_model)): cache},
+        **{_cache_argument(type(target.model.base_model)): cache},
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.to(batch.ids_RQ.device)
