@@ -89,8 +89,8 @@ def drift(
     ]
 
     def within(scope_RQ: Tensor) -> ScopeDrift:
-        l2, z0_norm, clean_norm = (_norm(v, scope_RQ) for v in (gap, z0, zc))
-        decode_l2, decode_z0, decode_clean = (_norm(v, scope_RQ) for v in decoded)
+        l2, z0_norm, clean_norm = (scope_norm(v, scope_RQ) for v in (gap, z0, zc))
+        decode_l2, decode_z0, decode_clean = (scope_norm(v, scope_RQ) for v in decoded)
         eligible = _sum([v <= 0 for v in z0], scope_RQ)
         switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
         # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
@@ -103,7 +103,7 @@ def drift(
             "decode_l2": decode_l2,
             "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
             "floor_violation": (
-                _norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
+                scope_norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
             ).masked_fill(undefined, torch.nan),
             "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
             "preactivation_linf": _largest(p_gap, scope_RQ),
@@ -166,9 +166,14 @@ def _relative(drift_R: Tensor, scale_R: Tensor) -> Tensor:
     return torch.where(scale_R > 0, drift_R / scale_R, without)
 
 
-def _norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
-    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates)."""
-    return _sum([v.square() for v in values], scope_RQ).sqrt()
+def scope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates).
+
+    Its gradient at zero is zero.
+    """
+    each = [torch.linalg.vector_norm(_in_scope(v, scope_RQ), dim=(1, 2)) for v in values]
+    norm_R: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return norm_R
 
 
 def _sum(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:

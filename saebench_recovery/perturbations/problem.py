@@ -16,6 +16,7 @@ from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.space import Space
+from saebench_recovery.spec import Limits
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Problem:
     `goal_N` is the clean model's own margin: going beyond it overwrites instead of restoring.
     `scale_N` is the norm that budgets are relative to (of the defended residual at the perturbed
     positions), and `budget_N` the largest norm allowed, in the same absolute units. An attack
-    that is given an `allowance` (FLOPs a row) stops once it is spent.
+    that is given an `allowance` (FLOPs a row) stops once it is spent. A constrained recovery is
+    one whose drift is inside the run's `limits`.
     """
 
     examples: tuple[Example, ...]
@@ -38,6 +40,7 @@ class Problem:
     goal_N: Tensor
     seed: int
     allowance: float | None
+    limits: Limits
     _engine: Engine
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -19,6 +19,7 @@ from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.schema import Constraint
+from saebench_recovery.spec import Limits
 
 
 class Reach(Protocol):
@@ -42,7 +43,7 @@ class Posing:
 
     `groups[e]` holds prompt e's variants (same prompt, own candidates); `budget_EV` are their
     budgets, relative to the defended residual or, where `absolute_V`, in its own units; `goal_E`
-    is the clean model's own margin.
+    is the clean model's own margin. `limits` are those that a constrained recovery is held to.
     """
 
     active: DefendedModel
@@ -54,6 +55,7 @@ class Posing:
     seed: int
     meter: Meter
     allowance: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 Draw = Callable[[str], Iterable[Generator]]

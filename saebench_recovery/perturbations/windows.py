@@ -51,6 +51,7 @@ class Windows:
             posing.goal_E.to(device).repeat_interleave(self.variants),
             posing.seed,
             posing.allowance,
+            posing.limits,
             self.engine,
         )
 

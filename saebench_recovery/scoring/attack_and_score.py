@@ -71,6 +71,7 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         setting.spec.seed,
         meter,
         setting.spec.flops,
+        setting.spec.limits,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:
