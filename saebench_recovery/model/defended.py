@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,11 +42,13 @@ class DefendedModel:
 
     At a site the residual is float32 while a delta is added, the defense intervenes and the
     latents are read; what the next block receives is rounded to the model's own precision.
+    `straight_through`: gradients pass the defense as if it were the identity.
     """
 
     target: LanguageModel
     defense: Intervention | None
     threat_model: ThreatModel = "reclamp"
+    straight_through: bool = False
 
     def edits(
         self,
@@ -88,7 +91,12 @@ class DefendedModel:
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
-        changed = self.defense.intervene(site, resid_RQD)
+        if self.straight_through:
+            with torch.no_grad():  # as it is scored, whatever it does where gradients are taken
+                changed = self.defense.intervene(site, resid_RQD.detach())
+            changed = cast(Tensor, _StraightThrough.apply(resid_RQD, changed))
+        else:
+            changed = self.defense.intervene(site, resid_RQD)
         if changed.shape != resid_RQD.shape:
             raise ValueError(f"{self.defense.name}.intervene changed the residual's shape")
         spared = ~batch.mask_RQ
@@ -102,6 +110,18 @@ class DefendedModel:
             latents = self.defense.latents[site]
             trace.z[site] = latents.read(after)
             trace.p[site] = latents.preactivation(after)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the gradient of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, entering: Tensor, leaving: Tensor) -> Tensor:
+        return leaving.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def _placed(values_EPD: Tensor, column_RP: Tensor, batch: Batch) -> Tensor:
