@@ -12,6 +12,7 @@ from saebench_recovery.attacks.gcg import GreedyCoordinateGradient as Gcg
 from saebench_recovery.attacks.soft_suffix import SoftSuffixAscent as Soft
 from saebench_recovery.defenses.clamp import Clamp
 from scipy.stats import wilcoxon
+from tests.scored import Scored, scored
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -21,7 +22,6 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.targets.target import Target
-from tests.scored import Scored, scored
 from tests.tiny import TinyTask, TinyTokenizer, shared_target, tiny_target
 
 LENGTH = 4
