@@ -65,6 +65,7 @@ class Engine:
             defense=defense.name,
             attack=attack.name,
             members=(attack.name,),
+            member_flops=(0,),
             threat_model=spec.threat_model,
             budget=spec.budget,
             budget_unit=spec.budget_unit,

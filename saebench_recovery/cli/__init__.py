@@ -49,6 +49,7 @@ app.add_typer(sae, name="sae")
 
 @app.callback()
 def common(
+    *,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="Show where an error comes from.", envvar="SAEBENCH_DEBUG"),

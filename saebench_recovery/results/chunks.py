@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LONGEST_HEADER = 2**24  # bytes of a safetensors header
+
+
 class RunJournal:
     """The `Journal` of a run's folder.
 
@@ -172,7 +175,7 @@ def read_chunk_evidence(
     tensors, metadata = read_tensors(file)
     if "kind" not in metadata:
         raise UserError(f"{str(file)!r} does not say what kind of perturbation it holds")
-    for name, wanted in _tags(chunk.task, chunk.attack, records).items():
+    for name, wanted in tags(chunk.task, chunk.attack, records).items():
         if metadata.get(name) != wanted:
             raise UserError(
                 f"{str(file)!r} does not belong to its records: it has {name} "
@@ -181,8 +184,24 @@ def read_chunk_evidence(
     return tensors, metadata
 
 
-def _tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
+def tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
+    """What the metadata of a file of evidence say of whom it is."""
     return {"task": task, "attack": attack, "ids": json.dumps([record.id for record in records])}
+
+
+def evidence_tags(file: Path) -> dict[str, str]:
+    """The metadata of a file of evidence, read from its header without torch.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, LONGEST_HEADER)))
+        return {str(name): str(value) for name, value in header["__metadata__"].items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} has no header that can be read: {error!r}") from None
 
 
 def _short(text: str | None) -> str:
@@ -198,7 +217,7 @@ def _packed(task: str, attack: str, chunk: Chunk) -> bytes:
     from safetensors.torch import save  # it imports torch
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chunk.tensors.items()}
-    content: bytes = save(tensors, {**chunk.metadata, **_tags(task, attack, chunk.records)})
+    content: bytes = save(tensors, {**chunk.metadata, **tags(task, attack, chunk.records)})
     length = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import read_bytes
-from saebench_recovery.results.chunks import read_chunks
+from saebench_recovery.results.chunks import evidence_tags, read_chunks, tags
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
@@ -197,7 +197,8 @@ def _heads(stored: StoredRun) -> Iterator[Mismatch]:
     result, state = stored.result, stored.state
     for name in ("status", "identity", "spec", "provenance"):
         yield from differing(f"run.json {name}", getattr(state, name), getattr(result, name))
-    tasks = list(result.spec.get("resolved", ()))
+    resolved = result.spec.get("resolved")
+    tasks = list(resolved) if isinstance(resolved, dict) else None
     for what, found in (
         (RESULT, [row.task for row in result.rows]),
         ("run.json", [f.task for f in state.facts]),
@@ -246,6 +247,7 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
                 stored=str(chunk.attacking.flops),
                 found=f"{spent} on its flips",
             )
+        yield from _tag_mismatches(stored.folder / chunk.evidence, chunk, records)
     logged = stored.chunks[-1][0].records_end if stored.chunks else 0
     size = len(read_bytes(stored.folder / RECORDS))
     yield from differing(f"{RECORDS} bytes", size, logged)
@@ -255,6 +257,21 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
     for chunk, _ in stored.chunks:
         if chunk.task not in tasks:
             yield Mismatch(task=chunk.task, field="chunks.jsonl task", stored=chunk.task, found="-")
+
+
+def _tag_mismatches(
+    file: Path, chunk: StoredChunk, records: Sequence[Record]
+) -> Iterator[Mismatch]:
+    """The file of evidence is of these flips in this order. One that is gone says nothing."""
+    if not file.is_file():
+        return
+    try:
+        found = evidence_tags(file)
+    except UserError as error:
+        yield Mismatch(task=chunk.task, field=chunk.evidence, stored="evidence", found=str(error))
+        return
+    for name, wanted in tags(chunk.task, chunk.attack, records).items():
+        yield from differing(f"{chunk.evidence} {name}", found.get(name), wanted, task=chunk.task)
 
 
 def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Mismatch]:

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ValidationError
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import is_file, read_bytes
 from saebench_recovery.results.chunks import no_texts
+from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RESULT,
     TEXTS,
-    read_result,
     sync_names,
     unwritable,
 )
@@ -64,7 +64,8 @@ class RunFolder:
         """The result, if the run is complete.
 
         Raises:
-            UserError: it cannot be read, or has no texts although they are wanted.
+            UserError: it cannot be read, does not fit together, or has no texts although they are
+                wanted.
         """
         try:
             self._tidy()
@@ -72,7 +73,7 @@ class RunFolder:
             raise unwritable(self.path, error) from None
         if not is_file(self.path / RESULT):
             return None
-        result = read_result(self.path)
+        result = read_consistent(self.path)
         if with_texts and not (self.path / TEXTS).exists():
             raise no_texts(self.path)
         return result

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.schema import Stored
 
 LONG = 80  # characters of a value that are shown
@@ -45,7 +45,8 @@ def differing(
 
 def shown(value: Any) -> str:
     """A value as text, cut where it is long."""
-    text = value if isinstance(value, str) else canonical_json(_plain(value))
+    # An edited file may hold NaN, which the one spelling of JSON refuses.
+    text = value if isinstance(value, str) else json.dumps(_plain(value))
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 

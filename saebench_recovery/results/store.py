@@ -164,7 +164,7 @@ class _StoredSpec(RunSpec):
 
     resolved: Mapping[str, _Settings] = Field(default_factory=dict)
     environment: Mapping[str, Any] = Field(default_factory=dict)
-    plugin_files: tuple[str, ...]
+    plugin_files: tuple[str, ...] = ()
 
 
 def _check_spec(result: RunResult, file: Path) -> None:

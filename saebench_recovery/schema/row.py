@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from saebench_recovery.schema.facts import (
     Compute,
@@ -67,6 +69,11 @@ class Controls(Stored):
     wrong_target_reference: Rate = Field(
         description="the harness's own attack of the same kind, at the same cost"
     )
+
+
+# What every row is read by, whatever else was measured.
+RATES = ("recovery", "constrained", "base_like", *Controls.model_fields)
+MEANS = ("fidelity", "norm")
 
 
 class Drift(Stored):
@@ -153,6 +160,14 @@ class Row(Stored):
     def flag_names(self) -> tuple[str, ...]:
         """Each flag by its name, whichever member of a suite it comes from."""
         return tuple(dict.fromkeys(flag.name for flag in self.flags))
+
+    @model_validator(mode="after")
+    def _has_what_it_is_read_by(self) -> Self:
+        kinds = {**dict.fromkeys(RATES, Rate), **dict.fromkeys(MEANS, Mean)}
+        for name, kind in kinds.items():
+            if not isinstance(self.measures.get(name), kind):
+                raise ValueError(f"measures has no {kind.__name__.lower()} {name!r}")
+        return self
 
     @property
     def recovery(self) -> Rate:

@@ -165,10 +165,7 @@ def _check_settings(chosen: Preset, what: str) -> None:
 
 
 def _mapping(file: Path, what: str) -> dict[str, Any]:
-    try:
-        said = read_json(file) if file.suffix == ".json" else read_yaml(file)
-    except UserError as error:
-        raise UserError(f"{what}: {error}") from None
+    said = read_json(file) if file.suffix == ".json" else read_yaml(file)
     if not isinstance(said, dict):
         raise UserError(f"{what} holds no mapping; write model, saes and so on, see `list targets`")
     return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ class TestRanks:
         group = group_of([stored("clamp", constrained=54), stored("ablation", constrained=50)])
         assert places(group) == [(1, "ablation"), (1, "clamp")]
         (pair,) = group.pairs
-        assert (pair.examples, pair.difference) == (100, pytest.approx(0.04))
+        assert pair.examples == 100
+        assert pair.difference == pytest.approx(0.04)
         assert pair.p_value == pytest.approx(0.125)
         needed = group.defenses[1].examples_to_separate
         assert needed is not None
@@ -333,7 +335,28 @@ def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
     paths = publish(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
     assert {path.parent for path in paths} == {tmp_path}
     stem = "some_model_sae_blocks.1.hook_resid_post"
-    assert [path.name for path in paths] == [f"{stem}-alpha.json", f"{stem}.md"]
+    for path, wanted in zip(
+        paths, (rf"{stem}-alpha-\w{{12}}.json", rf"{stem}-\w{{12}}.md"), strict=True
+    ):
+        assert re.fullmatch(wanted, path.name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a/b", "alpha"), ("a_b", "alpha")),
+        (("a", "b-alpha"), ("a-b", "alpha")),
+        (("x" * 300, "alpha"), ("x" * 301, "alpha")),
+        (("Model", "alpha"), ("model", "alpha")),
+    ],
+)
+def test_no_two_boards_share_a_file(
+    one: tuple[str, str], other: tuple[str, str], stored: Stored, tmp_path: Path
+) -> None:
+    runs = [stored(target=target, task=task) for target, task in (one, other)]
+    paths = publish(build(runs), tmp_path / "boards")
+    assert len({path.name.lower() for path in paths}) == len(paths) == 4
+    assert {path.parent for path in paths} == {tmp_path / "boards"}
 
 
 def cells(text: str, defense: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.settings import canonical_json, validate
+from saebench_recovery.base.settings import validate
 from saebench_recovery.results.mismatch import differing, shown
 from saebench_recovery.runs.plan import Plan, check_names
 from saebench_recovery.runs.verify.report import Findings
@@ -35,7 +35,10 @@ def planned(result: RunResult, findings: Findings) -> Plan | None:
     rest = {name: value for name, value in record.items() if name != "environment"}
     given = {name: value for name, value in result.spec.items() if name != "environment"}
     findings.add(differing("spec", given, rest))
-    found = identity(plan.spec, plan.settings, stored)
+    try:
+        found = identity(plan.spec, plan.settings, stored)
+    except ValueError as error:  # NaN, which no environment holds
+        found = str(error)
     if found != result.identity and stored.get("harness") == plan.environment["harness"]:
         findings.add(differing("identity", result.identity, found))
     elif found != result.identity:
@@ -55,7 +58,7 @@ def _same_environment(
     for name, found in here.items():
         if name not in OF_THIS_PLACE or not isinstance(stored.get(name), type(found)):
             findings.add(differing(f"spec.environment.{name}", stored.get(name), found))
-        elif canonical_json(stored[name]) != canonical_json(found):
+        elif stored[name] != found:
             why = f"made with {shown(stored[name])}, here is {shown(found)}"
             findings.could_not_check(f"environment {name}", why)
     for name in stored.keys() - here.keys():

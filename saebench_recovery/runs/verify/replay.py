@@ -59,7 +59,7 @@ def _valid_flip(flip: ReplayedFlip, place: Place) -> None:
         ("clean behaviour", flip.clean, flip.clean.behaviour),
         ("stopped by the defense", flip.defended, stopped),
     ):
-        place.verdict(what, True, holds, undecided=_undecided(flip, place, shown))
+        place.verdict(what, True, found=holds, undecided=_undecided(flip, place, shown))
 
 
 def _admitted(flip: ReplayedFlip, place: Place, name: str, perturbation: Perturbation) -> None:
@@ -88,13 +88,18 @@ def _headline(flip: ReplayedFlip, place: Place) -> None:
         "objective_recovered", record.objective_recovered, shown.objective, _floor(flip, place)
     )
     near_zero = _undecided(flip, place, shown)
-    place.verdict("recovery", record.measures["recovery"], shown.behaviour, undecided=near_zero)
+    place.verdict(
+        "recovery", record.measures["recovery"], found=shown.behaviour, undecided=near_zero
+    )
     fidelity = float(task.fidelity(output, clean))
     place.close("fidelity", record.measures["fidelity"], fidelity, place.tolerance)
     base_like = shown.behaviour and bool(task.base_like(output, clean, least))
     on_the_edge = output.texts is None and abs(fidelity - least) <= place.tolerance
     place.verdict(
-        "base_like", record.measures["base_like"], base_like, undecided=near_zero or on_the_edge
+        "base_like",
+        record.measures["base_like"],
+        found=base_like,
+        undecided=near_zero or on_the_edge,
     )
     figures = {name: None if value != value else value for name, value in flip.figures.items()}
     for name in dict.fromkeys([*record.figures, *figures]):
@@ -136,14 +141,14 @@ def _drift(flip: ReplayedFlip, place: Place) -> None:
     place.verdict(
         "constrained",
         record.measures["constrained"],
-        back and drift.within(limits),
+        found=back and drift.within(limits),
         undecided=undecided or edge,
     )
     on = any((scope.get("reactivated_fraction") or 0) > 0 for scope in drift.scopes.values())
     place.verdict(
         "zero_reactivation",
         record.measures["zero_reactivation"],
-        back and not on,
+        found=back and not on,
         undecided=undecided,
     )
 
@@ -155,7 +160,7 @@ def _controls(flip: ReplayedFlip, place: Place) -> None:
     nothing = flip.nothing(wrong=False)
     for name, shown in (("nothing", nothing), ("random_direction", random)):
         undecided = _undecided(flip, place, shown)
-        place.verdict(name, record.measures[name], shown.behaviour, undecided=undecided)
+        place.verdict(name, record.measures[name], found=shown.behaviour, undecided=undecided)
     shown = flip.under(flip.parts["headline_wrong"], wrong=True)
     _injected(flip, place, "wrong_target", record.measures["wrong_target"], shown)
 
@@ -167,7 +172,7 @@ def _injected(
     nothing = flip.nothing(wrong=True)
     undecided = any(_undecided(flip, place, one) for one in (shown, nothing))
     found = shown.behaviour and not nothing.behaviour
-    place.verdict(field, stored, found, undecided=undecided)
+    place.verdict(field, stored, found=found, undecided=undecided)
 
 
 def _smallest(flip: ReplayedFlip, place: Place, *, wrong: bool) -> None:
@@ -195,7 +200,7 @@ def _smallest(flip: ReplayedFlip, place: Place, *, wrong: bool) -> None:
         _injected(flip, place, name, stored is not None, works)
     else:
         undecided = _undecided(flip, place, works)
-        place.verdict(name, stored is not None, works.behaviour, undecided=undecided)
+        place.verdict(name, stored is not None, found=works.behaviour, undecided=undecided)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ class Place:
             return bool(stored == found)
         return math.isclose(stored, found, rel_tol=self.tolerance, abs_tol=floor)
 
-    def verdict(self, field: str, stored: Any, found: bool, *, undecided: bool) -> None:
+    def verdict(self, field: str, stored: Any, *, found: bool, undecided: bool) -> None:
         """Verdicts must be equal, except where rounding decides."""
         if not undecided:
             self.same(field, stored, found)

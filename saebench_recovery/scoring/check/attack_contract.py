@@ -78,7 +78,9 @@ def _search(setting: Setting, flip: Flip) -> None:
         UserError: it raises or returns something else.
     """
     meter = Meter()
-    short = setting.spec.model_copy(update={"flops": ONE_STEP})
+    # Behind a pooled site no block is run: a search costs nothing there, and no allowance ends it.
+    allowance = ONE_STEP if setting.task.pool is None else None
+    short = setting.spec.model_copy(update={"flops": allowance})
     with meter.counting():
         one = Setting(setting.target, setting.task, setting.defense, setting.attack, short)
         Attack.run(setting.attack, posed(one, [flip], meter))

@@ -1,4 +1,4 @@
-"""Texts that say the same are found whatever they wear; a shared template is not enough."""
+"""Texts that say the same are found however they are dressed; a shared template is not enough."""
 
 from __future__ import annotations
 
