@@ -12,7 +12,6 @@ from saebench_recovery.attacks.gcg import GreedyCoordinateGradient as Gcg
 from saebench_recovery.attacks.soft_suffix import SoftSuffixAscent as Soft
 from saebench_recovery.defenses.clamp import Clamp
 from scipy.stats import wilcoxon
-from tests.scored import Scored, scored
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -21,7 +20,9 @@ from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation,
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
+from tests.journal import Scored, score
 from tests.tiny import TinyTask, TinyTokenizer, shared_target, tiny_target
 
 LENGTH = 4
@@ -81,12 +82,13 @@ def run(attack: Attack, *, defense: Defense | None = None, **options: Any) -> Sc
     target = options.pop("target", None) or shared_target("gpt2")
     task = options.pop("task", None) or TinyTask()
     clamp = defense or Clamp(Clamp.Config(latents=8, multiplier=0.3))
-    return scored(target, task, clamp, attack, **{"limit": 24, **options})
+    return score(target, task, clamp, attack, RunSpec(**{"limit": 24, **options}))
 
 
 def suffixes(found: Scored) -> TokenSuffix:
-    assert isinstance(found.headline, TokenSuffix)
-    return found.headline
+    headline = found.headline()
+    assert isinstance(headline, TokenSuffix)
+    return headline
 
 
 def gcg(**config: Any) -> Gcg:

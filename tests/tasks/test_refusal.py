@@ -414,11 +414,11 @@ def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal
     defense.fit(target, task)
     setting = Setting(target, task, defense, Orthogonal(), RunSpec())
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(setting, examples)
+    unsuppressed, flips = valid_flips(setting, examples)
     before, after = (
         by_letters([], written(model, examples, task.new_tokens))
         for model in (setting.bare, setting.active)
     )
     pairs = list(zip(before, after, strict=True))
-    assert base == before.count("compliance")
+    assert len(unsuppressed) + len(flips) == before.count("compliance")
     assert len(flips) == pairs.count(("compliance", "refusal")) > 0
