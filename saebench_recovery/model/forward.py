@@ -6,13 +6,15 @@ keys and values of earlier positions from a cache, and computes only the logits 
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from saebench_recovery.base.sites import Site
@@ -279,11 +281,18 @@ def run_tokens(
         input_ids=batch.ids_RQ,
         attention_mask=mask.long(),
         position_ids=batch.position_RQ,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{_cache_argument(type(model.base_model)): cache},
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.to(batch.ids_RQ.device)
+
+
+@functools.cache
+def _cache_argument(model: type[nn.Module]) -> str:
+    """What the installed transformers calls a model's cache: it was renamed in 5.24."""
+    named = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in named else "past_key_values"
 
 
 def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:

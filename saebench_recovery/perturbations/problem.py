@@ -181,7 +181,9 @@ class Problem:
         """Steps of a search whose first one is done: those that the allowance pays for, if any."""
         if self.allowance is None:
             return steps
-        return max(1, int(self.allowance / float(self.spent_N().amax())))
+        # A step may cost nothing: a pooled read-out at the perturbed site runs no block.
+        spent = float(self.spent_N().amax())
+        return max(1, int(self.allowance / spent)) if spent else steps
 
     def groups(self, wanted_N: Tensor) -> Tensor:
         """Indices of the wanted rows, and of as many others as makes prompts share a prefix."""

@@ -27,8 +27,10 @@ from saebench_recovery.schema import (
 )
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.check.attack_contract import check_attack
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.check.preflight import preflight
+from saebench_recovery.scoring.check.task_examples import clustered
 from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal, Written
 from saebench_recovery.scoring.monitor import false_alarms
@@ -71,7 +73,9 @@ def evaluate(
         checks = preflight(setting, examples)
         refuse(checks.findings)
         setting = replace(setting, held=_held(defense, checks.edited))
-        unsuppressed, flips = valid_flips(setting, examples)
+        unsuppressed, flips = valid_flips(setting, clustered(target, examples))
+        of_attack = check_attack(setting, flips[:1])
+        refuse(of_attack)
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
     learned, flips = halves(flips) if attack.learns else ([], flips)
@@ -92,7 +96,9 @@ def evaluate(
     )
     seen = _Undisturbed(counts, unsuppressed, effects, ringing)
     facts = _facts(setting, seen, scoring.cost(), costs)
-    return facts.model_copy(update={"findings": (*checks.findings, *checks.afterwards())})
+    return facts.model_copy(
+        update={"findings": (*checks.findings, *of_attack, *checks.afterwards())}
+    )
 
 
 def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:

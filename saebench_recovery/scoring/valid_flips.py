@@ -48,18 +48,15 @@ def valid_flips(
 
 
 def evaluation_examples(setting: Setting) -> list[Example]:
-    """The examples that are attacked; none of their prompts chooses latents.
+    """The examples that are attacked.
 
     Raises:
-        UserError: there are none, or one does.
+        UserError: there are none.
     """
     task, target = setting.task, setting.target
     examples = list(task.examples(target, "evaluation"))[: setting.spec.limit]
     if not examples:
         raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
-    selected = {e.prompt for e in task.examples(target, "selection")}
-    if any(e.prompt in selected for e in examples):
-        raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
     return examples
 
 

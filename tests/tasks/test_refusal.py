@@ -169,7 +169,7 @@ def test_prompts_that_cannot_be_made_are_one_clear_line(target: Target, change: 
         message, task = "tiny-llama has no chat template; use -T format=plain", refusal()
     else:
         target.tokenizer.takes_system = False
-        message, task = "chat template of tiny-llama fails: System role", refusal(system="be kind")
+        message, task = "template of tiny-llama fails: .*System role", refusal(system="be kind")
     with pytest.raises(UserError, match=message) as caught:
         task.examples(target, "evaluation")
     assert "\n" not in str(caught.value)

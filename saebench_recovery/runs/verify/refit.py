@@ -68,8 +68,7 @@ def refitted(
     skipped = {"compute"}
     pairs = [flat(f.model_dump(mode="json", exclude=skipped)) for f in (facts, found)]
     for name in dict.fromkeys([*pairs[0], *pairs[1]]):
-        stored_value, refit_value = (pair.get(name) for pair in pairs)
-        place.close(f"facts.{name}", stored_value, refit_value, FLOOR)
+        place.close(f"facts.{name}", pairs[0].get(name), pairs[1].get(name), FLOOR)
     # What the search learned beside its chunks depends on how many flips the memory holds.
     for role in ("attack", "scoring") if not facts.examples.learned else ():
         costs = [getattr(f.compute, role) for f in (facts, found)]
