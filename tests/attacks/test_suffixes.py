@@ -145,7 +145,7 @@ def test_a_suffix_that_grows_is_no_suffix_and_flagged() -> None:
     found = run(Says("far too long a text", [4, 5, 6, 7]))
     assert found.row.recovery.k == 0
     assert found.row.controls.nothing.k == 0
-    assert "no-suffix" in found.row.flags
+    assert "no-suffix" in found.row.flag_names
     assert (suffixes(found).ids_EL == -1).all()
 
 
@@ -176,7 +176,7 @@ def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
             return super().intervene(site, resid_BTD.detach())
 
     row = run(gcg(), defense=Detached(Clamp.Config(latents=8, multiplier=0.3))).row
-    assert "no-gradient" in row.flags
+    assert "no-gradient" in row.flag_names
     assert row.recovery.k > 0
 
 

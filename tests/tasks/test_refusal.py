@@ -401,7 +401,7 @@ def test_whole_row(target: Target, positions: str) -> None:
     assert row.examples.base >= row.examples.valid > 0
     assert row.controls.nothing.k == 0
     assert (row.recovery.rate or 0) > 0
-    assert "tail-disagrees" not in row.flags
+    assert "tail-disagrees" not in row.flag_names
     assert {"strict_base_like", "perplexity", "degenerate"} <= set(row.figures)
     assert 0 <= row.side_effects.figures["harmless_answered"] <= 1
     written_down = row.model_dump_json() + "".join(r.model_dump_json() for r in found.records)
