@@ -179,4 +179,5 @@ class TinyTask(Task):
         """A prompt of 7 to 15 tokens; two neighbours count as one source item."""
         length = 6 + int(torch.randint(0, 9, (1,), generator=drawn))
         words = torch.randint(3, VOCABULARY, (length,), generator=drawn).tolist()
-        return Example(name, (BOS, *words), self.candidates, self.wrong, cluster=str(place // 2))
+        cluster = f"{name.removesuffix(str(place))}{place // 2}"
+        return Example(name, (BOS, *words), self.candidates, self.wrong, cluster=cluster)

@@ -92,7 +92,7 @@ def test_a_sphere_is_exact_up_to_the_rounding_of_the_residual_that_it_is_made_fo
     drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert 1e-5 < drift < BF16
-    assert "constraint-broken" not in found.row.flags
+    assert "constraint-broken" not in found.row.flag_names
 
 
 def test_answers_are_compared_in_float32() -> None:

@@ -126,7 +126,7 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
 def test_clusters_are_what_a_test_may_turn_round(stored: Stored) -> None:
     """Sixty flips of five questions that all went one way: 2 in 2^5, not 2 in 2^60."""
     runs = [
-        stored([flip(str(i), own, cluster=f"{i % 5}") for i in range(60)], attack)
+        stored([flip(str(i), recovered=own, cluster=f"{i % 5}") for i in range(60)], attack)
         for own, attack in ((False, "orthogonal"), (True, "unconstrained"))
     ]
     comparison = only(runs)
@@ -138,7 +138,7 @@ def test_too_few_source_items_for_any_p_value_are_named(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for count, named in ((5, True), (6, False)):
-        flips = [flip(str(i), i < 3, cluster=f"{i % count}") for i in range(24)]
+        flips = [flip(str(i), recovered=i < 3, cluster=f"{i % count}") for i in range(24)]
         runs = [stored(flips), stored(flips, "unconstrained")]
         monkeypatch.setattr("sys.argv", ["saebench", "compare", *map(str, runs)])
         with pytest.raises(SystemExit):

@@ -71,7 +71,7 @@ def test_the_headline_is_a_point_of_the_curve(budget: float) -> None:
 
 
 def test_latents_may_be_given_by_index() -> None:
-    clamp = Clamp(Clamp.Config(features=(5, 3, 5)))
+    clamp = Clamp(Clamp.Config(features=(5, 3)))
     clamp.fit(shared_target("gpt2"), TinyTask())
     assert clamp.features == {SITE: (5, 3)}
     assert clamp.scores[SITE].tolist() == [1, 1]

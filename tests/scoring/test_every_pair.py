@@ -20,7 +20,6 @@ from saebench_recovery.interfaces import Attack, Defense
 from saebench_recovery.perturbations.evidence import PARTS
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
-from saebench_recovery.scoring.flags import MEANINGS
 from saebench_recovery.scoring.measures import MEASURES, verdict
 from saebench_recovery.scoring.suite import worst_case
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec, ThreatModel
@@ -96,7 +95,6 @@ def test_counts_agree(
         assert record.objective_clean > 0 >= record.objective_defended
         assert all(recovered >= verdict(record, m.name) for m in MEASURES if m.needs_recovery)
     assert row.controls.nothing.k == 0
-    assert set(row.flags) <= set(MEANINGS)
 
 
 @every_pair
@@ -132,7 +130,7 @@ def test_curve_runs_over_all_budgets(
     assert [point.budget for point in points] == sorted({*CURVE_BUDGETS, BUDGET})
     headline = next(point for point in points if point.budget == BUDGET)
     # The curve is read from the model's tail, the headline is replayed from the tokens.
-    assert "tail-disagrees" not in row.flags
+    assert "tail-disagrees" not in row.flag_names
     # A search at another budget may have come by with less.
     assert headline.recovery.k >= row.recovery.k
     assert headline.wrong_target.k >= row.controls.wrong_target.k
@@ -167,7 +165,7 @@ def test_a_constrained_attack_stays_within_the_limits(
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
         assert row.constraint.note
-        assert "first-order-constraint" in row.flags
+        assert "first-order-constraint" in row.flag_names
         assert row.constrained.k == row.recovery.k or not everywhere
         return
     assert row.constraint.kind == "exact"

@@ -139,8 +139,8 @@ def flips_of(task: TinyTask) -> list[Flip]:
     target, weak = shared_target("gpt2"), clamp()
     weak.fit(target, task)
     setting = Setting(target, task, weak, Zero(), RunSpec())
-    base, flips = valid_flips(setting, task.examples(target, "evaluation"))
-    assert base >= len(flips) > 0
+    _, flips = valid_flips(setting, task.examples(target, "evaluation"))
+    assert flips
     return flips
 
 

@@ -123,7 +123,13 @@ def test_injection_that_is_as_easy_as_recovery_is_flagged() -> None:
 
 
 def test_random_direction_that_recovers_as_much_is_flagged() -> None:
-    row = run(clamp(), RandomDirection(), budget=2.0).row
+
+    class Drawn(RandomDirection):
+        """The same under a name that does not say what it is."""
+
+        name = "drawn"
+
+    row = run(clamp(), Drawn(), budget=2.0).row
     assert row.recovery.k > 0
     assert "random-recovers" in row.flag_names
     assert "random-recovers" not in standard("orthogonal").row.flag_names

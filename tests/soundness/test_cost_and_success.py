@@ -10,6 +10,7 @@ import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
     Attack,
     Perturbation,
@@ -101,7 +102,7 @@ def test_an_attack_that_returns_something_else_is_refused(cheat: str) -> None:
             returned: Perturbation = CHEATS[cheat](problem)
             return returned
 
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(UserError, match="attack"):
         run(clamp(), Cheat())
 
 

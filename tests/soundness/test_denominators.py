@@ -31,7 +31,7 @@ def test_without_valid_flips_rates_are_null_and_flagged() -> None:
     row = scored.row
     assert row.examples.valid == 0
     assert row.examples.base > 0
-    assert "no-valid-flips" in row.flags
+    assert "no-valid-flips" in row.flag_names
     rates = [measure for measure in row.measures.values() if isinstance(measure, Rate)]
     for rate in (*rates, *(p.recovery for p in row.curve.points)):
         assert (rate.n, rate.rate, rate.low, rate.high) == (0, None, None, None)
@@ -44,8 +44,8 @@ def test_without_valid_flips_rates_are_null_and_flagged() -> None:
 def test_few_valid_flips_are_flagged() -> None:
     few, enough = run(clamp(), Zero(), limit=8).row, standard("nothing").row
     assert few.examples.valid < 20 <= enough.examples.valid
-    assert "few-valid-flips" in few.flags
-    assert "few-valid-flips" not in enough.flags
+    assert "few-valid-flips" in few.flag_names
+    assert "few-valid-flips" not in enough.flag_names
 
 
 @pytest.mark.parametrize("name", DEFENSES)

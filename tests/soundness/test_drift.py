@@ -50,7 +50,7 @@ def test_drift_scopes_are_separate() -> None:
         for moved in (None, delta):
             trace = trace_of(active, examples, moved)
             readings.append(Reading(trace.z, trace.p))
-        found = drift(*readings, many.latents, scopes(laid, middle_EP), {site: 1.0})
+        found = drift(readings[0], readings[1], many.latents, scopes(laid, middle_EP), {site: 1.0})
         return {name: scope.metrics["l2"] for name, scope in found.items()}
 
     middle_EP = torch.tensor(middle)

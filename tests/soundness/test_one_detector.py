@@ -8,9 +8,8 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import (
-    Output,
-)
+from saebench_recovery.interfaces import Output, ResidualDelta
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.spec import ThreatModel
 from tests.soundness.setting import (
     DEFENSES,
@@ -40,17 +39,24 @@ def test_doing_nothing_recovers_nothing(name: str, threat_model: ThreatModel) ->
 
 def test_valid_flips_that_recover_by_themselves_are_flagged() -> None:
     class Forgetful(Clamp):
-        """Stops defending once the valid flips have been chosen."""
+        """Stops defending when it is told to."""
 
-        calls = 0
+        defends = True
 
         def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
-            self.calls += 1
-            return super().intervene(site, resid_BTD) if self.calls == 1 else resid_BTD
+            return super().intervene(site, resid_BTD) if self.defends else resid_BTD
 
-    row = run(Forgetful(Clamp.Config(**FEW_LATENTS)), Zero()).row
+    class Disarming(Zero):
+        """Knows the defense itself, not the copy that it is handed."""
+
+        def search(self, problem: Problem) -> ResidualDelta:
+            forgetful.defends = False
+            return super().search(problem)
+
+    forgetful = Forgetful(Clamp.Config(**FEW_LATENTS))
+    row = run(forgetful, Disarming()).row
     assert row.controls.nothing.k > 0
-    assert "nothing-recovers" in row.flag_names
+    assert {"nothing-recovers", "defense-changed"} <= set(row.flag_names)
 
 
 def test_one_detector_judges_clean_defended_and_recovered() -> None:

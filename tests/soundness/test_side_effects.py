@@ -8,6 +8,7 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
+from saebench_recovery.spec import Limits
 from tests.soundness.setting import (
     FEW_LATENTS,
     Idle,
@@ -25,8 +26,9 @@ class Breaking(Clamp):
 
 
 def test_a_defense_that_breaks_the_model_is_shown_to() -> None:
-    broken = run(Breaking(Clamp.Config(**FEW_LATENTS)), Zero()).row
-    idle = run(Idle(Clamp.Config(**FEW_LATENTS)), Zero()).row
+    limits = Limits(kl=0.1)
+    broken = run(Breaking(Clamp.Config(**FEW_LATENTS)), Zero(), limits=limits).row
+    idle = run(Idle(Clamp.Config(**FEW_LATENTS)), Zero(), limits=limits).row
     flags = {"retained-too-low", "neutral-text-changed"}
     assert flags <= set(broken.flag_names)
     assert not flags & set(idle.flag_names)
@@ -37,4 +39,4 @@ def test_a_defense_that_breaks_the_model_is_shown_to() -> None:
     assert broken.side_effects.retained is not None
     assert broken.side_effects.retained < 0.9
     assert broken.side_effects.kl is not None
-    assert broken.side_effects.kl > 0.1
+    assert broken.side_effects.kl > limits.kl

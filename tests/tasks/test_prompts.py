@@ -24,10 +24,12 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task, TokenSuffix
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.perturbations.windows import lay_out
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import Limits
 from saebench_recovery.targets.chat import chat_prompt
 from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.presets import presets
@@ -178,7 +180,8 @@ def posing(target: Target, task: Task, examples: Sequence[Example]) -> Posing:
     none_E = torch.zeros(len(examples))
     groups = [[example] for example in examples]
     model = DefendedModel(target, None)
-    return Posing(model, task, groups, none_E[:, None], "absolute", {}, none_E, 0, Meter())
+    rule = DriftRule(Limits(), {})
+    return Posing(model, task, groups, none_E[:, None], "absolute", {}, none_E, 0, Meter(), rule)
 
 
 def test_readout_and_perturbed_positions_in_the_attacked_window(

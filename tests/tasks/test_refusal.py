@@ -401,7 +401,7 @@ def test_whole_row(target: Target, positions: str) -> None:
     assert row.examples.base >= row.examples.valid > 0
     assert row.controls.nothing.k == 0
     assert (row.recovery.rate or 0) > 0
-    assert "tail-disagrees" not in row.flags
+    assert "tail-disagrees" not in row.flag_names
     assert {"strict_base_like", "perplexity", "degenerate"} <= set(row.figures)
     assert 0 <= row.side_effects.figures["harmless_answered"] <= 1
     written_down = row.model_dump_json() + "".join(r.model_dump_json() for r in found.records)
@@ -414,11 +414,11 @@ def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal
     defense.fit(target, task)
     setting = Setting(target, task, defense, Orthogonal(), RunSpec())
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(setting, examples)
+    unsuppressed, flips = valid_flips(setting, examples)
     before, after = (
         by_letters([], written(model, examples, task.new_tokens))
         for model in (setting.bare, setting.active)
     )
     pairs = list(zip(before, after, strict=True))
-    assert base == before.count("compliance")
+    assert len(unsuppressed) + len(flips) == before.count("compliance")
     assert len(flips) == pairs.count(("compliance", "refusal")) > 0

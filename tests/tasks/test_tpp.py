@@ -188,8 +188,8 @@ def test_the_perturbed_tokens(data: str) -> None:
 def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
     setting = ablated(task)
-    base, flips = valid_flips(setting, task.examples(target, "evaluation"))
-    assert 0 < len(flips) <= base
+    _, flips = valid_flips(setting, task.examples(target, "evaluation"))
+    assert flips
     for flip in flips:
         (own,), (wrong,) = flip.example.candidates[0], flip.wrong.candidates[0]
         assert (own, wrong != own) == (0, True)
