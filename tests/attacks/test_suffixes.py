@@ -20,8 +20,9 @@ from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation,
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
-from tests.scored import Scored, scored
+from tests.journal import Scored, score
 from tests.tiny import TinyTask, TinyTokenizer, shared_target, tiny_target
 
 LENGTH = 4
@@ -81,12 +82,13 @@ def run(attack: Attack, *, defense: Defense | None = None, **options: Any) -> Sc
     target = options.pop("target", None) or shared_target("gpt2")
     task = options.pop("task", None) or TinyTask()
     clamp = defense or Clamp(Clamp.Config(latents=8, multiplier=0.3))
-    return scored(target, task, clamp, attack, **{"limit": 24, **options})
+    return score(target, task, clamp, attack, RunSpec(**{"limit": 24, **options}))
 
 
 def suffixes(found: Scored) -> TokenSuffix:
-    assert isinstance(found.headline, TokenSuffix)
-    return found.headline
+    headline = found.headline()
+    assert isinstance(headline, TokenSuffix)
+    return headline
 
 
 def gcg(**config: Any) -> Gcg:
@@ -143,7 +145,7 @@ def test_a_suffix_that_grows_is_no_suffix_and_flagged() -> None:
     found = run(Says("far too long a text", [4, 5, 6, 7]))
     assert found.row.recovery.k == 0
     assert found.row.controls.nothing.k == 0
-    assert "no-suffix" in found.row.flags
+    assert "no-suffix" in found.row.flag_names
     assert (suffixes(found).ids_EL == -1).all()
 
 
@@ -174,7 +176,7 @@ def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
             return super().intervene(site, resid_BTD.detach())
 
     row = run(gcg(), defense=Detached(Clamp.Config(latents=8, multiplier=0.3))).row
-    assert "no-gradient" in row.flags
+    assert "no-gradient" in row.flag_names
     assert row.recovery.k > 0
 
 

@@ -82,7 +82,7 @@ def test_a_null_space_is_as_exact_as_in_float32(architecture: str) -> None:
     drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert drift < 1e-5
-    assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flags)
+    assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flag_names)
     deltas = [t for t in found.headline().tensors().values() if t.is_floating_point()]
     assert {delta.dtype for delta in deltas} == {torch.float32}
 
@@ -92,7 +92,7 @@ def test_a_sphere_is_exact_up_to_the_rounding_of_the_residual_that_it_is_made_fo
     drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert 1e-5 < drift < BF16
-    assert "constraint-broken" not in found.row.flags
+    assert "constraint-broken" not in found.row.flag_names
 
 
 def test_answers_are_compared_in_float32() -> None:
