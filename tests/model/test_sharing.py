@@ -13,10 +13,12 @@ from saebench_recovery.interfaces import Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.constraints import Free
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.perturbations.windows import lay_out
+from saebench_recovery.spec import Limits
 from tests.model.setting import (
     POSITIONS,
     TOLERANCE,
@@ -46,7 +48,11 @@ def problem_of(
     variants = len(groups[0])
     budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    posing = Posing(active, TinyTask(), groups, budgets_EV, "relative", {}, goal_E, 0, Meter())
+    assert active.defense is not None
+    rule = DriftRule(Limits(), dict.fromkeys(active.defense.latents, 1.0))
+    posing = Posing(
+        active, TinyTask(), groups, budgets_EV, "relative", {}, goal_E, 0, Meter(), rule
+    )
     windows = lay_out(posing, torch.tensor(positions), [site])
     space = Residual(
         windows.positions_NP,
