@@ -31,7 +31,8 @@ from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.plain import load_plain
 from saebench_recovery.targets.presets import preset
 from saebench_recovery.targets.target import Target
-from tests.model.test_forward import DEFENDED, POSITIONS, clamp, prompts, random_delta
+from tests.model.setting import POSITIONS, clamp, prompts, random_delta
+from tests.model.test_forward import DEFENDED
 from tests.plain import plain_model
 from tests.sae.test_latents import CASES
 from tests.saes import SITE as SAE_SITE
