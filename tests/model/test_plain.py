@@ -24,6 +24,7 @@ from saebench_recovery.model.generation import written
 from saebench_recovery.model.plain import Conditions, PlainModel
 from saebench_recovery.model.plain_drift import PlainDrift, decoder_rows, drift_of, read_latents
 from saebench_recovery.model.plain_hooks import replaced
+from saebench_recovery.model.roles import Intervention
 from saebench_recovery.perturbations import drift as fast_drift
 from saebench_recovery.sae.files import from_state, load_dictionary
 from saebench_recovery.spec import Limits, ThreatModel
@@ -104,11 +105,12 @@ def fast(
         outputs.append(forward(target, laid, edits, pool=pool, distribution=pool is None))
         readings.append(fast_reading(active, trace, laid.rows_per_example, sites))
     scopes = fast_drift.scopes(laid, delta.positions_EP)
-    found = fast_drift.drift(*readings[:2], defense.latents, scopes, typical(defense))
+    reference, recovered, _ = readings
+    found = fast_drift.drift(reference, recovered, defense.latents, scopes, typical(defense))
     return outputs[1], outputs[2], found
 
 
-def typical(defense: Defense) -> dict[Site, float]:
+def typical(defense: Intervention) -> dict[Site, float]:
     """Another one at each site, so that none stands for another's."""
     return {site: 2.0 + i for i, site in enumerate(defense.latents)}
 
