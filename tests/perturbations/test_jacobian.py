@@ -141,7 +141,7 @@ def test_removing_and_correcting_are_exact_for_a_linear_map() -> None:
 def test_correction_steps_take_a_realised_drift_back() -> None:
     model = Linearised(problem(multiplier=0.3), None, None)
     model.look(random_flat(model, 0.0), linearise=False)
-    length = 0.2 * model.problem.pooled_radius_N[:, None]
+    length = 0.4 * model.problem.pooled_radius_N[:, None]
     delta = model.inside(length * random_flat(model, 1.0, seed=3))
     drifts = []
     for _ in range(8):
