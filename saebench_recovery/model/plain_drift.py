@@ -20,8 +20,8 @@ from saebench_recovery.model.examples import Example
 from saebench_recovery.model.plain import Conditions, PlainModel, teacher_forced
 from saebench_recovery.spec import Limits
 
-# Largest |z - z0| that counts as none where neither the defended nor the clean pass has any
-# activation to compare with.
+# Root mean square activation, relative to what is typical, up to which latents are silent: their
+# pre-activations are judged there.
 SILENT = 1e-3  # as in perturbations.drift, by its own words
 
 
@@ -90,8 +90,7 @@ def decoder_rows(sae: Any, features: list[int]) -> Tensor:
 class PlainDrift:
     """Drift of one example: the metrics of `schema.Drift` per scope, None where undefined.
 
-    `latents` and `decoded` are the largest relative drift of any scope, infinite where it is NaN
-    or has nothing to be relative to.
+    `latents` and `decoded` are the largest judged drift of any scope, infinite where it is NaN.
     """
 
     scopes: Mapping[str, Mapping[str, float | None]]

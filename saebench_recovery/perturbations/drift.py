@@ -189,6 +189,16 @@ def scopescope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
     return norm_R
 
 
+def scope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates).
+
+    Its gradient at zero is zero.
+    """
+    each = [torch.linalg.vector_norm(_in_scope(v, scope_RQ), dim=(1, 2)) for v in values]
+    norm_R: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return norm_R
+
+
 def _sum(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
     return torch.stack([_in_scope(v, scope_RQ).sum((1, 2)) for v in values]).sum(0)
 
