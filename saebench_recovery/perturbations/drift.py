@@ -120,7 +120,7 @@ def drift(
             "decode_l2": decode_l2,
             "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
             "floor_violation": (
-                scopescope_norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
+                scope_norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
             ).masked_fill(undefined, torch.nan),
             "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
             "preactivation_linf": _largest(p_gap, scope_RQ),
@@ -177,16 +177,6 @@ def worst(drift: Mapping[str, ScopeDrift], *, decoded: bool) -> Tensor:
         for s in drift.values()
     ]
     return torch.stack(every).amax(0)
-
-
-def scopescope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
-    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates).
-
-    Its gradient at zero is zero.
-    """
-    each = [torch.linalg.vectorscope_norm(_in_scope(v, scope_RQ), dim=(1, 2)) for v in values]
-    norm_R: Tensor = torch.linalg.vectorscope_norm(torch.stack(each), dim=0)
-    return norm_R
 
 
 def scope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
