@@ -55,7 +55,7 @@ class Batch:
     @cached_property
     def answers(self) -> tuple[Tensor, Tensor]:
         """The different candidate tokens [U], and where among them each [E, C] is."""
-        ids_U, place_EC = self.candidate_EC.clamp(min=0).unique(return_inverse=True)
+        ids_U, place_EC = torch.unique(self.candidate_EC.clamp(min=0), return_inverse=True)
         return ids_U, place_EC
 
     def columns(self, position_EP: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ class DefendedModel:
         if fault is not None:
             raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
         if self.straight_through:
-            changed = cast(Tensor, _StraightThrough.apply(resid_RQD, changed))
+            passed = _StraightThrough.apply(resid_RQD, changed)  # type: ignore[no-untyped-call]
+            changed = cast(Tensor, passed)
         spared = ~batch.mask_RQ
         if self.target.bos is not None and not self.defense.config.include_bos:
             spared = spared | (batch.position_RQ == 0)

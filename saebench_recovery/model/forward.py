@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -291,8 +291,11 @@ def run_tokens(
 
 
 @functools.cache
-def _cache_argument(model: type) -> str:
-    """What the installed transformers calls a model's cache: it was renamed in 5.24."""
+def _cache_argument(model: Hashable) -> str:
+    """What the installed transformers calls the cache of a class of models.
+
+    It was renamed in 5.24.
+    """
     named = inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
     return "cache" if "cache" in named else "past_key_values"
 

@@ -46,7 +46,9 @@ def test_a_share_of_one_is_where_the_rows_verdict_turns(defense: str, threat_mod
     problem = posed(setting, flips, Meter()).rows(index)
     drift, verdicts = ScoredDrift.of(problem), []
     for size in (1e-4, 0.01, 0.03, 0.1, 0.3, 1.0):
-        delta = problem.random(size * problem.budget_N, "test")
+        delta = problem.space.shrink(
+            problem.random("test"), torch.full_like(problem.budget_N, size)
+        )
         assert isinstance(delta, ResidualDelta)
         look = drift.look(delta, lambda objective_N, share_NK: objective_N - share_NK.sum(1))
         replay = Replay(setting, [flip.example for flip in flips], delta)

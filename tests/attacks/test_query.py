@@ -27,7 +27,7 @@ def test_a_defense_without_a_gradient_falls_where_a_gradient_attack_is_blind() -
     problem, found = searched(setting, flips)
     replay = replayed(setting, flips, found)
     assert (replay.recovered_E & replay.within_E).float().mean() > 0.7
-    once = problem.random(problem.budget_N, "query 0")
+    once = problem.random("query 0")
     assert (problem.objective(found) >= problem.objective(once) - 1e-4).all()
 
 

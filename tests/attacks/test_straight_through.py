@@ -62,7 +62,7 @@ def test_a_masked_gradient_does_not_protect(kind: type[Clamp]) -> None:
 def test_values_do_not_change_and_the_gradient_is_that_of_the_identity(kind: type[Clamp]) -> None:
     setting, flips = flips_under(kind(WEAK), attack("orthogonal"))
     problem = posed(setting, flips, Meter())
-    delta = problem.random(0.3 * problem.budget_N, "test")
+    delta = problem.space.shrink(problem.random("test"), torch.full_like(problem.budget_N, 0.3))
     assert isinstance(delta, ResidualDelta)
     straight = problem.straight_through()
     assert torch.equal(straight.objective(delta), problem.objective(delta))

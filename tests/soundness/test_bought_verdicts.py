@@ -10,9 +10,9 @@ import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.interfaces import Perturbation, ResidualDelta
+from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring import replay
+from saebench_recovery.scoring import replay as replaying
 from tests.soundness.setting import clamp, run
 
 
@@ -64,7 +64,8 @@ class Patching(Orthogonal):
     """Lets every drift pass."""
 
     def search(self, problem: Problem) -> ResidualDelta:
-        replay.within_limits = lambda drift, limits: torch.ones(1, dtype=torch.bool)  # type: ignore[assignment]
+        judge: Any = replaying
+        judge.within_limits = lambda drift, limits: torch.ones(1, dtype=torch.bool)
         return super().search(problem)
 
 
@@ -78,7 +79,8 @@ class Disarming(Orthogonal):
 
 
 def test_a_patched_judge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "within_limits", replay.within_limits)  # put back afterwards
+    judge: Any = replaying
+    monkeypatch.setattr(judge, "within_limits", judge.within_limits)  # put back afterwards
     row = run(clamp(), Patching()).row
     assert ("judge-replaced", "invalid") in {(flag.name, flag.level) for flag in row.flags}
 
@@ -92,8 +94,9 @@ def test_a_disarmed_copy_judges_nothing() -> None:
 class Unbooked(Orthogonal):
     """Asks for what only the engine may be asked."""
 
-    def search(self, problem: Problem) -> Perturbation:
-        return problem.differentiable(problem.zeros())  # type: ignore[attr-defined, no-any-return]
+    def search(self, problem: Any) -> ResidualDelta:
+        found: ResidualDelta = problem.differentiable(problem.zeros())
+        return found
 
 
 def test_there_is_no_door_around_the_engine() -> None:
