@@ -67,7 +67,7 @@ def stored(tmp_path: Path) -> Stored:
             },
         )
         flips = [
-            record(task, f"{i}", i < constrained, attack=attack, alarmed=alarmed)
+            record(task, f"{i}", recovered=i < constrained, attack=attack, alarmed=alarmed)
             for i in range(valid)
         ]
         # A defense that flips fewer of the same base examples leaves the others.
