@@ -46,6 +46,11 @@ class ResidualAscent(ResidualAttack):
             le=1e6,
             description="stop at this share of the clean model's own margin",
         )
+        through: Literal["defense", "identity"] = Field(
+            default="defense",
+            description="how gradients pass the defense: by its own backward pass or, where that "
+            "is wrong or zero, unchanged (straight-through, arXiv 1802.00420)",
+        )
         shared: bool = Field(
             default=False,
             description="one delta for all: fitted on half of the flips, scored on the others",
@@ -62,13 +67,17 @@ class ResidualAscent(ResidualAttack):
     def restores(self) -> bool:
         return self.config.objective == "restore"
 
+    def differentiated(self, problem: Problem) -> Problem:
+        """The problem whose gradients the search follows."""
+        return problem.straight_through() if self.config.through == "identity" else problem
+
     def fit(self, problem: Problem) -> None:
-        self._shared = ascend_shared(problem, self.config)
+        self._shared = ascend_shared(self.differentiated(problem), self.config)
 
     def search(self, problem: Problem) -> ResidualDelta:
         if self.config.shared:
             return spread(problem, self._shared)
-        return ascend(problem, self.config)
+        return ascend(self.differentiated(problem), self.config)
 
 
 def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:

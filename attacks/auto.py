@@ -18,6 +18,7 @@ ASCENT: dict[str, Any] = {
     "objective": "behaviour",
     "margin": 1.0,
     "shared": False,
+    "through": "defense",
 }
 EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "weight": 1.0}
 SOFT = {"length": 8, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}

@@ -89,7 +89,7 @@ class Jacobian(ResidualAscent):
     def _model(self, problem: Problem) -> Linearised:
         config = self.config
         return Linearised(
-            problem,
+            self.differentiated(problem),
             directions=config.directions if config.method == "sketch" else None,
             penalty=config.weight if config.method == "penalty" else None,
         )

@@ -50,6 +50,14 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.jacobian:Jacobian",
             "residual delta that keeps the defended latents in place at every layer",
         ),
+        "lagrangian": (
+            "saebench_recovery.attacks.lagrangian:Lagrangian",
+            "residual delta with a rising price on the drift that the row is scored by",
+        ),
+        "query": (
+            "saebench_recovery.attacks.query:Query",
+            "residual delta in the null space, found by random search without gradients",
+        ),
         "unconstrained": (
             "saebench_recovery.attacks.unconstrained:Unconstrained",
             "residual delta held back by the budget alone",

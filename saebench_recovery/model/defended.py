@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,12 +46,14 @@ class DefendedModel:
     At a site the residual is float32 while a delta is added, the defense intervenes and the
     latents are read; what the next block receives is rounded to the model's own precision.
     `held` are the latents that are read; by default all that the defense declares.
+    `straight_through`: gradients pass the defense as if it were the identity.
     """
 
     target: LanguageModel
     defense: Intervention | None
     threat_model: ThreatModel = "reclamp"
     held: Mapping[Site, Latents] | None = None
+    straight_through: bool = False
 
     @property
     def latents(self) -> Mapping[Site, Latents]:
@@ -100,10 +103,15 @@ class DefendedModel:
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
-        changed = self.defense.intervene(site, resid_RQD)
+        # Straight through: as it is scored, whatever it does where gradients are taken.
+        entering = resid_RQD.detach() if self.straight_through else resid_RQD
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.straight_through):
+            changed = self.defense.intervene(site, entering)
         fault = fault_of(changed, resid_RQD)
         if fault is not None:
             raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
+        if self.straight_through:
+            changed = cast(Tensor, _StraightThrough.apply(resid_RQD, changed))
         spared = ~batch.mask_RQ
         if self.target.bos is not None and not self.defense.config.include_bos:
             spared = spared | (batch.position_RQ == 0)
@@ -115,6 +123,18 @@ class DefendedModel:
             latents = self.latents[site]
             trace.z[site] = latents.read(after)
             trace.p[site] = latents.preactivation(after)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the gradient of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, entering: Tensor, leaving: Tensor) -> Tensor:
+        return leaving.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def _placed(values_EPD: Tensor, column_RP: Tensor, batch: Batch) -> Tensor:

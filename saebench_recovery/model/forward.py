@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from saebench_recovery.base.sites import Site
@@ -32,6 +32,8 @@ from saebench_recovery.model.hooks import (
 )
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.meter import counted
+
+SHARED = 4  # times as many different answers as an example has: one product serves all
 
 # Which edits hold for a batch: the active defense, and a perturbation where there is one.
 Edits = Callable[[Batch], Mapping[Site, Edit]]
@@ -289,9 +291,9 @@ def run_tokens(
 
 
 @functools.cache
-def _cache_argument(model: type[nn.Module]) -> str:
+def _cache_argument(model: type) -> str:
     """What the installed transformers calls a model's cache: it was renamed in 5.24."""
-    named = inspect.signature(model.forward).parameters
+    named = inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
     return "cache" if "cache" in named else "past_key_values"
 
 
@@ -301,7 +303,11 @@ def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     if batch.forced_RQ is None:
         readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
         present_EC = batch.candidate_EC >= 0
-        logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
+        ids_U, place_EC = batch.answers
+        if len(ids_U) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
+            logits_EC = target.logits_among(readout_ED, ids_U).gather(1, place_EC)
+        else:
+            logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
         return logits_EC.masked_fill(~present_EC, -torch.inf)
     total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
     scores_EC = (total_R / batch.length_R).view(E, -1)

@@ -20,8 +20,8 @@ from saebench_recovery.model.examples import Example
 from saebench_recovery.model.plain import Conditions, PlainModel, teacher_forced
 from saebench_recovery.spec import Limits
 
-# Largest |z - z0| that counts as none where neither the defended nor the clean pass has any
-# activation to compare with.
+# Root mean square activation, relative to what is typical, up to which latents are silent: their
+# pre-activations are judged there.
 SILENT = 1e-3  # as in perturbations.drift, by its own words
 
 
@@ -90,8 +90,7 @@ def decoder_rows(sae: Any, features: list[int]) -> Tensor:
 class PlainDrift:
     """Drift of one example: the metrics of `schema.Drift` per scope, None where undefined.
 
-    `latents` and `decoded` are the largest relative drift of any scope, infinite where it is NaN
-    or has nothing to be relative to.
+    `latents` and `decoded` are the largest judged drift of any scope, infinite where it is NaN.
     """
 
     scopes: Mapping[str, Mapping[str, float | None]]
@@ -117,12 +116,14 @@ def drift_of(
     positions: Iterable[int],
     typical: Mapping[Site, float],
     *,
+    held: Mapping[Site, Any] | None = None,
     longer: Example | None = None,
     insertion: int = 0,
 ) -> PlainDrift:
     """Drift of the pass under `conditions` from that under their defense alone.
 
-    `positions` are the perturbed tokens of the prompt, -1 for none. `longer` is the example with
+    `positions` are the perturbed tokens of the prompt, -1 for none. `held` are the latents that are
+    read, by default all that the defense declares. `longer` is the example with
     tokens put in before its token `insertion`: those are left out, and the longer prompt's last
     token is compared with the prompt's last one.
 
@@ -132,11 +133,12 @@ def drift_of(
     defense = conditions.defense
     if defense is None:
         raise ValueError("drift is that of a defense's latents")
-    sites = tuple(defense.latents)
+    latents = defense.latents if held is None else held
+    sites = tuple(latents)
 
     def passed(what: Example, under: Conditions) -> Reading:
         seen = model.run(_row(what), under, sites).after
-        return read(model, seen, defense.latents)
+        return read(model, seen, latents)
 
     put_in = 0 if longer is None else len(longer.prompt) - len(example.prompt)
     readout = len(example.prompt) - 1

@@ -104,15 +104,15 @@ def drift(
     )
 
     def within(scope_RQ: Tensor) -> ScopeDrift:
-        l2, z0_norm = (_norm(v, scope_RQ) for v in (gap, z0))
-        decode_l2, decode_z0 = (_norm(v, scope_RQ) for v in (decoded, decoded0))
+        l2, z0_norm = (scope_norm(v, scope_RQ) for v in (gap, z0))
+        decode_l2, decode_z0 = (scope_norm(v, scope_RQ) for v in (decoded, decoded0))
         eligible = _sum([v <= 0 for v in z0], scope_RQ)
         switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
         every = _sum([torch.ones_like(v) for v in z0], scope_RQ).clamp_min(1).sqrt()
         # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
         # relative drift of 3.3e7 was once published.
         undefined = z0_norm == 0
-        displacement = _norm(scaled, scope_RQ) / every
+        displacement = scope_norm(scaled, scope_RQ) / every
         metrics = {
             "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
             "l2": l2,
@@ -120,14 +120,14 @@ def drift(
             "decode_l2": decode_l2,
             "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
             "floor_violation": (
-                _norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
+                scope_norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
             ).masked_fill(undefined, torch.nan),
             "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
             "preactivation_linf": _largest(p_gap, scope_RQ),
             "preactivation_relative": displacement,
         }
         present_R = scope_RQ.any(1)
-        silent_R = _norm(active, scope_RQ) / every <= SILENT
+        silent_R = scope_norm(active, scope_RQ) / every <= SILENT
         return ScopeDrift(
             {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
             present_R,
@@ -179,9 +179,14 @@ def worst(drift: Mapping[str, ScopeDrift], *, decoded: bool) -> Tensor:
     return torch.stack(every).amax(0)
 
 
-def _norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
-    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates)."""
-    return _sum([v.square() for v in values], scope_RQ).sqrt()
+def scope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:
+    """L2 norm [R] over sites, the scope's positions and latents (or residual coordinates).
+
+    Its gradient at zero is zero.
+    """
+    each = [torch.linalg.vector_norm(_in_scope(v, scope_RQ), dim=(1, 2)) for v in values]
+    norm_R: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return norm_R
 
 
 def _sum(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:

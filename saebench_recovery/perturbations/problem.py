@@ -199,6 +199,17 @@ class Problem:
             _engine=self._engine.rows(index),
         )
 
+    def straight_through(self) -> Self:
+        """The same problem with gradients that pass the defense unchanged.
+
+        For defenses whose own backward pass is wrong or zero; no value changes.
+        """
+
+        def change(engine: Engine) -> Engine:
+            return replace(engine, active=replace(engine.active, straight_through=True))
+
+        return self.with_engine(change)
+
     def copied(self) -> Self:
         """The same problem on copies of all that a result is held to."""
         return replace(

@@ -124,6 +124,13 @@ class Residual(Space):
             note=note,
         )
 
+    def copied(self) -> Self:
+        units, norms = (
+            {site: values_NP.clone() for site, values_NP in each.items()}
+            for each in (self.units, self.norms)
+        )
+        return replace(super().copied(), units=units, norms=norms)
+
     def zeros(self) -> ResidualDelta:
         N, P = self.positions_NP.shape
         empty = torch.zeros(N, P, self.width, device=self.positions_NP.device)

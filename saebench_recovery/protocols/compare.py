@@ -49,8 +49,8 @@ def theirs(number: Number) -> Figure:
     """The published figure; a share gets the Wilson interval that the paper uses."""
     if number.k is None or number.n is None:
         return Figure(number.value, number.low, number.high)
-    low, high = binomtest(number.k, number.n).proportion_ci(method="wilson")
-    return Figure(number.k / number.n, float(low), float(high), number.k, number.n)
+    interval = binomtest(number.k, number.n).proportion_ci(method="wilson")
+    return Figure(number.k / number.n, interval.low, interval.high, number.k, number.n)
 
 
 def _ours(number: Number, rows: Mapping[str, Row]) -> Figure | None:

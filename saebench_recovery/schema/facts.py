@@ -106,6 +106,9 @@ class Facts(Stored):
     limits: Limits
     seed: int
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
+    held: dict[str, tuple[int, ...]] = Field(
+        description="of those, the latents that the defense edits: what an attack has to keep"
+    )
     examples: ExampleCounts
     unsuppressed: tuple[BaseExample, ...] = Field(
         description="base examples that the defense does not flip"

@@ -186,6 +186,10 @@ def _facts(
         limits=spec.limits,
         seed=spec.seed,
         features={str(site): latents for site, latents in defense.features.items()},
+        held={
+            str(site): tuple(latents.features.tolist())
+            for site, latents in setting.active.latents.items()
+        },
         examples=seen.counts,
         unsuppressed=tuple(seen.unsuppressed),
         perturbation=PerturbationKind(

@@ -35,7 +35,7 @@ def test_the_command_runs_on_the_embedded_target(tmp_path: Path) -> None:
     assert row.controls.nothing.k == 0
     assert row.norm.mean is None
     assert row.curve.points == ()
-    assert not {"tail-disagrees", "no-suffix"} & set(row.flags)
+    assert not {"tail-disagrees", "no-suffix"} & set(row.flag_names)
 
 
 def test_a_task_that_does_not_generate_is_refused_in_one_line(tmp_path: Path) -> None:

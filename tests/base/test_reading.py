@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,22 @@ class Row(TableRow):
     text: str
 
 
-def rows(source: str) -> list[Row]:
+def table(source: str) -> list[Row]:
     return list(read_table(source, Row))
 
 
-def refused(read: Callable[..., Any], *given: Any) -> str:
+def refused(read: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as caught:
-        read(*given)
+        read()
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) < 1000
     return line
 
 
-def read_or_refused(read: Callable[..., Any], *given: Any) -> Any:
+def read_or_refused(read: Callable[[], Any]) -> Any:
     try:
-        return read(*given)
+        return read()
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return None
@@ -87,7 +88,7 @@ def written(file: Path, text: str | bytes) -> Path:
 def test_any_bytes_are_a_value_or_one_line(tmp_path: Path, text: bytes) -> None:
     for read, name in ((reading.read_json, "a.json"), (reading.read_yaml, "a.yaml")):
         file = written(tmp_path / name, text)
-        value = read_or_refused(read, file)
+        value = read_or_refused(partial(read, file))
         canonical_json(value)  # of JSON's kinds, whichever it was
     file = written(tmp_path / "a.safetensors", text)
     read_or_refused(lambda: reading.read_tensors(file))
@@ -98,7 +99,7 @@ def test_any_bytes_are_a_value_or_one_line(tmp_path: Path, text: bytes) -> None:
 def test_any_table_is_rows_or_one_line(tmp_path: Path, text: bytes) -> None:
     for name in ("a.csv", "a.jsonl", "a.parquet"):
         source = str(written(tmp_path / name, text))
-        read_or_refused(rows, source)
+        read_or_refused(partial(table, source))
     source = str(written(tmp_path / "a.txt", text))
     read_or_refused(lambda: list(documents(source)))
 
@@ -108,7 +109,7 @@ def test_any_table_is_rows_or_one_line(tmp_path: Path, text: bytes) -> None:
 def test_any_target_and_any_sae_is_read_or_one_line(tmp_path: Path, text: bytes) -> None:
     for name in ("a.yaml", "a.json"):
         file = written(tmp_path / name, text)
-        read_or_refused(preset, str(file))
+        read_or_refused(partial(preset, str(file)))
     (tmp_path / "sae").mkdir(exist_ok=True)
     written(tmp_path / "sae" / "sae_weights.safetensors", text)
     written(tmp_path / "sae" / "cfg.json", text)
@@ -204,18 +205,18 @@ def places(folder: Path) -> Iterable[Path]:
 
 def test_places_that_no_file_is_read_from(tmp_path: Path) -> None:
     for place in places(tmp_path):
-        assert "cannot read" in refused(reading.read_json, place)
-        assert "cannot read" in refused(reading.read_tensors, place)
+        assert "cannot read" in refused(partial(reading.read_json, place))
+        assert "cannot read" in refused(partial(reading.read_tensors, place))
         assert not reading.is_file(place)
         assert title(f"{place}.yaml") == f"{place}.yaml"
-        refused(preset, f"{place}.yaml")
-        refused(rows, f"{place}.jsonl")
+        refused(partial(preset, f"{place}.yaml"))
+        refused(partial(table, f"{place}.jsonl"))
 
 
 def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
     source = str(written(tmp_path / "a.jsonl", '{"text": "' + "x" * 2000))
-    assert "line 1: more than 1000 characters" in refused(rows, source)
+    assert "line 1: more than 1000 characters" in refused(partial(table, source))
 
 
 def test_an_archive_that_is_larger_unpacked(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.examples import Output
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.generation import written
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.plain import Conditions, PlainModel
 from saebench_recovery.model.plain_drift import PlainDrift, decoder_rows, drift_of, read_latents
 from saebench_recovery.model.plain_hooks import replaced
+from saebench_recovery.model.roles import Intervention
 from saebench_recovery.perturbations import drift as fast_drift
 from saebench_recovery.sae.files import from_state, load_dictionary
 from saebench_recovery.spec import Limits, ThreatModel
@@ -32,7 +32,8 @@ from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.plain import load_plain
 from saebench_recovery.targets.presets import preset
 from saebench_recovery.targets.target import Target
-from tests.model.test_forward import DEFENDED, POSITIONS, clamp, prompts, random_delta
+from tests.model.setting import POSITIONS, clamp, prompts, random_delta
+from tests.model.test_forward import DEFENDED
 from tests.plain import plain_model
 from tests.sae.test_latents import CASES
 from tests.saes import SITE as SAE_SITE
@@ -76,7 +77,7 @@ def agreeing_drift(found: PlainDrift, wanted: Mapping[str, fast_drift.ScopeDrift
 def fast_reading(
     active: DefendedModel, trace: Trace, rows: int, sites: Sequence[Site]
 ) -> fast_drift.Reading:
-    """Of each example's first row; of the clean pass too."""
+    """Of each example's first row."""
     assert active.defense is not None
     latents = active.defense.latents
     z = {s: latents[s].read(trace.after[s])[::rows] for s in sites}
@@ -97,16 +98,21 @@ def fast(
     pool = None if task is None else task.pool
     laid, sites = target.batch(examples), tuple(defense.latents)
     bare = DefendedModel(target, None)
-    passes = {"reference": (active, None), "recovered": (active, delta), "clean": (bare, None)}
-    outputs, readings = {}, {}
-    for name, (model, moved) in passes.items():
+    outputs, readings = [], []
+    for model, moved in ((active, None), (active, delta), (bare, None)):
         trace = Trace()
         edits = model.edits(laid, moved, trace, sites)
-        outputs[name] = forward(target, laid, edits, pool=pool, distribution=pool is None)
-        readings[name] = fast_reading(active, trace, laid.rows_per_example, sites)
+        outputs.append(forward(target, laid, edits, pool=pool, distribution=pool is None))
+        readings.append(fast_reading(active, trace, laid.rows_per_example, sites))
     scopes = fast_drift.scopes(laid, delta.positions_EP)
-    found = fast_drift.drift(**readings, latents=defense.latents, scopes=scopes)
-    return outputs["recovered"], outputs["clean"], found
+    reference, recovered, _ = readings
+    found = fast_drift.drift(reference, recovered, defense.latents, scopes, typical(defense))
+    return outputs[1], outputs[2], found
+
+
+def typical(defense: Intervention) -> dict[Site, float]:
+    """Another one at each site, so that none stands for another's."""
+    return {site: 2.0 + i for i, site in enumerate(defense.latents)}
 
 
 def delta_at(
@@ -145,7 +151,8 @@ def test_scores_and_drift_of_tiny_models(
             agree(plain.scores_EC[0], output.scores_EC[e, : len(example.candidates)])
             assert plain.logprobs_EV is not None
             agree(plain.logprobs_EV[0], output.logprobs_EV[e])
-            found = drift_of(model, example, conditions, POSITIONS["several"][e])
+            places = POSITIONS["several"][e]
+            found = drift_of(model, example, conditions, places, typical(defense))
             agreeing_drift(found, drifted, e)
 
 
@@ -160,19 +167,21 @@ def test_drift_of_a_prompt_with_a_suffix_leaves_the_suffix_out(insertion: int) -
     longer = example.with_inserted(at, (41, 42, 43))
     assert len(example.prompt) == 7
     wanted = {1: [0, 4, 5, 6, 7, 8, 9], 4: [0, 1, 2, 3, 7, 8, 9], 7: [0, 1, 2, 3, 4, 5, 9]}[at]
-    found = drift_of(model, example, Conditions(active.defense), [6], longer=longer, insertion=at)
+    scale = typical(active.defense)
+    found = drift_of(
+        model, example, Conditions(active.defense), [6], scale, longer=longer, insertion=at
+    )
     sites = tuple(active.defense.latents)
     readings: list[fast_drift.Reading] = []
-    for shown in (example, longer, example):
+    for shown in (example, longer):
         trace, laid = Trace(), target.batch([shown])
         with torch.no_grad():
-            bare = DefendedModel(target, None) if len(readings) == 2 else active
-            forward(target, laid, bare.edits(laid, None, trace, sites))
+            forward(target, laid, active.edits(laid, None, trace, sites))
         readings.append(fast_reading(active, trace, 1, sites))
-    before, after, clean = readings
+    before, after = readings
     after = after.at(torch.tensor([wanted]))
     scopes = fast_drift.scopes(target.batch([example]), torch.tensor([[6]]))
-    expected = fast_drift.drift(before, after, clean, active.defense.latents, scopes)
+    expected = fast_drift.drift(before, after, active.defense.latents, scopes, scale)
     agreeing_drift(found, expected, 0)
 
 
@@ -228,9 +237,9 @@ def test_organism(task_name: str, defense_name: str, threat_model: ThreatModel) 
     output, clean, drifted = fast(active, examples, delta, task)
     texts: dict[str, tuple[str, ...]] = {}
     if task.new_tokens:
-        texts["recovered"] = written(active, examples, task.new_tokens, Meter(), delta)
+        texts["recovered"] = written(active, examples, task.new_tokens, delta)
         bare = DefendedModel(target, None)
-        texts["clean"] = written(bare, examples, task.new_tokens, Meter())
+        texts["clean"] = written(bare, examples, task.new_tokens)
     for e, example in enumerate(examples):
         conditions = Conditions(defense, delta.rows(torch.tensor([e])), threat_model)
         found, undisturbed = (
@@ -251,7 +260,8 @@ def test_organism(task_name: str, defense_name: str, threat_model: ThreatModel) 
         for least in (0.2, 0.5, 0.8):
             near = task.base_like(found, undisturbed, least)
             assert torch.equal(near, task.base_like(wanted, bare_output, least))
-        agreeing_drift(drift_of(model, example, conditions, positions[e]), drifted, e)
+        drift = drift_of(model, example, conditions, positions[e], typical(defense))
+        agreeing_drift(drift, drifted, e)
 
 
 def of(output: Output, e: int, texts: tuple[str, ...] | None) -> Output:
@@ -354,4 +364,4 @@ def test_no_residual_between_parallel_attention_and_mlp() -> None:
 
 def test_drift_without_a_defense_is_refused() -> None:
     with pytest.raises(ValueError, match="defense"):
-        drift_of(tiny_plain("gpt2"), prompts(long_answers=False)[0], Conditions(), [6])
+        drift_of(tiny_plain("gpt2"), prompts(long_answers=False)[0], Conditions(), [6], {})

@@ -48,7 +48,7 @@ def problem_of(
     variants = len(groups[0])
     budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    rule = DriftRule(Limits(), {})
+    rule = DriftRule(Limits(), dict.fromkeys(active.latents, 1.0))
     posing = Posing(
         active, TinyTask(), groups, budgets_EV, "relative", {}, goal_E, 0, Meter(), rule
     )

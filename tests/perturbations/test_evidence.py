@@ -25,7 +25,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @cache
 def perturbation(kind: str) -> Perturbation:
     posed = problem_of(tiny_setting(kind), 2)
-    return posed.admit(posed.random(posed.budget_N if posed.space.has_norm else None, "test"))
+    return posed.admit(posed.random("test"))
 
 
 def packed(

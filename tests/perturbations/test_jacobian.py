@@ -17,11 +17,12 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.jacobian import Linearised, Rows
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
-from saebench_recovery.spec import RunSpec, ThreatModel
+from saebench_recovery.spec import Limits, RunSpec, ThreatModel
 from tests.journal import Scored, score
 from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
 
@@ -61,10 +62,12 @@ def problem(
         task,
         [[e, e] for e in examples],
         torch.full((3, 2), 0.5),
-        [False] * 2,
+        "relative",
+        {},
         torch.ones(3),
         seed=0,
         meter=meter or Meter(),
+        drift_rule=DriftRule(Limits(), dict.fromkeys(made.latents, 1.0)),
         allowance=allowance,
     )
     return pose("residual", AtTheLastTwo(), posing)
@@ -84,7 +87,7 @@ def test_the_jacobian_is_that_of_finite_differences(architecture: str, forced: b
     model = Linearised(problem(architecture, task=Forced() if forced else None), None, None)
     assert model.held == [LATER]
     model.look(random_flat(model, 0.0), linearise=False)  # the reference
-    scale_N1 = model.problem.scale_N[:, None]
+    scale_N1 = model.problem.pooled_radius_N[:, None]
     at, step_N1 = model.inside(0.2 * scale_N1 * random_flat(model, 1.0, seed=1)), 1e-3 * scale_N1
     rows = model.look(at, linearise=True).rows
     assert rows is not None
@@ -138,7 +141,7 @@ def test_removing_and_correcting_are_exact_for_a_linear_map() -> None:
 def test_correction_steps_take_a_realised_drift_back() -> None:
     model = Linearised(problem(multiplier=0.3), None, None)
     model.look(random_flat(model, 0.0), linearise=False)
-    length = 0.2 * model.problem.scale_N[:, None]
+    length = 0.4 * model.problem.pooled_radius_N[:, None]
     delta = model.inside(length * random_flat(model, 1.0, seed=3))
     drifts = []
     for _ in range(8):

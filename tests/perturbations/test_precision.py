@@ -82,7 +82,7 @@ def test_a_null_space_is_as_exact_as_in_float32(architecture: str) -> None:
     drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert drift < 1e-5
-    assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flags)
+    assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flag_names)
     deltas = [t for t in found.headline().tensors().values() if t.is_floating_point()]
     assert {delta.dtype for delta in deltas} == {torch.float32}
 

@@ -51,7 +51,14 @@ def problem(kind: str, place: str = "gpt2") -> Problem:
 
 def drawn(problem: Problem, times: float = 0.5) -> Perturbation:
     """A random perturbation of so many times the budget, if it has a norm."""
-    return problem.random(times * problem.budget_N if problem.space.has_norm else None, "test")
+    return lengthened(problem.random("test"), times)
+
+
+def lengthened(perturbation: Perturbation, times: float) -> Perturbation:
+    if not isinstance(perturbation, ResidualDelta):
+        return perturbation
+    values = {site: times * value for site, value in perturbation.values.items()}
+    return replace(perturbation, values=values)
 
 
 def assert_same(one: Perturbation, other: Perturbation, **near: Any) -> None:
@@ -91,7 +98,7 @@ def test_admitting_clips_to_the_budget_and_is_idempotent(kind: str, place: str) 
     posed = problem(kind, place)
     once = posed.admit(drawn(posed, times=3.0))
     assert_same(posed.admit(once), once)
-    norm_N = once.norm_E()
+    norm_N = posed.norm(once)
     assert (norm_N is not None) == posed.space.has_norm
     if norm_N is not None:
         torch.testing.assert_close(norm_N, posed.budget_N, rtol=1e-4, atol=1e-6)
@@ -161,7 +168,9 @@ def displacement(posed: Problem, delta: ResidualDelta) -> float:
 
 def allowed(posed: Problem, delta: Perturbation) -> None:
     assert isinstance(delta, ResidualDelta)
-    assert (delta.norm_E() <= posed.budget_N * (1 + 1e-5)).all()
+    norm_N = posed.norm(delta)
+    assert norm_N is not None
+    assert (norm_N <= posed.budget_N * (1 + 1e-5)).all()
     if type(posed.space) is Residual:
         assert displacement(posed, delta) < 1e-5
 
@@ -196,7 +205,7 @@ def test_shrinking_halves_the_norm_and_stays_allowed(kind: str, place: str) -> N
         assert half is None
         return
     assert half is not None
-    (norm_N, half_N) = (p.norm_E() for p in (whole, half))
+    norm_N, half_N = (posed.norm(p) for p in (whole, half))
     assert norm_N is not None
     torch.testing.assert_close(half_N, norm_N / 2)
     allowed(posed, half)
@@ -209,16 +218,17 @@ def test_random_ones_have_the_asked_norm_and_do_not_depend_on_the_batch(
     kind: str, place: str
 ) -> None:
     posed = problem(kind, place)
-    norm_N = 0.3 * posed.budget_N if posed.space.has_norm else None
-    whole = posed.random(norm_N, "a label")
-    if norm_N is not None:
-        torch.testing.assert_close(whole.norm_E(), norm_N)
-    index = torch.arange(posed.variants, posed.size)  # all but the first flip
-    part = posed.rows(index).random(None if norm_N is None else norm_N[index], "a label")
-    assert_same(part, whole.rows(index), rtol=1e-5, atol=1e-5)
-    assert_same(posed.random(norm_N, "a label"), whole)
-    with pytest.raises(AssertionError):
-        assert_same(posed.random(norm_N, "another label"), whole, rtol=1e-3, atol=1e-3)
+    given = drawn(posed, times=0.3)
+    for like, times in ((None, 1.0), (given, 0.3)):
+        whole = posed.random("a label", like)
+        if posed.space.has_norm:
+            torch.testing.assert_close(posed.norm(whole), times * posed.budget_N)
+        index = torch.arange(posed.variants, posed.size)  # all but the first flip
+        part = posed.rows(index).random("a label", None if like is None else like.rows(index))
+        assert_same(part, whole.rows(index), rtol=1e-5, atol=1e-5)
+        assert_same(posed.random("a label", like), whole)
+        with pytest.raises(AssertionError):
+            assert_same(posed.random("another label", like), whole, rtol=1e-3, atol=1e-3)
 
 
 @every_kind

@@ -17,6 +17,7 @@ from saebench_recovery.interfaces import Example, SoftSuffix, TokenSuffix
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.replacements import evaluated, proposed
@@ -25,6 +26,7 @@ from saebench_recovery.perturbations.suffix import EMBEDDED, SuffixLayout
 from saebench_recovery.perturbations.suffix_embeddings import SuffixEmbeddings
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens, with_tokens
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import Limits
 from tests.problems import LENGTH, Still
 from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
 
@@ -84,8 +86,10 @@ def posed(
 
 def posing(active: DefendedModel, task: TinyTask, groups: list[list[Example]]) -> Posing:
     E, V = len(groups), len(groups[0])
-    budget_EV = torch.ones(E, V)
-    return Posing(active, task, groups, budget_EV, [False] * V, torch.ones(E), 0, Meter())
+    rule = DriftRule(Limits(), dict.fromkeys(map(Site.parse, SITES), 1.0))
+    return Posing(
+        active, task, groups, torch.ones(E, V), "relative", {}, torch.ones(E), 0, Meter(), rule
+    )
 
 
 def layout_of(problem: Problem) -> SuffixLayout:
@@ -202,8 +206,8 @@ def test_the_empty_suffix_is_the_prompt_itself() -> None:
 
 def test_random_suffixes_do_not_depend_on_the_batch() -> None:
     problem = posed("gpt2")
-    whole = problem.random(None, "control")
-    part = problem.rows(torch.tensor([2, 4])).random(None, "control")
+    whole = problem.random("control")
+    part = problem.rows(torch.tensor([2, 4])).random("control")
     assert isinstance(whole, TokenSuffix)
     assert isinstance(part, TokenSuffix)
     assert part.texts == (whole.texts[2], whole.texts[4])

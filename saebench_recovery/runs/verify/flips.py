@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
+
+import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
@@ -58,7 +60,8 @@ def replayed(
         matchup = fitted.get(flips.chunk.task)
         if matchup is None:
             continue
-        group = _Group(target, plain, matchup, spec, flips)
+        held = stored.facts[flips.chunk.task].held
+        group = _Group(target, plain, matchup, spec, held, flips)
         if group.attack is None:
             findings.add(differing("attack", flips.chunk.attack, None, task=flips.chunk.task))
             continue
@@ -77,6 +80,7 @@ class _Group:
     plain: PlainModel
     matchup: Matchup
     spec: RunSpec
+    held: Mapping[str, Sequence[int]]
     flips: StoredFlips
 
     @cached_property
@@ -88,7 +92,16 @@ class _Group:
     @cached_property
     def setting(self) -> Setting:
         assert self.attack is not None
-        return Setting(self.target, self.matchup.task, self.matchup.defense, self.attack, self.spec)
+        defense = self.matchup.defense
+        held = {
+            Site.parse(site): self.target.dictionary(Site.parse(site)).defended(
+                torch.tensor(chosen)
+            )
+            for site, chosen in self.held.items()
+        }
+        return Setting(
+            self.target, self.matchup.task, defense, self.attack, self.spec, held or None
+        )
 
     @cached_property
     def passes(self) -> RememberedPasses:

@@ -1,0 +1,196 @@
+"""`lagrangian`: ascent on the behaviour with a price on the drift that the row is scored by.
+
+`orthogonal` and `jacobian` keep pre-activations in place, also those of silent latents, where a
+constrained recovery may move activations up to the run's limits. Here those limits are the
+constraints themselves, and each example pays for each drift a price that rises while the drift is
+beyond its limit and falls while it is inside: dual ascent on the Lagrangian (Nocedal and Wright,
+Numerical Optimization, section 17.3), with multiplicative steps, as prices of several orders of
+magnitude are right for some example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from pydantic import Field
+from saebench_recovery.attacks._ascent import LOOK_EVERY, MOSTLY, _rate, _step
+from saebench_recovery.attacks._residual import ResidualAttack
+from torch import Tensor
+
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
+from saebench_recovery.perturbations.scored_drift import Look, ScoredDrift
+from saebench_recovery.registry import register_attack
+
+INSIDE = 0.99  # of a limit: the replay from the tokens rounds differently
+DEAREST = 1e4  # keeps a price finite where the limits cannot be met
+
+
+@register_attack("lagrangian")
+class Lagrangian(ResidualAttack):
+    """Climbs from zero, from the null space and from random points; keeps the best allowed delta.
+
+    What is cheap at first lets it climb as if nothing were held, and then come back inside the
+    limits. Later starts are for examples that are not done, but that could be if nothing were
+    held: one whose margin was never positive has no way back inside the budget.
+    """
+
+    class Config(ResidualAttack.Config):
+        steps: int = Field(default=100, ge=1, le=10_000, description="of each start")
+        starts: int = Field(default=3, ge=1, le=100, description="zero, null space, random, ...")
+        lr: float = Field(default=0.1, gt=0, description="first step, relative to the budget")
+        price: float = Field(
+            default=0.003, gt=0, description="first price of a drift at its limit, in margins"
+        )
+        rise: float = Field(
+            default=5.0, gt=0, description="exponent by which a price can change in one start"
+        )
+        margin: float = Field(
+            default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+        )
+
+    config: Config
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        found = Found.of(problem, self.config.margin)
+        drift = ScoredDrift.of(problem)
+        steps = self._steps(drift)
+        for number in range(self.config.starts):
+            if not bool(found.wanted_N.any()):
+                break
+            rows = problem.groups(found.wanted_N)
+            values = {s: v[rows] for s, v in self._start(problem, number).values.items()}
+            climb = Climb.of(drift.rows(rows), rows, values, self.config.price)
+            # Where long steps overshoot the limits short ones do not, and the other way round.
+            lr = self.config.lr / (1 + (number + 1) % 2)
+            self._climb(climb, found, steps, lr)
+            found.close()
+        return found.delta
+
+    def _steps(self, drift: ScoredDrift) -> int:
+        """How many each start makes: its own, or those that the allowance (FLOPs a row) pays."""
+        problem = drift.problem
+        if problem.allowance is None:
+            return self.config.steps
+        before = float(problem.spent_N().amax())
+        drift.look(problem.zeros(), lambda objective_N, share_NK: objective_N)
+        spent = float(problem.spent_N().amax())
+        return max(1, int((problem.allowance - spent) / (spent - before)) // self.config.starts)
+
+    def _start(self, problem: Problem, number: int) -> ResidualDelta:
+        if number == 0:
+            return problem.zeros()
+        space = replace(Residual.of(problem), constrained=number == 1)
+        drawn = replace(problem, space=space).random(f"start {number}")
+        assert isinstance(drawn, ResidualDelta)
+        return drawn
+
+    def _climb(self, climb: Climb, found: Found, steps: int, lr: float) -> None:
+        for step in range(steps + 1):
+            look = climb.look(found)
+            found.keep(climb, look)
+            if step == steps:
+                return
+            length_N = _rate(lr, step, steps) * climb.drift.problem.pooled_radius_N
+            climb.step(look, self.config.rise / steps, length_N)
+            if step % LOOK_EVERY == LOOK_EVERY - 1:
+                index = climb.drift.problem.groups(found.unmet(climb.rows))
+                if index.numel() == 0:
+                    return
+                if index.numel() <= MOSTLY * climb.rows.numel():
+                    climb = climb.of_rows(index)
+
+
+@dataclass
+class Found:
+    """The best allowed delta of every row so far, and its objective; minus infinity: none.
+
+    `highest_N` is the largest objective of any delta, allowed or not; `wanted_N` are the rows
+    that a further start may help.
+    """
+
+    delta: ResidualDelta
+    goal_N: Tensor
+    objective_N: Tensor
+    highest_N: Tensor
+    wanted_N: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, margin: float) -> Self:
+        nothing_N = torch.full_like(problem.goal_N, -torch.inf)
+        wanted_N = torch.ones_like(nothing_N, dtype=torch.bool)
+        goal_N = margin * problem.goal_N
+        return cls(problem.zeros(), goal_N, nothing_N, nothing_N.clone(), wanted_N)
+
+    def unmet(self, rows: Tensor) -> Tensor:
+        return self.wanted_N[rows] & (self.objective_N[rows] < self.goal_N[rows])
+
+    def keep(self, climb: Climb, look: Look) -> None:
+        """Keep the deltas that are inside the limits and better than those before them."""
+        rows, inside_N = climb.rows, look.share_NK.amax(1) <= INSIDE
+        climb.drift.note(look.objective_N.masked_fill(~inside_N, -torch.inf))
+        best_N = self.objective_N[rows]
+        better_N = inside_N & (look.objective_N > best_N) & self.unmet(rows)
+        for site, values in self.delta.values.items():
+            values[rows] = torch.where(better_N[:, None, None], climb.values[site], values[rows])
+        self.objective_N[rows] = torch.where(better_N, look.objective_N, best_N)
+        self.highest_N[rows] = torch.maximum(self.highest_N[rows], look.objective_N)
+
+    def close(self) -> None:
+        """After a start: want only what is not done and could be if nothing were held."""
+        possible_N = self.highest_N > self.goal_N.clamp(max=0)
+        self.wanted_N &= possible_N & (self.objective_N < self.goal_N)
+
+
+@dataclass
+class Climb:
+    """The rows of a problem that one start still works on."""
+
+    drift: ScoredDrift
+    rows: Tensor
+    values: dict[Site, Tensor]
+    momentum: dict[Site, Tensor]
+    price_NK: Tensor
+
+    @classmethod
+    def of(cls, drift: ScoredDrift, rows: Tensor, values: dict[Site, Tensor], price: float) -> Self:
+        momentum = {s: torch.zeros_like(v) for s, v in values.items()}
+        price_NK = torch.full((len(rows), drift.shares), price, device=rows.device)
+        return cls(drift, rows, values, momentum, price_NK)
+
+    def look(self, found: Found) -> Look:
+        """At the objective up to its goal, less what the drift costs: a price for each limit."""
+        goal_N = found.goal_N[self.rows]
+        unit_N = goal_N.abs().clamp_min(1e-6)
+
+        def aim(objective_N: Tensor, share_NK: Tensor) -> Tensor:
+            cost_N = (self.price_NK * share_NK.square()).sum(1)
+            return torch.minimum(objective_N, goal_N) / unit_N - cost_N
+
+        delta = ResidualDelta(self.values, self.drift.problem.positions_NP)
+        return self.drift.look(delta, aim)
+
+    def step(self, look: Look, rise: float, length_N: Tensor) -> None:
+        # A price changes by at most exp(rise): a drift of a hundred limits is not urgent by that.
+        factor_NK = torch.exp(rise * (look.share_NK - 1).clamp(max=1))
+        self.price_NK = (self.price_NK * factor_NK).clamp(max=DEAREST)
+        moved = _step(self.values, look.gradient, self.momentum, length_N)
+        self.values = self.drift.problem.project(moved)
+
+    def of_rows(self, index: Tensor) -> Self:
+        values, momentum = (
+            {s: t[index] for s, t in each.items()} for each in (self.values, self.momentum)
+        )
+        drift, rows = self.drift.rows(index), self.rows[index]
+        return replace(
+            self,
+            drift=drift,
+            rows=rows,
+            values=values,
+            momentum=momentum,
+            price_NK=self.price_NK[index],
+        )
