@@ -15,7 +15,7 @@ from saebench_recovery.targets.organism import world
 from saebench_recovery.training.organism.tokenizer import build_tokenizer
 from tests.saes import D, M
 
-WIDTH, LAYERS, LATENTS, CONTEXT = 32, 6, 48, 64
+WIDTH, LAYERS, LATENTS, CONTEXT = 32, 6, 96, 64
 
 
 def write_model(folder: Path) -> Path:

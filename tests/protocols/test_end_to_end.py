@@ -35,7 +35,9 @@ def test_ioi_without_a_connection(tmp_path: Path) -> None:
     (row,) = read_result(Path(done.stdout.splitlines()[-1])).rows
     assert (row.target, row.threat_model) == ("gpt2-small", "post")
     assert (row.budget, row.budget_unit) == (20, "absolute")
-    assert tuple(point.budget for point in row.curve.points) == CURVE_BUDGETS
+    assert tuple(point.budget for point in row.curve.points) == tuple(
+        20 * share for share in CURVE_BUDGETS
+    )
     assert row.examples.valid > 0
     assert row.controls.nothing.k == 0
     assert row.features.keys() == {"blocks.4.hook_resid_pre"}

@@ -59,12 +59,9 @@ class Lawless(Overspending):
         return self.search(problem)
 
 
-SHARED = pytest.mark.xfail(strict=True, reason="a copied space still shares its units")
-
-
 @pytest.mark.parametrize(
     "attack",
-    [Overspending(), Bribing(), Lawless(), pytest.param(Stretching(), marks=SHARED)],
+    [Overspending(), Bribing(), Lawless(), Stretching()],
     ids=type,
 )
 def test_an_attack_that_overspends_is_clipped(attack: Attack) -> None:

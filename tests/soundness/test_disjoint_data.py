@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
     Example,
     Split,
@@ -35,9 +34,10 @@ class Overlapping(TinyTask):
         return [replace(super().examples(target, "selection")[0], id="again"), *found]
 
 
-def test_overlap_of_selection_and_evaluation_is_refused() -> None:
-    with pytest.raises(UserError, match="selection and evaluation share a prompt"):
-        run(clamp(), Zero(), task=Overlapping())
+def test_overlap_of_selection_and_evaluation_is_flagged() -> None:
+    (flag,) = [f for f in run(clamp(), Zero(), task=Overlapping()).row.flags if "overlap" in f.name]
+    assert (flag.name, flag.level) == ("splits-overlap", "invalid")
+    assert "splits-overlap" not in standard("nothing").row.flag_names
 
 
 @pytest.mark.parametrize("name", DEFENSES)

@@ -101,7 +101,7 @@ def test_cross_entropy_by_hand(architecture: str) -> None:
 
 def test_the_organisms_own_sae_is_good_on_its_neutral_text() -> None:
     target = load_target("organism", "cpu")
-    found = quality(target, Site.parse("blocks.2.hook_resid_post"), target.neutral)
+    found = quality(target, Site.parse("blocks.2.hook_resid_post"), target.neutral_texts)
     read, ce = found.reconstruction, found.cross_entropy
     assert read.explained_variance is not None
     assert ce.recovered is not None
