@@ -94,7 +94,8 @@ class DefendedModel:
         if self.straight_through:
             with torch.no_grad():  # as it is scored, whatever it does where gradients are taken
                 changed = self.defense.intervene(site, resid_RQD.detach())
-            changed = cast(Tensor, _StraightThrough.apply(resid_RQD, changed))
+            passed = _StraightThrough.apply(resid_RQD, changed)  # type: ignore[no-untyped-call]
+            changed = cast(Tensor, passed)
         else:
             changed = self.defense.intervene(site, resid_RQD)
         if changed.shape != resid_RQD.shape:
