@@ -20,7 +20,7 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.residual import excess, total_norm
+from saebench_recovery.perturbations.residual import total_norm
 
 MOMENTUM = 0.75
 LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
@@ -33,13 +33,18 @@ class ResidualAscent(ResidualAttack):
 
     class Config(ResidualAttack.Config):
         steps: int = Field(default=50, ge=1, le=10_000)
-        lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+        lr: float = Field(
+            default=0.2, gt=0, le=100, description="first step, relative to the budget"
+        )
         objective: Literal["behaviour", "restore"] = Field(
             default="behaviour",
             description="raise the task's margin, or match the clean model's output distribution",
         )
         margin: float = Field(
-            default=1.0, gt=0, description="stop at this share of the clean model's own margin"
+            default=1.0,
+            gt=0,
+            le=1e6,
+            description="stop at this share of the clean model's own margin",
         )
         through: Literal["defense", "identity"] = Field(
             default="defense",
@@ -104,7 +109,7 @@ def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
                 if index.numel() == 0:
                     return result
                 climb, grads = climb.of_rows(index), {s: g[index] for s, g in grads.items()}
-        length_N = _rate(config.lr, step, steps) * climb.problem.budget_N
+        length_N = _rate(config.lr, step, steps) * climb.problem.pooled_radius_N
         climb.step(grads, length_N)
     climb.store(result)
     return result
@@ -194,7 +199,7 @@ def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site,
             for s, g in grads.items()
         }
         shared = _step(shared, total, momentum, _rate(config.lr, step, steps) * one_V)
-        factor_V = excess(shared, one_V)
+        factor_V = 1 / total_norm(shared).clamp(min=1)
         shared = {s: v * factor_V[:, None, None] for s, v in shared.items()}
         step += 1
     return shared
@@ -202,10 +207,12 @@ def ascend_shared(problem: Problem, config: ResidualAscent.Config) -> dict[Site,
 
 def spread(problem: Problem, shared: Mapping[Site, Tensor]) -> ResidualDelta:
     """A shared direction [V, 1, D] at every perturbed position, at each example's own budget."""
-    acts_NP1 = (problem.positions_NP >= 0)[:, :, None].float()
-    length_N11 = (problem.budget_N / acts_NP1.flatten(1).sum(1).sqrt())[:, None, None]
+    acts_NP = (problem.positions_NP >= 0).float()
     repeats = problem.size // problem.variants
-    values = {s: u.repeat(repeats, 1, 1) * acts_NP1 * length_N11 for s, u in shared.items()}
+    values = {
+        s: u.repeat(repeats, 1, 1) * (problem.radius[s] * acts_NP)[:, :, None]
+        for s, u in shared.items()
+    }
     return replace(problem.zeros(), values=problem.project(values))
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.interfaces import Attack, Defense, Example, PluginConfig, Task
 
 
@@ -14,8 +14,10 @@ class ResidualAttack(Attack):
     """An attack that adds rows to the residual stream at sites and positions of one's choice."""
 
     class Config(PluginConfig):
-        sites: tuple[str, ...] | None = Field(
-            default=None, description="perturbed hook points; default: the first defended one"
+        sites: tuple[SiteName, ...] | None = Field(
+            default=None,
+            min_length=1,
+            description="perturbed hook points; default: the first defended one",
         )
         positions: Literal["task", "readout", "all"] = Field(
             default="task",

@@ -11,7 +11,7 @@ class SuffixAttack(Attack):
     """An attack that puts a suffix of fixed length into the prompt."""
 
     class Config(PluginConfig):
-        length: int = Field(default=8, ge=1, description="tokens of the suffix")
+        length: int = Field(default=8, ge=1, le=512, description="tokens of the suffix")
 
     config: Config
 

@@ -15,7 +15,6 @@ from saebench_recovery.attacks._suffix import SuffixAttack
 from torch import Generator, Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.seeds import generators
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.replacements import batches_for, evaluated, noted, proposed
 from saebench_recovery.perturbations.retokenise import (
@@ -40,12 +39,18 @@ class GreedyCoordinateGradient(SuffixAttack):
 
     class Config(SuffixAttack.Config):
         steps: int = Field(default=16, ge=1, le=10_000)
-        candidates: int = Field(default=16, ge=1, description="suffixes tried per step, about")
-        topk: int = Field(default=64, ge=1, description="tokens drawn from for each position")
+        candidates: int = Field(
+            default=16, ge=1, le=4096, description="suffixes tried per step, about"
+        )
+        topk: int = Field(
+            default=64, ge=1, le=65_536, description="tokens drawn from for each position"
+        )
         coordinates: int = Field(
             default=4, ge=1, description="tokens replaced at once, at first; then ever fewer"
         )
-        buffer: int = Field(default=4, ge=1, description="best suffixes kept to go on from")
+        buffer: int = Field(
+            default=4, ge=1, le=1024, description="best suffixes kept to go on from"
+        )
         margin: float = Field(
             default=0.5, gt=0, description="stop at this share of the clean model's own margin"
         )
@@ -67,7 +72,7 @@ class GreedyCoordinateGradient(SuffixAttack):
         problem = SuffixTokens.of(problem).penalised(problem, config.drift_penalty, config.margin)
         space = SuffixTokens.of(problem)
         gaps = space.gaps()
-        drawn = list(generators(problem.seed, "gcg", [e.id for e in problem.examples]))
+        drawn = problem.generators("gcg")
         kept = Buffer.of(_first(space, gaps, drawn), config.buffer)
         goal_N = config.margin * problem.goal_N
         batches = batches_for(problem, BATCH)

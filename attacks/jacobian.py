@@ -120,7 +120,7 @@ class Jacobian(ResidualAscent):
             if step >= steps:
                 break
             rate = config.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            length_N = rate * model.problem.budget_N
+            length_N = rate * model.problem.pooled_radius_N
             delta_NF = self._moved(model, look, rows, delta_NF, momentum, length_N)
             if step % LOOK_EVERY == LOOK_EVERY - 1:
                 index = model.problem.groups(best_N[place_N] < goal_N[place_N])
@@ -152,7 +152,10 @@ class Jacobian(ResidualAscent):
             if self._corrected:
                 change_NF = change_NF + rows.correction(look.moved_NK)
         delta_NF = model.inside(delta_NF + change_NF)
-        excess_N: Tensor = delta_NF.norm(dim=1) / model.problem.budget_N.clamp_min(1e-30)
+        share_N = model.problem.space.norm(model.delta(delta_NF))
+        assert share_N is not None  # residual deltas have one
+        # All rows alike: what is held couples them.
+        excess_N = share_N / model.problem.budget_N.clamp_min(1e-30)
         return delta_NF / excess_N.clamp_min(1)[:, None]
 
     def _steps(self, allowance: float | None, spent: list[float]) -> int:

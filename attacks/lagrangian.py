@@ -85,7 +85,7 @@ class Lagrangian(ResidualAttack):
         if number == 0:
             return problem.zeros()
         space = replace(Residual.of(problem), constrained=number == 1)
-        drawn = replace(problem, space=space).random(problem.budget_N, f"start {number}")
+        drawn = replace(problem, space=space).random(f"start {number}")
         assert isinstance(drawn, ResidualDelta)
         return drawn
 
@@ -95,7 +95,7 @@ class Lagrangian(ResidualAttack):
             found.keep(climb, look)
             if step == steps:
                 return
-            length_N = _rate(lr, step, steps) * climb.drift.problem.budget_N
+            length_N = _rate(lr, step, steps) * climb.drift.problem.pooled_radius_N
             climb.step(look, self.config.rise / steps, length_N)
             if step % LOOK_EVERY == LOOK_EVERY - 1:
                 index = climb.drift.problem.groups(found.unmet(climb.rows))
@@ -159,7 +159,8 @@ class Climb:
     @classmethod
     def of(cls, drift: ScoredDrift, rows: Tensor, values: dict[Site, Tensor], price: float) -> Self:
         momentum = {s: torch.zeros_like(v) for s, v in values.items()}
-        return cls(drift, rows, values, momentum, torch.full_like(drift.limit_NK, price))
+        price_NK = torch.full((len(rows), drift.shares), price, device=rows.device)
+        return cls(drift, rows, values, momentum, price_NK)
 
     def look(self, found: Found) -> Look:
         """At the objective up to its goal, less what the drift costs: a price for each limit."""

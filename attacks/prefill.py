@@ -27,7 +27,7 @@ class Prefill(Attack):
     space = "beginning"
 
     class Config(PluginConfig):
-        length: int = Field(default=8, ge=1, description="tokens of a beginning, at most")
+        length: int = Field(default=8, ge=1, le=512, description="tokens of a beginning, at most")
         own: tuple[int, ...] = Field(
             default=(1, 2, 4, 8), description="how many tokens of the wanted answer to try"
         )

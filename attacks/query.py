@@ -76,7 +76,7 @@ class Query(ResidualAttack):
 
 def _drawn(problem: Problem, number: int) -> ResidualDelta:
     """A random delta of the full budget."""
-    drawn = problem.random(problem.budget_N, f"query {number}")
+    drawn = problem.random(f"query {number}")
     assert isinstance(drawn, ResidualDelta)
     return drawn
 
@@ -86,7 +86,7 @@ def _moved(
 ) -> ResidualDelta:
     """The point on the budget's sphere, inside the constraint set, that a step leads to."""
     values: dict[Site, Tensor] = {s: v + length * step.values[s] for s, v in at.values.items()}
-    far_N = FAR * problem.budget_N / total_norm(values).clamp_min(1e-30)
+    far_N = FAR * problem.pooled_radius_N / total_norm(values).clamp_min(1e-30)
     return replace(
         at, values=problem.project({s: v * far_N[:, None, None] for s, v in values.items()})
     )

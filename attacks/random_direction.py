@@ -16,4 +16,4 @@ class RandomDirection(ResidualAttack):
     constrained = True
 
     def search(self, problem: Problem) -> Perturbation:
-        return problem.random(problem.budget_N, "attack")
+        return problem.random("attack")

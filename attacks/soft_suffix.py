@@ -24,7 +24,9 @@ class SoftSuffixAscent(SuffixAttack):
 
     class Config(SuffixAttack.Config):
         steps: int = Field(default=20, ge=1, le=10_000)
-        lr: float = Field(default=0.2, gt=0, description="first step, relative to the budget")
+        lr: float = Field(
+            default=0.2, gt=0, le=100, description="first step, relative to the budget"
+        )
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -11,15 +11,17 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]  # beyond, float32 has no room for a residual
+
 
 class ClampingDefense(Defense):
     """A defense that sets defended latents to a value, or multiplies them."""
 
     class Config(Defense.Config):
-        value: float | tuple[float, ...] | None = Field(
+        value: Number | tuple[Number, ...] | None = Field(
             default=None, description="new activation, one for all or one per latent"
         )
-        multiplier: float | tuple[float, ...] | None = Field(
+        multiplier: Number | tuple[Number, ...] | None = Field(
             default=None, description="factor on the activation, one for all or one per latent"
         )
         positive_only: bool = Field(default=True, description="leave inactive latents alone")

@@ -9,7 +9,7 @@ from saebench_recovery.defenses._clamping import ClampingDefense
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.interfaces import Task
 from saebench_recovery.registry import register_defense
 from saebench_recovery.targets.target import Target
@@ -23,7 +23,7 @@ class Multilayer(ClampingDefense):
     """
 
     class Config(ClampingDefense.Config):
-        sites: tuple[str, ...] | None = Field(
+        sites: tuple[SiteName, ...] | None = Field(
             default=None,
             min_length=2,
             description="hook points; default: the task's own and all later ones with an SAE",

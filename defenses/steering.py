@@ -33,7 +33,10 @@ class Steering(Defense):
         direction: Literal["decoder", "means"] = Field(default="decoder")
         where: Literal["everywhere", "active"] = Field(default="everywhere")
         strength: float = Field(
-            default=0.5, description="length of the added vector over the mean residual norm"
+            default=0.5,
+            ge=-1e6,
+            le=1e6,
+            description="length of the added vector over the mean residual norm",
         )
 
     config: Config

@@ -4,21 +4,22 @@ Shape letters used throughout the project: B batch, E examples, R sequence rows 
 C candidate answers, T tokens, Q tail columns, P perturbed positions, L inserted tokens, D residual
 width, S defended latents, M dictionary width, V vocabulary, N items of a flat list (the rows of a
 problem or prompts or tokens), K items of a short list (classes or directions or choices),
-F entries of a flattened perturbation.
+F entries of a flattened perturbation, I directions of a basis.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig, PluginError
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.perturbations.answer_beginning import Beginning
@@ -49,25 +50,7 @@ __all__ = [
 Split = Literal["selection", "evaluation", "retain"]
 
 
-class PluginConfig(BaseModel):
-    """Settings of one plugin: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Plugin:
-    """Name and validated configuration, common to the three kinds."""
-
-    name: ClassVar[str] = ""  # set by the registry
-
-    class Config(PluginConfig):
-        pass
-
-    def __init__(self, config: PluginConfig | None = None) -> None:
-        self.config = config if config is not None else self.Config()
-
-
-class Task(Plugin, ABC):
+class Task(Plugin, ABC, kind="task"):
     """Examples in three disjoint splits, and one detector for the behaviour.
 
     A task reads next-token scores unless it says otherwise: one that sets `pool` reads the mean
@@ -204,7 +187,7 @@ class Task(Plugin, ABC):
         return {}
 
 
-class Defense(Plugin, ABC):
+class Defense(Plugin, ABC, kind="defense"):
     """An intervention on the residual stream that should stop a behaviour.
 
     `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
@@ -220,12 +203,12 @@ class Defense(Plugin, ABC):
     class Config(PluginConfig):
         """What every defense that selects latents can be told."""
 
-        site: str | None = Field(
+        site: SiteName | None = Field(
             default=None, description="hook point; default: the target's own for the task"
         )
         latents: int = Field(default=32, ge=1, description="how many latents are defended")
-        features: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-            default=None, min_length=1, description="their indices; default: the task's selection"
+        features: Indices | None = Field(
+            default=None, description="their indices; default: the task's selection"
         )
         include_bos: bool = Field(default=False, description="intervene on BOS too")
 
@@ -259,17 +242,22 @@ class Defense(Plugin, ABC):
         Latents that are given by their indices all score 1.
 
         Raises:
-            UserError: no latent scores above zero, or there is none of that index.
+            UserError: no latent scores above zero, or there are not so many, or none of that index.
         """
         dictionary = target.dictionary(site)
         if self.config.features is not None:
-            chosen = torch.tensor(list(dict.fromkeys(self.config.features)))
+            chosen = torch.tensor(self.config.features)
             scores = torch.ones(len(chosen), device=target.device)
             if chosen.max() >= dictionary.width:
                 raise UserError(f"no latent {chosen.max()} at {site}, which has {dictionary.width}")
         else:
+            if self.config.latents > dictionary.width:
+                raise UserError(
+                    f"{self.config.latents} latents asked for at {site}, which has "
+                    f"{dictionary.width}; give fewer with -D latents"
+                )
             score_M = task.attribution(target, site)
-            top = score_M.topk(min(self.config.latents, score_M.numel()))
+            top = score_M.topk(self.config.latents)
             chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
@@ -294,7 +282,7 @@ class Defense(Plugin, ABC):
         return {site: tuple(d.features.tolist()) for site, d in self.latents.items()}
 
 
-class Attack(Plugin, ABC):
+class Attack(Plugin, ABC, kind="attack"):
     """A search for a perturbation that brings the behaviour back.
 
     `space` is the kind of perturbation that it searches (`perturbations.kinds`): rows added to
@@ -353,4 +341,10 @@ class Attack(Plugin, ABC):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        return problem.admit(self.search(problem.copied()))
+        perturbation = self.search(problem.copied())
+        try:
+            return problem.admit(perturbation)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                self.title, "search:", str(error), fault="wrong-perturbation"
+            ) from error

@@ -15,6 +15,8 @@ from itertools import groupby
 from typing import Literal, get_args
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.named_code import check_allowed
+from saebench_recovery.base.reading import reason
 
 Category = Literal["empty", "degenerate", "refusal", "safety_cue", "compliance"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -92,13 +94,15 @@ def judge_named(name: str) -> Judge:
     """The judge at "module:function", held to giving one known category per answer.
 
     Raises:
-        UserError: there is none, now; or it gives something else, when it is called.
+        UserError: only a file named it, or there is none, now; or it gives something else, when
+            it is called.
     """
+    check_allowed(name, f"-T judge={name}")
     module, _, function = name.partition(":")
     try:
         judge: Judge = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"judge {name!r} is not module:function: {error}") from error
+    except Exception as error:  # importing a module runs it
+        raise UserError(f"judge {name!r} is not module:function: {reason(error)}") from error
     if not callable(judge):
         raise UserError(f"judge {name!r} is not module:function: it cannot be called")
 

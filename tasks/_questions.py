@@ -7,7 +7,6 @@ those that are attacked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,11 +16,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import parse_json
 from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.base.tables import Filled, R, TableRow, read_table
 from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.organism.world import LETTERS
 
+EMBEDDED = (None, "facts", "plain-facts")  # data with corpora of their own; None: by the target
 Half = Literal["selection", "evaluation"]
 Corpus = Literal["forget_corpus", "retain_corpus"]
 
@@ -183,7 +184,7 @@ class _Row(TableRow):
     @field_validator("choices", mode="before")
     @classmethod
     def _four(cls, value: Any) -> Any:
-        choices = json.loads(value) if isinstance(value, str) else value
+        choices = _list(value) if isinstance(value, str) else value
         if not isinstance(choices, list) or len(choices) != 4:
             count = len(choices) if isinstance(choices, list) else "no list of"
             raise ValueError(f"{count} options, not four")
@@ -193,6 +194,13 @@ class _Row(TableRow):
     @classmethod
     def _index(cls, value: Any) -> Any:
         return list(LETTERS).index(value) if value in list(LETTERS) else value
+
+
+def _list(text: str) -> Any:
+    try:
+        return parse_json(text, "options")
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 class _Text(TableRow):

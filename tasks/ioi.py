@@ -25,14 +25,21 @@ from saebench_recovery.targets.target import Target
 
 @register_task("ioi")
 class IndirectObject(Task):
-    """Behaviour: the indirect object's logit exceeds the subject's at the last prompt token."""
+    """Behaviour: the indirect object's logit exceeds every other name's at the prompt's end."""
 
     class Config(PluginConfig):
-        prompts: int = Field(default=256, ge=1, description="evaluation prompts")
-        selection_prompts: int = Field(default=96, ge=1, description="for choosing latents")
+        prompts: int = Field(default=256, ge=1, le=10_000, description="evaluation prompts")
+        selection_prompts: int = Field(
+            default=96, ge=1, le=10_000, description="for choosing latents"
+        )
         variant: Literal["mixed", "published"] = Field(
             default="mixed",
             description="eight templates in both orders, or the published BABA template 0 alone",
+        )
+        against: Literal["names", "subject"] = Field(
+            default="names",
+            description="what the indirect object must beat: every name of the pool, or, as "
+            "published, the subject alone",
         )
 
     config: Config
@@ -62,20 +69,25 @@ class IndirectObject(Task):
         return [self._example(target, prompt, names) for prompt in fit[:count]]
 
     def attribution(self, target: Target, site: Site) -> Tensor:
-        """Activation times gradient of the logit difference, on the selection split."""
+        """Activation times gradient of the published logit difference, on the selection split."""
         examples = self.examples(target, "selection")
-        return activation_gradient(target, site, examples, self.objective)
+        return activation_gradient(
+            target, site, examples, lambda output: output.scores_EC[:, 0] - output.scores_EC[:, 1]
+        )
 
     def _example(
         self, target: Target, prompt: world.IndirectObject, names: Sequence[str]
     ) -> Example:
-        """The wrong target is a third name, which the prompt does not contain."""
+        """The wrong target is a third name, which the prompt does not contain.
+
+        Among all names it has to beat the same competitors as the right one.
+        """
         place = fraction_of(prompt.text)
         strangers = [name for name in names if name not in (prompt.answer, prompt.wrong)]
         return target.example(
             f"ioi/{int(place * 2**48):012x}",
             prompt.text,
-            [prompt.answer, prompt.wrong],
+            [prompt.answer, prompt.wrong, *(strangers if self.config.against == "names" else ())],
             wrong=strangers[int(place * len(strangers))],
             cluster=prompt.key,
         )

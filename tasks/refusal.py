@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from saebench_recovery.tasks import _answers as texts
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.sites import Site
+from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.base.splits import fraction_of, split_of
 from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
@@ -37,6 +37,7 @@ from saebench_recovery.targets.target import Target
 
 CHUNK = 64  # prompts answered at a time
 EMBEDDED = "requests"
+Most = Annotated[int, Field(ge=1, le=10_000)]  # more take days to answer
 
 
 class Asked(TableRow):
@@ -56,26 +57,24 @@ class Refusal(Task):
         subset: str | None = Field(default=None, description="configuration of a data set")
         harmless: str = Field(default=EMBEDDED, description="requests to go on answering")
         harmless_column: str = Field(default="instruction")
-        requests: int = Field(default=128, ge=1, description="evaluation requests, at most")
-        selection_requests: int = Field(
-            default=64, ge=1, description="requests of either kind for choosing latents, at most"
+        requests: Most = Field(default=128, description="evaluation requests, at most")
+        selection_requests: Most = Field(
+            default=64, description="requests of either kind for choosing latents, at most"
         )
-        retain_requests: int = Field(default=64, ge=1, description="retained requests, at most")
+        retain_requests: Most = Field(default=64, description="retained requests, at most")
         format: Literal["chat", "plain"] = Field(
             default="chat",
             description=f"the model's own chat template, or {PLAIN!r}",
         )
         system: str | None = Field(default=None, description="system message of every prompt")
-        direction: str | None = Field(
+        direction: SiteName | None = Field(
             default=None,
             description="hook point where the refusal direction is taken, as the published code "
             "takes one layer's for all; default: the defended one",
         )
-        pool: int = Field(
-            default=64, ge=1, description="latents nearest the direction that are scored"
-        )
-        new_tokens: int = Field(default=64, ge=1, description="length of generated answers")
-        answer_tokens: int = Field(
+        pool: Most = Field(default=64, description="latents nearest the direction that are scored")
+        new_tokens: Most = Field(default=64, description="length of generated answers")
+        answer_tokens: Most = Field(
             default=24, ge=2, description="tokens of the clean answer that are teacher-forced"
         )
         discouraged: tuple[str, ...] = Field(
@@ -96,6 +95,7 @@ class Refusal(Task):
     config: Config
     _target: Target | None = None
     _closing: int | None = None  # tokens behind the user's text
+    _space: str = ""  # before the first word of an answer
     _made: dict[Split, list[Example]]
 
     def __init__(self, config: PluginConfig | None = None) -> None:
@@ -158,6 +158,10 @@ class Refusal(Task):
             pairs = zip(reversed(one), reversed(other), strict=False)
             self._closing = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return len(example.prompt) - self._closing
+
+    def beginnings(self) -> Sequence[str]:
+        """Beginnings of compliant answers, written as the model begins its own."""
+        return [self._space + text for text in world.load("beginnings")]
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """Overlap [E] of the sets of words."""
@@ -244,8 +248,9 @@ class Refusal(Task):
         complying = [c == "compliance" for c in self._judged(target, asked, openings)]
         # Byte-level vocabularies put the space before a first word into its token.
         spaced = sum(opening.startswith(" ") for opening in openings) * 2 > len(openings)
+        self._space = " " * spaced
         refusals = [
-            tuple(target.tokenizer(" " * spaced + text, add_special_tokens=False)["input_ids"])
+            tuple(target.tokenizer(self._space + text, add_special_tokens=False)["input_ids"])
             for text in self.config.discouraged
         ]
         self._made[split] = [

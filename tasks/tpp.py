@@ -49,9 +49,13 @@ class TargetedProbe(Task):
         positions: Literal["content", "readout"] = Field(
             default="content", description="perturbed tokens: all but BOS, or only the last"
         )
-        texts: int = Field(default=128, ge=1, description="evaluation texts per class, at most")
-        selection_texts: int = Field(default=96, ge=2, description="per class, to fit and choose")
-        context: int = Field(default=128, ge=2, description="tokens read of a text")
+        texts: int = Field(
+            default=128, ge=1, le=10_000, description="evaluation texts per class, at most"
+        )
+        selection_texts: int = Field(
+            default=96, ge=2, le=10_000, description="per class, to fit and choose"
+        )
+        context: int = Field(default=128, ge=2, le=131_072, description="tokens read of a text")
 
     config: Config
 

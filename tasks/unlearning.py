@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice, permutations
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
-from saebench_recovery.tasks._questions import Bank, Question, bank
+from pydantic import Field, model_validator
+from saebench_recovery.tasks._questions import EMBEDDED, Bank, Question, bank
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -48,16 +48,33 @@ class Unlearning(Task):
         format: Literal["letters", "cloze"] = Field(
             default="letters", description="letters in 24 orders, or cloze"
         )
-        examples: int = Field(default=288, ge=1, description="evaluation prompts, about; at most")
+        examples: int = Field(
+            default=288, ge=1, le=100_000, description="evaluation prompts, about; at most"
+        )
         retain_threshold: float = Field(
-            default=0.01, gt=0, description="latents as dense as this on the retain corpus are out"
+            default=0.01,
+            gt=0,
+            le=1,
+            description="latents as dense as this on the retain corpus are out",
         )
         forget_corpus: str | None = Field(
             default=None, description="file or data set with the column text; default: data's own"
         )
         retain_corpus: str | None = Field(default=None, description="the same, of other text")
-        corpus_texts: int = Field(default=1024, ge=1, description="texts read of either")
-        context: int = Field(default=1024, ge=2, description="tokens read of a text")
+        corpus_texts: int = Field(
+            default=1024, ge=1, le=100_000, description="texts read of either"
+        )
+        context: int = Field(default=1024, ge=2, le=131_072, description="tokens read of a text")
+
+        @model_validator(mode="after")
+        def _corpora_are_read(self) -> Self:
+            for name in ("forget_corpus", "retain_corpus"):
+                if self.data in EMBEDDED and getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is not read where data is an embedded set: they "
+                        "have texts of their own"
+                    )
+            return self
 
     config: Config
 

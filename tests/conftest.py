@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
-from tests.fakes import Engine
+import pytest
+import torch
+
+from tests.fake_engine import Engine
 
 pytest_plugins = ["tests.hub_fixtures"]
 
@@ -15,3 +18,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     fake = Engine()
     fake.install(monkeypatch.setitem)
     return fake
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another order differ in their last digits, and a search carries that further."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

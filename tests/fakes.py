@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 from pydantic import BaseModel
 
-from saebench_recovery import registry
 from saebench_recovery.interfaces import Example, Split, Task
-from saebench_recovery.runs import plan
 from saebench_recovery.schema import (
+    BaseExample,
     Drift,
     ExampleCounts,
     Examples,
     Facts,
+    Flag,
+    Level,
     Mean,
     PerturbationKind,
     Provenance,
@@ -27,7 +26,8 @@ from saebench_recovery.schema import (
     Record,
     Row,
     RunResult,
-    Texts,
+    RunState,
+    SideEffects,
 )
 from saebench_recovery.scoring.measures import MEASURES, Seen
 from saebench_recovery.spec import RunSpec
@@ -105,17 +105,23 @@ def row(task: str = "alpha", constrained: int = 80, valid: int = 100, **changes:
         "budget": 0.25,
         "examples": made(Examples, n=120, base=110, valid=valid, clusters=valid),
         "measures": measures,
+        "under_attack": rate(constrained, valid),
         "drift": {"perturbed": made(Drift, relative_l2=number)},
     }
     return made(Row, **{**standard, **changes})
 
 
-def record(task: str = "alpha", id: str = "a", recovered: bool = False, **changes: Any) -> Record:
+def record(
+    task: str = "alpha", id: str = "a", *, recovered: bool = False, **changes: Any
+) -> Record:
     """A flip under `orthogonal`; `changes` are fields, or measures by name."""
     measures: dict[str, Any] = {m.name: 0.5 if m.kind == "mean" else False for m in MEASURES}
     measures["recovery"] = measures["constrained"] = recovered
     measures |= {name: changes.pop(name) for name in measures if name in changes}
-    standard = {"task": task, "attack": "orthogonal", "id": id, "measures": measures}
+    still = {"readout": {"relative_l2": 0.0}}
+    standard = {
+        "task": task, "attack": "orthogonal", "id": id, "measures": measures, "drift": still
+    }  # fmt: skip
     return made(Record, **{**standard, **changes})
 
 
@@ -125,6 +131,18 @@ def seen(examples: int, **changes: Any) -> Seen:
     numbers = {"fidelity_E": half_E, "norm_E": half_E}
     tensors = dict.fromkeys((field.name for field in dataclasses.fields(Seen)), false_E)
     return Seen(**{**tensors, **numbers, **changes})
+
+
+def side_effects(**changes: Any) -> SideEffects:
+    """Of a defense that breaks little, 19 of 20 kept."""
+    harmless = {"retain_n": 25, "retain_known": 20, "retain_kept": 19, "kl": 0.1}
+    return made(SideEffects, **{**harmless, **changes})
+
+
+def flag(name: str, level: Level = "caution", attack: str | None = None) -> Flag:
+    return made(
+        Flag, name=name, level=level, sentence=f"{name} is so", remedy="mend it", attack=attack
+    )
 
 
 def facts(*members: str, **changes: Any) -> Facts:
@@ -137,6 +155,7 @@ def facts(*members: str, **changes: Any) -> Facts:
         "budget": 0.25,
         "curve_budgets": (0.1, 0.25, 1.0),
         "examples": made(ExampleCounts, n=120, base=110, valid=100),
+        "side_effects": side_effects(),
         "perturbation": PerturbationKind(kind="several" if members else "residual"),
     }
     return made(Facts, **{**standard, **changes})
@@ -150,51 +169,22 @@ def run_result(*rows: Row, **changes: Any) -> RunResult:
     return RunResult.model_validate({**standard, "rows": rows, **changes})
 
 
-def write_run(folder: Path, result: RunResult, records: Sequence[Record]) -> Path:
-    """Write what comparisons and leaderboards read of a run; its folder."""
+def write_run(
+    folder: Path,
+    result: RunResult,
+    records: Sequence[Record],
+    unsuppressed: Sequence[BaseExample] = (),
+) -> Path:
+    """Write what comparisons and leaderboards read of a run; its folder.
+
+    `unsuppressed` are the base examples of each row that the defense does not flip.
+    """
     folder.mkdir(parents=True)
+    state = RunState(
+        facts=tuple(facts(task=r.task, unsuppressed=tuple(unsuppressed)) for r in result.rows),
+        **{**result.model_dump(exclude={"rows"}), "status": "complete"},
+    )
+    (folder / "run.json").write_text(state.model_dump_json())
     (folder / "result.json").write_text(result.model_dump_json())
     (folder / "records.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
     return folder
-
-
-class Engine:
-    """Records what was evaluated; `before` may interrupt it."""
-
-    def __init__(self, before: Callable[[str], None] = lambda task: None) -> None:
-        self.evaluated: list[str] = []
-        self.before = before
-
-    def evaluate(
-        self, target: Any, task: Any, defense: Any, attack: Any, spec: RunSpec, advance: Any
-    ) -> Any:
-        self.before(task.name)
-        advance("pretending", 0, 1)
-        self.evaluated.append(task.name)
-        scored = row(
-            task.name,
-            defense=defense.name,
-            attack=attack.name,
-            threat_model=spec.threat_model,
-            budget=spec.budget,
-            seed=spec.seed,
-        )
-        return SimpleNamespace(
-            row=scored,
-            examples=[record(task.name, f"{task.name}/{i}") for i in range(100)],
-            perturbations={"delta": torch.full((100, 8), float(len(task.name)))},
-            texts=[made(Texts, task=task.name, id=f"{task.name}/0", prompt="secret")],
-        )
-
-    def install(self, set: Callable[[Any, Any, Any], None]) -> None:
-        """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
-        scoring, loading = ModuleType("evaluate"), ModuleType("loading")
-        target = SimpleNamespace(preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={})
-        scoring.evaluate = self.evaluate  # type: ignore[attr-defined]
-        loading.load_target = lambda name, device, **_: target  # type: ignore[attr-defined]
-        set(sys.modules, "saebench_recovery.scoring.evaluate", scoring)
-        set(sys.modules, "saebench_recovery.targets.loading", loading)
-        set(vars(plan), "preset", lambda *said: PRESET)
-        for name in TASKS:
-            task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})
-            set(registry._registered["task"], name, task)

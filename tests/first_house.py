@@ -32,7 +32,7 @@ ATTACKS = (
 
 
 def figures(row: Any) -> dict[str, Any]:
-    """Counts, rates, drift, norms and flags of a row of schema version 1 or 2."""
+    """Counts, rates, drift and norms of a row of schema version 1 or 2."""
     zero_reactivation = (
         row.measures["zero_reactivation"] if hasattr(row, "measures") else row.zero_reactivation
     )
@@ -64,12 +64,11 @@ def figures(row: Any) -> dict[str, Any]:
         "smallest": [row.curve.median_norm_recovers, row.curve.median_norm_injects],
         "retained": [
             row.side_effects.retain_n,
-            row.side_effects.retain_accuracy_clean,
-            row.side_effects.retain_accuracy_defended,
+            row.side_effects.retain_known / row.side_effects.retain_n,
+            row.side_effects.retained,
         ],
         "neutral": [row.side_effects.kl, row.side_effects.ce_increase],
         "suite": [[m.attack, m.tried, m.broken] for m in row.suite],
-        "flags": list(row.flags),
     }
 
 

@@ -23,7 +23,6 @@ from saebench_recovery.registry import (
     plugin_file,
     register_attack,
     register_defense,
-    source_hash,
 )
 
 MINE = """
@@ -79,37 +78,14 @@ def test_plugin_file_registers_and_reloads(tmp_path: Path) -> None:
     file.write_text(MINE.replace("FACTOR", "0"))
     load_plugin_file(file)
     first = create("defense", "mine", {"latents": 3})
-    assert plugin_file(first) == file
-    assert plugin_file(create("defense", "clamp", {})) is None
+    assert plugin_file(type(first)) == file
+    assert plugin_file(type(create("defense", "clamp", {}))) is None
     assert "mine" in registry.listing("defense")
 
     file.write_text(MINE.replace("FACTOR", "2"))
     load_plugin_file(file)  # edited and loaded again, as in a notebook
     second = create("defense", "mine", {"latents": 3})
     assert type(second) is not type(first)
-
-
-def test_source_hash_follows_the_file_not_its_place(tmp_path: Path) -> None:
-    hashes = []
-    for place, factor in (("a", "0"), ("b", "0"), ("c", "2")):
-        file = tmp_path / place / "mine.py"
-        file.parent.mkdir()
-        file.write_text(MINE.replace("FACTOR", factor))
-        registry._registered["defense"].pop("mine", None)
-        load_plugin_file(file)
-        hashes.append(source_hash(create("defense", "mine", {})))
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_source_hash_follows_the_bases(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    hashes = []
-    for factor in ("0", "2"):
-        file.write_text(MINE.replace("FACTOR", factor))
-        load_plugin_file(file)
-        derived = type("Derived", (plugin_class("defense", "mine"),), {"__module__": __name__})
-        hashes.append(source_hash(derived()))
-    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize(

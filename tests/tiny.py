@@ -132,7 +132,7 @@ def tiny_target(
         TinyTokenizer(),
         {site: tiny_dictionary(site, seed=i, device=device) for i, site in enumerate(places)},
         preset,
-        ["neutral text", "a little more of it"],
+        [f"neutral text, the {i}th of it" for i in range(6)],
         _retained(model),
     )
 
@@ -179,4 +179,5 @@ class TinyTask(Task):
         """A prompt of 7 to 15 tokens; two neighbours count as one source item."""
         length = 6 + int(torch.randint(0, 9, (1,), generator=drawn))
         words = torch.randint(3, VOCABULARY, (length,), generator=drawn).tolist()
-        return Example(name, (BOS, *words), self.candidates, self.wrong, cluster=str(place // 2))
+        cluster = f"{name.removesuffix(str(place))}{place // 2}"
+        return Example(name, (BOS, *words), self.candidates, self.wrong, cluster=cluster)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import JSONSyntaxError, is_encodable, parse_json
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -19,21 +20,23 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Read `key=value` strings. A value is JSON; what is not JSON is taken as text.
 
     Raises:
-        UserError: a string has no `=` or no key.
+        UserError: a string has no `=` or no key, or its value is beyond the limits of `reading`.
     """
     parsed = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{assignment!r} is not of the form key=value")
-        parsed[key.strip()] = _scalar(text.strip())
+        parsed[key.strip()] = _scalar(text.strip(), key.strip())
     return parsed
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, key: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text, f"setting {key!r}")
+    except JSONSyntaxError:
+        if not is_encodable(text):
+            raise UserError(f"setting {key!r} is not UTF-8") from None
         return text
 
 

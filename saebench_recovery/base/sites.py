@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import total_ordering
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from saebench_recovery.base.errors import UserError
 
@@ -48,3 +51,11 @@ class Site:
 
     def __lt__(self, other: Site) -> bool:
         return (self.layer, KINDS.index(self.kind)) < (other.layer, KINDS.index(other.kind))
+
+
+def _spelled(name: str) -> str:
+    return str(Site.parse(name))
+
+
+SiteName = Annotated[str, AfterValidator(_spelled)]
+"""The name of a hook point that can be edited."""

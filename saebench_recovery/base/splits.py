@@ -3,7 +3,7 @@
 import hashlib
 from typing import Literal
 
-Split = Literal["selection", "evaluation", "train"]
+Part = Literal["selection", "evaluation", "train"]
 
 
 def fraction_of(key: str) -> float:
@@ -11,7 +11,7 @@ def fraction_of(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def split_of(key: str, *, selection: float, evaluation: float) -> Split:
+def split_of(key: str, *, selection: float, evaluation: float) -> Part:
     """Assign `key` to a split; `selection` and `evaluation` are fractions of all keys.
 
     Selection and evaluation never overlap, and neither is ever trained on.

@@ -7,7 +7,6 @@ source, the row (counted from 1, a CSV's header left out) and the column.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,8 +14,17 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import (
+    JSONSyntaxError,
+    check_file,
+    is_encodable,
+    parse_json,
+    reason,
+    text_lines,
+)
 
 FILES = (".csv", ".jsonl", ".parquet")
+PICKLES = "pandas"  # under this name `datasets` reads pickles from the current folder
 
 
 class TableRow(BaseModel):
@@ -75,8 +83,8 @@ def read_table(
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             column = ".".join(str(part) for part in problem["loc"])
-            reason = problem["msg"].removeprefix("Value error, ")
-            raise UserError(f"{where}: {column}: {reason}") from None
+            wrong = problem["msg"].removeprefix("Value error, ")
+            raise UserError(f"{where}: {column}: {wrong}") from None
         yield checked
     if number == 0:
         raise UserError(f"{source} has no rows")
@@ -90,12 +98,7 @@ def _records(source: str, split: str, subset: str | None) -> Iterator[Mapping[st
         yield from _parquet(source)
         return
     read = _csv if Path(source).suffix.lower() == ".csv" else _jsonl
-    try:
-        # Bad bytes pass as surrogates, so that the row can be named.
-        with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from read(source, file)
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
+    yield from read(source, text_lines(source, newline=""))
 
 
 def _csv(source: str, file: Iterator[str]) -> Iterator[Mapping[str, Any]]:
@@ -103,6 +106,8 @@ def _csv(source: str, file: Iterator[str]) -> Iterator[Mapping[str, Any]]:
     number = 0
     try:
         header = next(lines, [])
+        if len(set(header)) != len(header):
+            raise UserError(f"{source} has two columns of one name: {header}")
         for number, cells in enumerate(lines, 1):
             _check_utf8("".join(cells), f"{source}, row {number}")
             if len(cells) != len(header):
@@ -117,40 +122,41 @@ def _jsonl(source: str, file: Iterator[str]) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(file, 1):
         _check_utf8(line, f"{source}, row {number}")
         try:
-            cells = json.loads(line)
-        except json.JSONDecodeError as error:
-            reason = f"not JSON: {error.msg}" if line.strip() else "is empty"
-            raise UserError(f"{source}, row {number}: {reason}") from None
+            cells = parse_json(line, f"{source}, row {number}")
+        except JSONSyntaxError:
+            if line.strip():
+                raise
+            raise UserError(f"{source}, row {number}: is empty") from None
         if not isinstance(cells, dict):
             raise UserError(f"{source}, row {number}: not a JSON object")
         yield cells
 
 
 def _parquet(source: str) -> Iterator[Mapping[str, Any]]:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
+    check_file(source)
     try:
         for rows in ParquetFile(source).iter_batches():
             yield from rows.to_pylist()
-    except (OSError, ArrowInvalid) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{source} cannot be read as Parquet: {reason}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{source} cannot be read as Parquet: a text in it is not UTF-8") from None
+    except (OSError, ValueError, OverflowError, MemoryError, ArrowException) as error:
+        raise UserError(f"{source} cannot be read as Parquet: {reason(error)}") from None
 
 
 def _check_utf8(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: not UTF-8") from None
+    if not is_encodable(text):
+        raise UserError(f"{where}: not UTF-8")
 
 
 def _dataset(source: str, split: str, subset: str | None) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset  # takes a second to import
 
+    if source == PICKLES:
+        raise UserError(f"data set {source!r} is a format that can run code; name a file or folder")
     try:
-        table = load_dataset(source, subset, split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"data set {source!r} cannot be loaded: {reason}") from error
-    yield from table
+        yield from load_dataset(source, subset, split=split)
+    except Exception as error:  # of the library, of pyarrow and of the formats: no common base
+        raise UserError(f"data set {source!r} cannot be loaded: {reason(error)}") from error

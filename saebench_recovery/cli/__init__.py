@@ -5,11 +5,17 @@ Verbs import what they need when they run, so that `saebench --help` costs no to
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
+from saebench_recovery.base.reading import reason
+from saebench_recovery.cli.check import check
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
@@ -17,6 +23,9 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
+from saebench_recovery.cli.verify import verify
+
+LONGEST = 2000  # characters of an error
 
 app = typer.Typer(
     name="saebench",
@@ -28,18 +37,51 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(check)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(verify)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)
 app.add_typer(sae, name="sae")
 
 
+@app.callback()
+def common(
+    *,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show where an error comes from.", envvar="SAEBENCH_DEBUG"),
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["SAEBENCH_DEBUG"] = "1"
+
+
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2."""
+    """Run the command line; bad input is one line on standard error and exit code 2.
+
+    `--debug` may stand behind the verb as well, where it is needed in a hurry.
+    """
+    words = sys.argv[1:]
     try:
-        app()
+        app(sorted(words, key=lambda word: word != "--debug"))
     except UserError as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        sys.exit(2)
+        if os.environ.get("SAEBENCH_DEBUG"):
+            traceback.print_exc()
+        refuse(str(error))
+    except OSError as error:  # of a disk that is full or a path that leads nowhere
+        where = "" if error.filename is None else f": {str(error.filename)!r}"
+        refuse(f"{reason(error)}{where}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        refuse("not enough memory; try a smaller --batch-size, or fewer examples with --limit")
+
+
+def refuse(line: str) -> NoReturn:
+    """End with one line on standard error and exit code 2."""
+    shown = printable(" ".join(line.split()))
+    print("error:", shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}...", file=sys.stderr)
+    sys.exit(2)

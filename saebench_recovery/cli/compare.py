@@ -23,8 +23,9 @@ def compare(
 ) -> None:
     """Set runs side by side on the flips that all of them attacked.
 
-    The first run is what the others are compared with, in paired differences and McNemar's exact
-    test. A line is printed for everything in which the runs were not on equal footing.
+    The first run is what the others are compared with, in paired differences and a test that
+    respects source items (on single flips, McNemar's exact one). A line is printed for everything
+    in which the runs were not on equal footing.
 
     \b
     Example:

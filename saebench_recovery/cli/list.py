@@ -22,7 +22,7 @@ def list_plugins(
     from saebench_recovery.base.errors import UserError
     from saebench_recovery.base.settings import nearest
 
-    kinds = {f"{kind}s": kind for kind in get_args(Kind)}
+    kinds: dict[str, Kind] = {f"{kind}s": kind for kind in get_args(Kind)}
     if what in kinds:
         _print(what, registry.listing(kinds[what]))
     elif what == "targets":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,32 @@ TYPES: dict[type, Any] = {
     tuple: list[str] | None,
     dict: list[str] | None,
 }
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="ID_OR_PATH",
+        help="Hub model or folder, in place of --target.",
+        envvar="SAEBENCH_MODEL",
+    ),
+]
+Saes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RELEASE/ID_OR_PATH[@HOOK]",
+        help="SAE of that model, repeatable; the first is defended.",
+        envvar="SAEBENCH_SAE",
+    ),
+]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE.py",
+        help="File with a defense, attack or task of your own, repeatable.",
+        envvar="SAEBENCH_PLUGIN",
+    ),
+]
 
 
 def with_spec_options(verb: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bar(wanted: bool) -> Iterator[Progress | None]:
+def progress_bar(*, wanted: bool) -> Iterator[Progress | None]:
     """A callback that draws, or none where standard error is no terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield None

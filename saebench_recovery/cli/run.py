@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
 from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
 from saebench_recovery.cli.options import given_fields, is_given, with_spec_options
@@ -17,6 +21,7 @@ from saebench_recovery.spec import RunSpec
 @with_spec_options
 def run(
     context: typer.Context,
+    *,
     model: Annotated[
         str,
         typer.Option(
@@ -41,6 +46,15 @@ def run(
             envvar="SAEBENCH_PLUGIN",
         ),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Run with each seed from 0 to N - 1, and show how far apart the figures lie.",
+            envvar="SAEBENCH_SEEDS",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")] = Path(
         "runs"
     ),
@@ -60,6 +74,14 @@ def run(
             envvar="SAEBENCH_KEEP_TEXT",
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Verify the result in a process of its own; its exit code is the run's.",
+            envvar="SAEBENCH_VERIFY",
+        ),
+    ] = False,
     **options: Any,
 ) -> None:
     """Attack a defense and score what comes back.
@@ -72,27 +94,53 @@ def run(
       saebench run --defense clamp --attack orthogonal
       saebench run --defense ablation --attack orthogonal --threat-model post
       saebench run --defense clamp -D latents=16 -D value=0 --budget 0.5
+      saebench run --defense clamp --task ioi --seeds 3
       saebench run --plugin my_defense.py --defense my-clamp --limit 32
       saebench run --protocol published --task ioi --target gpt2-small
       saebench run --task ioi --model gpt2 --sae gpt2-small-res-jb/blocks.4.hook_resid_pre
     """
     from saebench_recovery.cli.progress import progress_bar
     from saebench_recovery.registry import load_plugin_file
+    from saebench_recovery.results.report.seeds_table import print_seeds
     from saebench_recovery.results.report.table import print_result
     from saebench_recovery.results.store import RESULT
-    from saebench_recovery.runs.run import execute
+    from saebench_recovery.runs.run import allow_named, execute
 
     for file in plugin or ():
         load_plugin_file(file)
     spec = spec_of(context, options, model, sae or ())
+    allow_named(spec)
+    if seeds is not None and is_given(context, "seed"):
+        raise UserError("give --seed or --seeds, not both")
+    each = [spec] if seeds is None else [_seeded(spec, seed) for seed in range(seeds)]
     with stoppable(), progress_bar(wanted=not json) as progress:
-        result = execute(spec, out, force=force, keep_text=keep_text, progress=progress)
-    path = out / result.identity / RESULT
-    if json:
-        print(path)
-    else:
-        print_result(result)
-        print(f"\n{path}")
+        results = [
+            execute(one, out, force=force, keep_text=keep_text, progress=progress) for one in each
+        ]
+    if not json and len(results) == 1:
+        print_result(results[0])
+        print()
+    elif not json:
+        print_seeds(results)
+        print()
+    paths = [out / result.identity / RESULT for result in results]
+    for path in paths:
+        print(printable(str(path)))
+    if verify:
+        codes = [_verified(path, plugin or (), quiet=json) for path in paths]
+        raise typer.Exit(max(codes))
+
+
+def _seeded(spec: RunSpec, seed: int) -> RunSpec:
+    return spec.model_copy(update={"seed": seed})
+
+
+def _verified(path: Path, plugins: Sequence[Path], *, quiet: bool) -> int:
+    """The exit code of `saebench verify` in a fresh process, where nothing is left of the run."""
+    words = ["verify", str(path), *(word for file in plugins for word in ("--plugin", str(file)))]
+    command = [sys.executable, "-m", "saebench_recovery", *words]
+    sys.stdout.flush()
+    return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode
 
 
 def spec_of(

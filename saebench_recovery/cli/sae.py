@@ -32,6 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBEN
 
 @sae.command()
 def train(
+    *,
     hook: Annotated[str, typer.Option(metavar="HOOK", help="Such as blocks.9.hook_resid_post.")],
     out: Annotated[Path, typer.Option(help="Folder of the SAE.")],
     target: Target = "organism",
@@ -80,17 +81,20 @@ def train(
         "seed": seed,
     }
     recipe = validate(Recipe, said, "training")
+    from saebench_recovery.base import named_code
     from saebench_recovery.training.run import train_on_target
 
+    named_code.allow(target)
     with progress_bar(wanted=not json) as progress:
         found = train_on_target(recipe, out, device, progress)
-    _print([found], json)
+    _print([found], json=json)
     if not json:
         print(f"\n{out}")
 
 
 @sae.command("eval")
 def evaluate(
+    *,
     text: Annotated[
         str,
         typer.Option(metavar="SOURCE", help="Text file, CSV, JSONL, Parquet or data set."),
@@ -114,6 +118,7 @@ def evaluate(
     Example:
       saebench sae eval --target gemma-3-270m --sae my-sae --text wiki.parquet
     """
+    from saebench_recovery.base import named_code
     from saebench_recovery.base.errors import UserError
     from saebench_recovery.targets.loading import load_target
     from saebench_recovery.targets.presets import name_of_parts
@@ -121,13 +126,14 @@ def evaluate(
     from saebench_recovery.training.text import documents
 
     name = name_of_parts(target, [place]) if place else target
+    named_code.allow(target)
     loaded = load_target(name, device, force_sae=force_sae)
     if not loaded.dictionaries:
         raise UserError(f"{target} has no SAE of its own; give it one with --sae PLACE")
-    _print([quality(loaded, site, documents(text)) for site in loaded.dictionaries], json)
+    _print([quality(loaded, site, documents(text)) for site in loaded.dictionaries], json=json)
 
 
-def _print(every: list[Quality], json: bool) -> None:
+def _print(every: list[Quality], *, json: bool) -> None:
     """One JSON line, or a table, for each SAE."""
     if json:
         for found in every:

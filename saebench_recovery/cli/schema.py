@@ -15,14 +15,24 @@ def schema() -> None:
     from pydantic.json_schema import models_json_schema
 
     from saebench_recovery.results.leaderboard import Leaderboard
-    from saebench_recovery.schema import SCHEMA_VERSION, Facts, Record, RunResult, Texts
-    from saebench_recovery.scoring.flags import MEANINGS
+    from saebench_recovery.schema import (
+        SCHEMA_VERSION,
+        Record,
+        RunResult,
+        RunState,
+        StoredChunk,
+        Texts,
+    )
+    from saebench_recovery.scoring.flags import CONDITIONS
     from saebench_recovery.scoring.measures import MEASURES
 
-    models = (RunResult, Facts, Record, Texts, Leaderboard)
+    models = (RunResult, RunState, StoredChunk, Record, Texts, Leaderboard)
     _, definitions = models_json_schema([(model, "serialization") for model in models])
     measures = {
         m.name: {"kind": m.kind, "unit": m.unit, "description": m.description} for m in MEASURES
     }
-    contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": MEANINGS}
+    flags = {
+        c.name: {"level": c.level, "sentence": c.sentence, "remedy": c.remedy} for c in CONDITIONS
+    }
+    contents = {"schema_version": SCHEMA_VERSION, "measures": measures, "flags": flags}
     print(json.dumps({**contents, **definitions}, indent=1))

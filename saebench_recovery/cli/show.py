@@ -17,7 +17,7 @@ def show(
     Example:
       saebench show runs/0123456789abcdef
     """
+    from saebench_recovery.results.consistency import read_consistent
     from saebench_recovery.results.report.table import print_result
-    from saebench_recovery.results.store import read_result
 
-    print_result(read_result(run))
+    print_result(read_consistent(run))

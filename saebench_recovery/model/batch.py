@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ class Batch:
     @property
     def rows_per_example(self) -> int:
         return self.ids_RQ.shape[0] // self.readout_E.shape[0]
+
+    @cached_property
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """The different candidate tokens [U], and where among them each [E, C] is."""
+        ids_U, place_EC = self.candidate_EC.clamp(min=0).unique(return_inverse=True)
+        return ids_U, place_EC
 
     def columns(self, position_EP: Tensor) -> Tensor:
         """Window column [R, P] of absolute positions, -1 where there is none."""

@@ -13,12 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.hooks import Edit
+from saebench_recovery.model.intervened import fault_of
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Intervention
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.spec import ThreatModel
 
 
@@ -42,13 +45,22 @@ class DefendedModel:
 
     At a site the residual is float32 while a delta is added, the defense intervenes and the
     latents are read; what the next block receives is rounded to the model's own precision.
+    `held` are the latents that are read; by default all that the defense declares.
     `straight_through`: gradients pass the defense as if it were the identity.
     """
 
     target: LanguageModel
     defense: Intervention | None
     threat_model: ThreatModel = "reclamp"
+    held: Mapping[Site, Latents] | None = None
     straight_through: bool = False
+
+    @property
+    def latents(self) -> Mapping[Site, Latents]:
+        """The latents that drift is read from: those that the defense edits, of the declared."""
+        if self.held is not None:
+            return self.held
+        return {} if self.defense is None else self.defense.latents
 
     def edits(
         self,
@@ -91,15 +103,16 @@ class DefendedModel:
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
+        # Straight through: as it is scored, whatever it does where gradients are taken.
+        entering = resid_RQD.detach() if self.straight_through else resid_RQD
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.straight_through):
+            changed = self.defense.intervene(site, entering)
+        fault = fault_of(changed, resid_RQD)
+        if fault is not None:
+            raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
         if self.straight_through:
-            with torch.no_grad():  # as it is scored, whatever it does where gradients are taken
-                changed = self.defense.intervene(site, resid_RQD.detach())
             passed = _StraightThrough.apply(resid_RQD, changed)  # type: ignore[no-untyped-call]
             changed = cast(Tensor, passed)
-        else:
-            changed = self.defense.intervene(site, resid_RQD)
-        if changed.shape != resid_RQD.shape:
-            raise ValueError(f"{self.defense.name}.intervene changed the residual's shape")
         spared = ~batch.mask_RQ
         if self.target.bos is not None and not self.defense.config.include_bos:
             spared = spared | (batch.position_RQ == 0)
@@ -107,8 +120,8 @@ class DefendedModel:
 
     def _record(self, trace: Trace, site: Site, before: Tensor, after: Tensor) -> None:
         trace.before[site], trace.after[site] = before, after
-        if self.defense is not None and site in self.defense.latents:
-            latents = self.defense.latents[site]
+        if site in self.latents:
+            latents = self.latents[site]
             trace.z[site] = latents.read(after)
             trace.p[site] = latents.preactivation(after)
 

@@ -6,6 +6,8 @@ keys and values of earlier positions from a cache, and computes only the logits 
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -30,6 +32,8 @@ from saebench_recovery.model.hooks import (
 )
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.meter import counted
+
+SHARED = 4  # times as many different answers as an example has: one product serves all
 
 # Which edits hold for a batch: the active defense, and a perturbation where there is one.
 Edits = Callable[[Batch], Mapping[Site, Edit]]
@@ -279,11 +283,18 @@ def run_tokens(
         input_ids=batch.ids_RQ,
         attention_mask=mask.long(),
         position_ids=batch.position_RQ,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{_cache_argument(type(model.base_model)): cache},
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.to(batch.ids_RQ.device)
+
+
+@functools.cache
+def _cache_argument(model: type) -> str:
+    """What the installed transformers calls a model's cache: it was renamed in 5.24."""
+    named = inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
+    return "cache" if "cache" in named else "past_key_values"
 
 
 def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
@@ -292,7 +303,11 @@ def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     if batch.forced_RQ is None:
         readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
         present_EC = batch.candidate_EC >= 0
-        logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
+        ids_U, place_EC = batch.answers
+        if len(ids_U) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
+            logits_EC = target.logits_among(readout_ED, ids_U).gather(1, place_EC)
+        else:
+            logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
         return logits_EC.masked_fill(~present_EC, -torch.inf)
     total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
     scores_EC = (total_R / batch.length_R).view(E, -1)

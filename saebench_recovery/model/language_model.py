@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,9 +99,16 @@ class LanguageModel:
 
         By itself it could get one more: some tokenizers put a space before every text.
         """
-        before, both = self._ids("\n"), self._ids(f"\n{text}")
-        together = both[: len(before)] != before
-        return self._ids(text) if together else both[len(before) :]
+        if text not in self._answers:
+            before, both = self._ids("\n"), self._ids(f"\n{text}")
+            together = both[: len(before)] != before
+            self._answers[text] = self._ids(text) if together else both[len(before) :]
+        return self._answers[text]
+
+    @cached_property
+    def _answers(self) -> dict[str, tuple[int, ...]]:
+        """Few texts answer many prompts, and tokenizing them took most of the time of a task."""
+        return {}
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -118,7 +126,8 @@ class LanguageModel:
         return laid_out(examples, first, self.device)
 
     def _check_bos(self, what: str, prompt: Sequence[int]) -> None:
-        found = [i for i, token in enumerate(prompt) if token == self.tokenizer.bos_token_id]
+        bos = self.tokenizer.bos_token_id  # a tokenizer looks it up anew each time
+        found = [i for i, token in enumerate(prompt) if token == bos]
         if found != ([] if self.bos is None else [0]):
             wanted = "no BOS" if self.bos is None else "exactly one BOS, at the start"
             raise UserError(
@@ -136,14 +145,27 @@ class LanguageModel:
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
         """Some logits [N, C] only, float32: C rows of the unembedding instead of V."""
-        head = self._head
+        weight_NCD, bias_NC = self._head_rows(ids_NC, hidden_ND)
+        logits_NC = (weight_NCD @ hidden_ND.float()[:, :, None])[:, :, 0]
+        return self._scored(logits_NC, bias_NC, hidden_ND)
+
+    def logits_among(self, hidden_ND: Tensor, ids_C: Tensor) -> Tensor:
+        """The logits [N, C] of the same tokens for every state, float32."""
+        weight_CD, bias_C = self._head_rows(ids_C, hidden_ND)
+        return self._scored(hidden_ND.float() @ weight_CD.T, bias_C, hidden_ND)
+
+    def _head_rows(self, ids: Tensor, hidden_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows of the unembedding, and their biases, where the states are."""
 
         def rows(weight: Tensor) -> Tensor:
-            return weight[ids_NC.to(weight.device)].to(hidden_ND.device, torch.float32)
+            return weight[ids.to(weight.device)].to(hidden_ND.device, torch.float32)
 
-        logits_NC = (rows(head.weight) @ hidden_ND.float()[:, :, None])[:, :, 0]
-        count_product(logits_NC, 2.0 * logits_NC.numel() * hidden_ND.shape[1])
-        return self._capped(logits_NC if head.bias is None else logits_NC + rows(head.bias))
+        head = self._head
+        return rows(head.weight), None if head.bias is None else rows(head.bias)
+
+    def _scored(self, logits: Tensor, bias: Tensor | None, hidden_ND: Tensor) -> Tensor:
+        count_product(logits, 2.0 * logits.numel() * hidden_ND.shape[1])
+        return self._capped(logits if bias is None else logits + bias)
 
     @property
     def _head(self) -> Any:

@@ -65,6 +65,8 @@ class ResidualDelta(Perturbation):
     positions_EP: Tensor
 
     def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("a delta perturbs at least one site")
         for site, values_EPD in self.values.items():
             if values_EPD.dtype != torch.float32:
                 raise TypeError(f"a delta is float32, not {values_EPD.dtype} (site {site})")

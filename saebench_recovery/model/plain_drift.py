@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example
-from saebench_recovery.model.perturbation import ResidualDelta
-from saebench_recovery.model.plain import UNDISTURBED, Conditions, PlainModel, teacher_forced
+from saebench_recovery.model.plain import Conditions, PlainModel, teacher_forced
 from saebench_recovery.spec import Limits
 
-# Largest |z - z0| that counts as none where neither the defended nor the clean pass has any
-# activation to compare with.
-ABSOLUTE_LIMIT = 1e-4
+# Root mean square activation, relative to what is typical, up to which latents are silent: their
+# pre-activations are judged there.
+SILENT = 1e-3  # as in perturbations.drift, by its own words
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read(
     for site, defended in latents.items():
         sae, features = model.saes[site], defended.features.tolist()
         z[site], p[site] = read_latents(sae, resid_TD[site], features)
-        decoded[site] = z[site] @ _decoder_rows(sae, features)
+        decoded[site] = z[site] @ decoder_rows(sae, features)
     return Reading(z, p, decoded)
 
 
@@ -68,21 +68,21 @@ def read_latents(sae: Any, resid_TD: Tensor, features: list[int]) -> tuple[Tenso
     kwargs = sae.cfg.metadata.model_from_pretrained_kwargs or {}
     if kwargs.get("center_writing_weights"):  # its model's residual stream has mean zero
         resid_TD = resid_TD - resid_TD.mean(-1, keepdim=True)
-    z_TS = sae.encode(resid_TD)[:, features].double()
+    z_TS: Tensor = sae.encode(resid_TD)[:, features].double()
     # The statistics that SAELens leaves on the module here are overwritten by the next call.
-    input_TD = sae.process_sae_in(resid_TD).double()
+    input_TD: Tensor = sae.process_sae_in(resid_TD).double()
     bias_M = sae.b_gate if sae.cfg.architecture() == "gated" else sae.b_enc
-    p_TS = input_TD @ sae.W_enc[:, features].double() + bias_M[features].double()
+    p_TS: Tensor = input_TD @ sae.W_enc[:, features].double() + bias_M[features].double()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         p_TS = p_TS * sae.W_dec[features].double().norm(dim=1)
     return z_TS, p_TS
 
 
-def _decoder_rows(sae: Any, features: list[int]) -> Tensor:
+def decoder_rows(sae: Any, features: list[int]) -> Tensor:
     """What an activation of 1 adds to the SAE's output before normalisation is undone, [S, D]."""
     rows_SD: Tensor = sae.W_dec[features].double()
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        return rows_SD / rows_SD.norm(dim=1, keepdim=True)
+        return normalize(rows_SD, dim=1)
     return rows_SD
 
 
@@ -90,8 +90,7 @@ def _decoder_rows(sae: Any, features: list[int]) -> Tensor:
 class PlainDrift:
     """Drift of one example: the metrics of `schema.Drift` per scope, None where undefined.
 
-    `latents` and `decoded` are the largest relative drift of any scope, infinite where it is NaN
-    or has nothing to be relative to.
+    `latents` and `decoded` are the largest judged drift of any scope, infinite where it is NaN.
     """
 
     scopes: Mapping[str, Mapping[str, float | None]]
@@ -115,15 +114,18 @@ def drift_of(
     example: Example,
     conditions: Conditions,
     positions: Iterable[int],
+    typical: Mapping[Site, float],
     *,
+    held: Mapping[Site, Any] | None = None,
     longer: Example | None = None,
     insertion: int = 0,
 ) -> PlainDrift:
-    """Drift of the perturbed pass from the defended one, of which neither the clean pass scales it.
+    """Drift of the pass under `conditions` from that under their defense alone.
 
-    `positions` are the perturbed tokens of the prompt. `longer` is the example with tokens put in
-    before its token `insertion`: those are left out, and the longer prompt's last token is
-    compared with the prompt's last one.
+    `positions` are the perturbed tokens of the prompt, -1 for none. `held` are the latents that are
+    read, by default all that the defense declares. `longer` is the example with
+    tokens put in before its token `insertion`: those are left out, and the longer prompt's last
+    token is compared with the prompt's last one.
 
     Raises:
         ValueError: the conditions have no defense.
@@ -131,11 +133,12 @@ def drift_of(
     defense = conditions.defense
     if defense is None:
         raise ValueError("drift is that of a defense's latents")
-    sites = tuple(defense.latents)
+    latents = defense.latents if held is None else held
+    sites = tuple(latents)
 
     def passed(what: Example, under: Conditions) -> Reading:
         seen = model.run(_row(what), under, sites).after
-        return read(model, seen, defense.latents)
+        return read(model, seen, latents)
 
     put_in = 0 if longer is None else len(longer.prompt) - len(example.prompt)
     readout = len(example.prompt) - 1
@@ -144,8 +147,8 @@ def drift_of(
     return drift(
         passed(example, Conditions(defense)),
         passed(longer or example, conditions).at(moved),
-        passed(example, UNDISTURBED),
         scopes(example, positions),
+        typical,
     )
 
 
@@ -165,31 +168,31 @@ def scopes(example: Example, positions: Iterable[int]) -> dict[str, list[int]]:
     }
 
 
-def delta_positions(delta: ResidualDelta) -> list[int]:
-    """The positions that a delta of one example perturbs."""
-    return [p for p in delta.positions_EP[0].tolist() if p >= 0]
-
-
 def drift(
     reference: Reading,
     recovered: Reading,
-    clean: Reading,
     scopes: Mapping[str, Sequence[int]],
+    typical: Mapping[Site, float],
 ) -> PlainDrift:
     """Drift of a recovered pass from the defended reference, per scope of tokens."""
     metrics: dict[str, dict[str, float | None]] = {}
     worst, worst_decoded = 0.0, 0.0
     for name, tokens in scopes.items():
-        before, after, bare = (r.at(tokens) for r in (reference, recovered, clean))
-        metrics[name] = _metrics(before, after)
+        before, after = (r.at(tokens) for r in (reference, recovered))
+        metrics[name] = _metrics(before, after, typical)
         if tokens:
-            worst = max(worst, _relative(before.z, after.z, bare.z))
-            decoded = _relative(before.decoded, after.decoded, bare.decoded)
+            silent = _root_mean_square(before.z, typical) <= SILENT
+            displaced = _root_mean_square(_changes(before.p, after.p), typical)
+            worst = max(worst, displaced if silent else _relative(before.z, after.z))
+            off = silent or not _flat(before.decoded).any()
+            decoded = displaced if off else _relative(before.decoded, after.decoded)
             worst_decoded = max(worst_decoded, decoded)
     return PlainDrift(metrics, worst, worst_decoded)
 
 
-def _metrics(before: Reading, after: Reading) -> dict[str, float | None]:
+def _metrics(
+    before: Reading, after: Reading, typical: Mapping[Site, float]
+) -> dict[str, float | None]:
     z0, z = _flat(before.z), _flat(after.z)
     decoded0, decoded = _flat(before.decoded), _flat(after.decoded)
     off = z[z0 <= 0]
@@ -202,23 +205,28 @@ def _metrics(before: Reading, after: Reading) -> dict[str, float | None]:
         "decode_relative": _ratio((decoded - decoded0).norm(), decoded0.norm()),
         "floor_violation": _ratio((z0 - z).clamp(min=0).norm(), z0.norm()),
         "reactivated_fraction": (off > 0).double().mean().item(),
+        "preactivation_relative": _root_mean_square(_changes(before.p, after.p), typical),
         "preactivation_linf": p_gap.abs().max().item() if len(p_gap) else math.nan,
     }
     undefined = {name for name, value in found.items() if not len(z) or math.isnan(value)}
     return {name: None if name in undefined else value for name, value in found.items()}
 
 
-def _relative(
-    before: Mapping[Site, Tensor], after: Mapping[Site, Tensor], clean: Mapping[Site, Tensor]
-) -> float:
-    """Change relative to the defended norm, else to the clean one, else none or infinite."""
-    change = (_flat(after) - _flat(before)).norm().item()
-    scale = _flat(before).norm().item() or _flat(clean).norm().item()
-    if math.isnan(change):
-        return math.inf
-    if scale > 0:
-        return change / scale
-    return 0.0 if change <= ABSOLUTE_LIMIT else math.inf
+def _relative(before: Mapping[Site, Tensor], after: Mapping[Site, Tensor]) -> float:
+    """Change relative to the defended norm; infinite where it is NaN."""
+    change: float = (_flat(after) - _flat(before)).norm().item()
+    return math.inf if math.isnan(change) else change / _flat(before).norm().item()
+
+
+def _changes(before: Mapping[Site, Tensor], after: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: after[site] - before[site] for site in before}
+
+
+def _root_mean_square(values: Mapping[Site, Tensor], typical: Mapping[Site, float]) -> float:
+    """Over all values, each relative to what is typical at its site; NaN is infinite."""
+    scaled = _flat({site: value / typical[site] for site, value in values.items()})
+    found: float = scaled.square().mean().sqrt().item()
+    return math.inf if math.isnan(found) else found
 
 
 def _flat(values: Mapping[Site, Tensor]) -> Tensor:
@@ -227,4 +235,4 @@ def _flat(values: Mapping[Site, Tensor]) -> Tensor:
 
 
 def _ratio(change: Tensor, scale: Tensor) -> float:
-    return (change / scale).item() if scale > 0 else math.nan
+    return float(change / scale) if scale > 0 else math.nan

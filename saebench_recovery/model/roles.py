@@ -20,6 +20,9 @@ class Intervention(Protocol):
     latents: Mapping[Site, Latents]
 
     @property
+    def title(self) -> str: ...
+
+    @property
     def config(self) -> Any: ...
 
     @property

@@ -115,7 +115,7 @@ class AnswerBeginning(Space):
     def nothing(self) -> Beginning:
         return self.beginning([()] * self.size)
 
-    def random(self, draw: Draw, norm_N: Tensor | None) -> Beginning:
+    def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> Beginning:
         """Random printing tokens, as many as there is place for."""
         allowed = self.words.allowed_V.nonzero()[:, 0].cpu()
         ids = [

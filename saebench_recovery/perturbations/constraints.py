@@ -41,9 +41,9 @@ class Constraint(ABC):
     def project(self, delta_RPD: Tensor) -> Tensor:
         """An allowed delta close to the given one and no longer; idempotent; dtype kept."""
 
-    def shrink(self, delta_RPD: Tensor, factor_R: Tensor) -> Tensor:
+    def shrink(self, delta_RPD: Tensor, factor_RP: Tensor) -> Tensor:
         """An allowed delta, each row `factor` (0 to 1) times as long as the given allowed one."""
-        return delta_RPD * factor_R[:, None, None]
+        return delta_RPD * factor_RP[:, :, None]
 
     def rows(self, index_R: Tensor) -> Constraint:
         """The constraint for some sequence rows of the batch, repeats allowed."""
@@ -122,10 +122,10 @@ class Sphere(Constraint):
         chord = torch.minimum(chord, delta.norm(dim=-1, keepdim=True))
         return self._arc(tangent, chord).to(delta_RPD.dtype)
 
-    def shrink(self, delta_RPD: Tensor, factor_R: Tensor) -> Tensor:
+    def shrink(self, delta_RPD: Tensor, factor_RP: Tensor) -> Tensor:
         delta = self._complement(delta_RPD.double())  # near the antipode the tangent is rounding
         tangent = delta - (delta * self._unit_RPD).sum(-1, keepdim=True) * self._unit_RPD
-        chord = delta.norm(dim=-1, keepdim=True) * factor_R[:, None, None]
+        chord = delta.norm(dim=-1, keepdim=True) * factor_RP[:, :, None]
         return self._arc(tangent, chord).to(delta_RPD.dtype)
 
     def rows(self, index_R: Tensor) -> Sphere:

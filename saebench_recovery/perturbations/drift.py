@@ -21,9 +21,9 @@ from saebench_recovery.spec import Limits
 
 METRICS = tuple(Drift.model_fields)
 
-# The limit on |z - z0| where neither the defended nor the clean pass has any activation to
-# compare with: a latent that is off stays at exactly 0, so this only forgives rounding.
-ABSOLUTE_LIMIT = 1e-4
+# Root mean square activation, relative to what is typical of active latents, up to which latents
+# are silent: a defense cannot make drift look huge by leaving them a trace of activation.
+SILENT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,50 +52,67 @@ class ScopeDrift:
     """Drift in one scope.
 
     `metrics` holds every metric of `schema.Drift` as a float32 [R], NaN where it is undefined.
-    `present_R`: rows that have a position in the scope. `scale_R`, `decode_scale_R`: the norms
-    that limits are relative to; 0 where there is none.
+    `present_R`: rows that have a position in the scope. `judged_R`, `decode_judged_R`: what the
+    limits are held against. Where the defense leaves the latents silent, no activation can say
+    how far they were moved below their threshold: there the displacement of their
+    pre-activations decides, relative to what is typical of active ones.
     """
 
     metrics: dict[str, Tensor]
     present_R: Tensor
-    scale_R: Tensor
-    decode_scale_R: Tensor
+    judged_R: Tensor
+    decode_judged_R: Tensor
+
+
+@dataclass(frozen=True)
+class DriftRule:
+    """How the drift of a run is judged: its limits, and what counts where latents are silent.
+
+    `typical` is, per defended site, the root mean square pre-activation of its defended latents
+    where they are active on selection prompts.
+    """
+
+    limits: Limits
+    typical: Mapping[Site, float]
 
 
 def drift(
     reference: Reading,
     recovered: Reading,
-    clean: Reading,
     latents: Mapping[Site, Latents],
     scopes: Mapping[str, Tensor],
+    typical: Mapping[Site, float],
 ) -> dict[str, ScopeDrift]:
     """Drift of a recovered pass from the defended reference, per scope.
 
     Args:
         reference: the defended pass without a perturbation (z0, p0).
         recovered: the pass that is judged (z, p), under the active defense.
-        clean: the pass without defense, which sets the scale where the reference has none.
         latents: the defended latents per site; their decoder rows weigh the decode drift, in the
             SAE's output coordinates.
         scopes: bool [R, Q] per scope: the positions that count.
+        typical: see `DriftRule`.
     """
     sites = sorted(latents)
-    z0, z, zc = ([reading.z_RQS[s] for s in sites] for reading in (reference, recovered, clean))
+    z0, z = ([reading.z_RQS[s] for s in sites] for reading in (reference, recovered))
     gap = [a - b for a, b in zip(z, z0, strict=True)]
     p_gap = [recovered.p_RQS[s] - reference.p_RQS[s] for s in sites]
-    decoded = [
-        [latents[s].decoded(v) for s, v in zip(sites, values, strict=True)]
-        for values in (gap, z0, zc)
-    ]
+    scaled = [p / typical[s] for s, p in zip(sites, p_gap, strict=True)]
+    active = [v / typical[s] for s, v in zip(sites, z0, strict=True)]
+    decoded, decoded0 = (
+        [latents[s].decoded(v) for s, v in zip(sites, values, strict=True)] for values in (gap, z0)
+    )
 
     def within(scope_RQ: Tensor) -> ScopeDrift:
-        l2, z0_norm, clean_norm = (scope_norm(v, scope_RQ) for v in (gap, z0, zc))
-        decode_l2, decode_z0, decode_clean = (scope_norm(v, scope_RQ) for v in decoded)
+        l2, z0_norm = (scope_norm(v, scope_RQ) for v in (gap, z0))
+        decode_l2, decode_z0 = (scope_norm(v, scope_RQ) for v in (decoded, decoded0))
         eligible = _sum([v <= 0 for v in z0], scope_RQ)
         switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
+        every = _sum([torch.ones_like(v) for v in z0], scope_RQ).clamp_min(1).sqrt()
         # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
         # relative drift of 3.3e7 was once published.
         undefined = z0_norm == 0
+        displacement = scope_norm(scaled, scope_RQ) / every
         metrics = {
             "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
             "l2": l2,
@@ -107,13 +124,15 @@ def drift(
             ).masked_fill(undefined, torch.nan),
             "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
             "preactivation_linf": _largest(p_gap, scope_RQ),
+            "preactivation_relative": displacement,
         }
         present_R = scope_RQ.any(1)
+        silent_R = scope_norm(active, scope_RQ) / every <= SILENT
         return ScopeDrift(
             {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
             present_R,
-            torch.where(undefined, clean_norm, z0_norm),
-            torch.where(decode_z0 == 0, decode_clean, decode_z0),
+            torch.where(silent_R, displacement, l2 / z0_norm),
+            torch.where(silent_R | (decode_z0 == 0), displacement, decode_l2 / decode_z0),
         )
 
     return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
@@ -137,33 +156,27 @@ def scopes(laid: Batch, positions_EP: Tensor) -> dict[str, Tensor]:
 def within_limits(drift: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:
     """Rows [R] whose drift and decode drift are inside the limits in every scope they have.
 
-    The limits are relative to the defended norm; where that is 0 (a defense that switches its
-    latents off), to the clean pass's norm in the same scope; and where that is 0 as well, the
-    drift may be at most `ABSOLUTE_LIMIT`. A drift that is NaN is never inside.
+    A drift that is NaN is never inside.
     """
-    return (_worst(drift, "l2") <= limits.drift) & (_worst(drift, "decode_l2") <= limits.decode)
+    return (worst(drift, decoded=False) <= limits.drift) & (
+        worst(drift, decoded=True) <= limits.decode
+    )
 
 
 def tightest_limit(drift: Mapping[str, ScopeDrift]) -> Tensor:
     """The smallest limit [R] on both that a row is inside of."""
-    return torch.maximum(_worst(drift, "l2"), _worst(drift, "decode_l2"))
+    return torch.maximum(worst(drift, decoded=False), worst(drift, decoded=True))
 
 
-def _worst(drift: Mapping[str, ScopeDrift], metric: str) -> Tensor:
-    """The largest relative drift [R] of any scope that a row has; infinite where it is NaN."""
+def worst(drift: Mapping[str, ScopeDrift], *, decoded: bool) -> Tensor:
+    """The largest judged drift [R] of any scope that a row has; infinite where it is NaN."""
     every = [
-        _relative(s.metrics[metric], s.scale_R if metric == "l2" else s.decode_scale_R)
+        (s.decode_judged_R if decoded else s.judged_R)
         .nan_to_num(torch.inf, posinf=torch.inf)
         .masked_fill(~s.present_R, 0)
         for s in drift.values()
     ]
     return torch.stack(every).amax(0)
-
-
-def _relative(drift_R: Tensor, scale_R: Tensor) -> Tensor:
-    """Of nothing, an absolute drift is as good as none, or beyond every limit."""
-    without = torch.where(drift_R <= ABSOLUTE_LIMIT, 0.0, torch.inf)
-    return torch.where(scale_R > 0, drift_R / scale_R, without)
 
 
 def scope_norm(values: Iterable[Tensor], scope_RQ: Tensor) -> Tensor:

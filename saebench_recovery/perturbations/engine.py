@@ -20,6 +20,7 @@ from saebench_recovery.model.generation import written
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Judge
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.obfuscation import DriftPenalty
 
 T = TypeVar("T")
@@ -29,18 +30,21 @@ T = TypeVar("T")
 class Engine:
     """Evaluates deltas on N windows; neighbours of one prompt share its cached prefix.
 
-    `row_N` are the rows' places in `trail`, which keeps what the search costs each row. With
-    `wanted_NV` (next-token log-probabilities) the objective is minus the KL divergence from them
-    instead of the task's margin, and a `penalty` takes drift off it.
+    `plain` are the examples without a perturbation. `row_N` are the rows' places in `trail`, which
+    keeps what the search costs each row. With `wanted_NV` (next-token log-probabilities) the
+    objective is minus the KL divergence from them instead of the task's margin, and a `penalty`
+    takes drift off it.
     """
 
     active: DefendedModel
     task: Judge
+    plain: tuple[Example, ...]
     batch: Batch
     start: Start
     meter: Meter
     row_N: Tensor
     trail: Trail
+    drift_rule: DriftRule
     wanted_NV: Tensor | None = None
     penalty: DriftPenalty | None = None
 
@@ -129,6 +133,7 @@ class Engine:
         row = (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
         return replace(
             self,
+            plain=tuple(self.plain[i] for i in index.tolist()),
             batch=self.batch.rows(index),
             start=self.start.rows(row, prompt),
             row_N=self.row_N[index],

@@ -24,7 +24,8 @@ def pack(
     """Tensors named `<part>/<tensor>` with an entry per example, and the metadata beside them."""
     (kind,) = {p.kind for p in parts.values()}
     tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        # Copies: a file cannot hold tensors that share their memory.
+        f"{part}/{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for part, perturbation in parts.items()
         for name, tensor in perturbation.tensors().items()
     }
@@ -36,18 +37,21 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     """The perturbations of a file of evidence, by part.
 
     Raises:
-        UserError: a kind that this version does not know, or tensors that are not of it.
+        UserError: a kind that this version does not know, or tensors that are not of it, or not
+            of as many examples each.
     """
     kind = metadata.get("kind", "")
     if kind not in KINDS:
         raise UserError(f"evidence of an unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if len({len(tensor) if tensor.ndim else 0 for tensor in tensors.values()}) > 1:
+        raise UserError("evidence is damaged: its tensors are of different numbers of examples")
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = tensor
     try:
         return {part: KINDS[kind][1].from_tensors(named) for part, named in parts.items()}
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"evidence does not hold perturbations of kind {kind!r}: {error}") from None
 
 

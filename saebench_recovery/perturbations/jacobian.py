@@ -93,13 +93,11 @@ class Linearised:
     def __init__(self, problem: Problem, directions: int | None, penalty: float | None) -> None:
         space, engine = Residual.of(problem), problem._engine
         self.problem = problem
-        defense = engine.active.defense
-        assert defense is not None
         self._sites = sorted(space.constraints)
         self._shape = problem.zeros().values[self._sites[0]].shape[1:]
         first = self._sites[0]
         # No delta reaches what was read before its own site.
-        self._latents = {s: found for s, found in defense.latents.items() if s >= first}
+        self._latents = {s: held for s, held in engine.active.latents.items() if s >= first}
         own_set = space.constraints[first]
         loose = penalty is not None or isinstance(own_set, Tangent)
         self.exact: Constraint = Free() if loose else own_set
@@ -138,7 +136,11 @@ class Linearised:
                 backward = engine.meter.flops - before
                 rows = self._rows(moved_NM, leaf, backward) if linearise else None
             found = drift(
-                self._reference, _detached(reading), self._reference, self._latents, self.scopes_NQ
+                self._reference,
+                _detached(reading),
+                self._latents,
+                self.scopes_NQ,
+                engine.drift_rule.typical,
             )
             return Look(
                 objective_N.detach(),
@@ -272,5 +274,5 @@ def _detached(reading: Reading) -> Reading:
     return Reading(z, p)
 
 
-def _apply(matrix_NAB: Tensor, vector_NB: Tensor) -> Tensor:
-    return (matrix_NAB @ vector_NB[:, :, None])[:, :, 0]
+def _apply(matrix_NKF: Tensor, vector_NF: Tensor) -> Tensor:
+    return (matrix_NKF @ vector_NF[:, :, None])[:, :, 0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from saebench_recovery.base.seeds import generators
 from saebench_recovery.base.sites import Site
@@ -16,31 +16,25 @@ from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.space import Space
-from saebench_recovery.spec import Limits
 
 
 @dataclass(frozen=True)
 class Problem:
     """N examples to recover, each with its own budget, in one space of perturbations.
 
-    `examples` are as they are without a perturbation; one may appear several times (with another
-    budget, or asking for the wrong target). The defense is active in every pass.
+    An example may appear several times: with another budget, or asking for a wrong answer, in an
+    order that does not tell which. The defense is active in every pass.
 
     `goal_N` is the clean model's own margin: going beyond it overwrites instead of restoring.
-    `scale_N` is the norm that budgets are relative to (of the defended residual at the perturbed
-    positions), and `budget_N` the largest norm allowed, in the same absolute units. An attack
-    that is given an `allowance` (FLOPs a row) stops once it is spent. A constrained recovery is
-    one whose drift is inside the run's `limits`.
+    `budget_N` is the largest norm allowed at any position, in the run's unit; `radius` gives it
+    as it is. An attack that is given an `allowance` (FLOPs a row) stops once it is spent.
     """
 
-    examples: tuple[Example, ...]
     space: Space
-    scale_N: Tensor
     budget_N: Tensor
     goal_N: Tensor
     seed: int
     allowance: float | None
-    limits: Limits
     _engine: Engine
 
     @property
@@ -51,6 +45,11 @@ class Problem:
     def variants(self) -> int:
         """Neighbouring rows per prompt."""
         return self._engine.variants
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """As they are without a perturbation; which answer would be wrong is not said."""
+        return tuple(replace(example, wrong=None) for example in self._engine.plain)
 
     @property
     def positions_NP(self) -> Tensor:
@@ -77,14 +76,43 @@ class Problem:
         """The perturbation that changes nothing."""
         return self.space.nothing()
 
-    def random(self, norm_N: Tensor | None, label: str) -> Perturbation:
-        """A random perturbation of these norms.
+    @property
+    def radius(self) -> dict[Site, Tensor]:
+        """The largest norm [N, P] of a delta's row at each site and position.
+
+        Raises:
+            TypeError: nothing has a norm in this space (tokens).
+        """
+        return self.space.radius(self.budget_N)
+
+    @property
+    def pooled_radius_N(self) -> Tensor:
+        """The largest norm [N] over all sites and positions together."""
+        acts_NP = self.positions_NP >= 0
+        squares = [(radius_NP * acts_NP).square().sum(1) for radius_NP in self.radius.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def norm(self, perturbation: Perturbation) -> Tensor | None:
+        """The largest norm [N] at any position, in the run's unit; None without a norm."""
+        return self.space.norm(perturbation)
+
+    def random(self, label: str, like: Perturbation | None = None) -> Perturbation:
+        """A random perturbation, row by row as large as the given one or the budget.
 
         Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
         it does not depend on how examples are batched.
         """
-        ids = [example.id for example in self.examples]
-        return self.space.random(lambda part: generators(self.seed, label + part, ids), norm_N)
+        return self.space.random(lambda part: self.generators(label + part), self.budget_N, like)
+
+    def generators(self, label: str) -> list[Generator]:
+        """Random numbers for each row: of the seed, its example's id and its place among those.
+
+        They depend neither on how examples are batched nor on the order of the rows.
+        """
+        order = self._engine.row_N.argsort().tolist()
+        ids = [self._engine.plain[n].id for n in order]
+        drawn = dict(zip(order, generators(self.seed, label, ids), strict=True))
+        return [drawn[n] for n in range(self.size)]
 
     @torch.no_grad()
     def objective(self, perturbation: Perturbation) -> Tensor:
@@ -107,10 +135,10 @@ class Problem:
                 return task.behaviour(viewed.output(delta))
 
             return engine.booked(work)
-        examples, delta = perturbation.applied(self.examples)
+        examples, delta = perturbation.applied(engine.plain)
         texts = engine.written(examples, delta)
         scores = torch.empty(self.size, 0, device=self.budget_N.device)
-        return task.behaviour(Output(self.examples, scores, texts=texts))
+        return task.behaviour(Output(engine.plain, scores, texts=texts))
 
     def gradient(self, delta: ResidualDelta) -> tuple[Tensor, dict[Site, Tensor]]:
         """The objective [N] and its gradient [N, P, D] per site; examples are independent."""
@@ -153,7 +181,9 @@ class Problem:
         """Steps of a search whose first one is done: those that the allowance pays for, if any."""
         if self.allowance is None:
             return steps
-        return max(1, int(self.allowance / float(self.spent_N().amax())))
+        # A step may cost nothing: a pooled read-out at the perturbed site runs no block.
+        spent = float(self.spent_N().amax())
+        return max(1, int(self.allowance / spent)) if spent else steps
 
     def groups(self, wanted_N: Tensor) -> Tensor:
         """Indices of the wanted rows, and of as many others as makes prompts share a prefix."""
@@ -163,9 +193,7 @@ class Problem:
         """Some of the examples, for stopping those that are done."""
         return replace(
             self,
-            examples=tuple(self.examples[i] for i in index.tolist()),
             space=self.space.rows(index),
-            scale_N=self.scale_N[index],
             budget_N=self.budget_N[index],
             goal_N=self.goal_N[index],
             _engine=self._engine.rows(index),
@@ -187,7 +215,6 @@ class Problem:
         return replace(
             self,
             space=self.space.copied(),
-            scale_N=self.scale_N.clone(),
             budget_N=self.budget_N.clone(),
             goal_N=self.goal_N.clone(),
         )
@@ -206,6 +233,16 @@ class Problem:
     def counting_on(self, meter: Meter) -> Self:
         """The same problem, its work booked elsewhere and on no trail."""
         return replace(self, _engine=self._engine.counting_on(meter))
+
+    def shuffled(self) -> tuple[Self, Tensor]:
+        """Each prompt's rows in another order, and the index [N] that puts them back."""
+        order_V = torch.randperm(self.variants, generator=Generator().manual_seed(self.seed))
+        first = torch.arange(0, self.size, self.variants)[:, None]
+        index, back = (
+            (first + order).flatten().to(self.budget_N.device)
+            for order in (order_V, order_V.argsort())
+        )
+        return self.rows(index), back
 
     def restoring(self, wanted_NV: Tensor, goal: float) -> Self:
         """The same problem with the aim of giving these next-token log-probabilities.

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.roles import Intervention
 from saebench_recovery.perturbations.constraints import (
     Constraint,
     Free,
@@ -33,13 +35,17 @@ from saebench_recovery.perturbations.space import (
 from saebench_recovery.perturbations.windows import lay_out
 from saebench_recovery.schema import Constraint as Held
 
+TINY = 1e-30  # keeps 0 / 0 at 0
+
 
 @dataclass(frozen=True)
 class Residual(Space):
     """Deltas [N, P, D] at each of `constraints`' sites.
 
-    `constraints` say what keeps the defended latents in place at each site; a space that is not
-    `constrained` knows them and does not apply them. `later` are defended sites behind the first.
+    `units` [N, P] say what a budget of 1 is at each site and position, `norms` [N, P] the defended
+    residual's there. `constraints` say what keeps the defended latents in place at each site; a
+    space that is not `constrained` knows them and does not apply them. `later` are defended sites
+    behind the first.
     """
 
     kind: ClassVar[str] = "residual"
@@ -48,7 +54,13 @@ class Residual(Space):
     width: int
     constraints: Mapping[Site, Constraint]
     constrained: bool
+    units: Mapping[Site, Tensor]
+    norms: Mapping[Site, Tensor]
     later: tuple[Site, ...] = ()
+
+    @classmethod
+    def sites(cls, reach: Reach, defense: Intervention) -> list[Site]:
+        return reach.sites(defense)
 
     @classmethod
     def pose(cls, reach: Reach, posing: Posing) -> Problem:
@@ -61,6 +73,7 @@ class Residual(Space):
         ]
         positions_EP = pad_sequence(each, batch_first=True, padding_value=-1)
         sites = reach.sites(defense)
+        _check_sites(posing, sites)
         windows = lay_out(posing, positions_EP, sites)
         constraints = {
             site: _constraint(
@@ -68,9 +81,15 @@ class Residual(Space):
             )
             for site in sites
         }
-        later = tuple(site for site in defense.latents if site > min(sites))
+        later = tuple(site for site in posing.active.latents if site > min(sites))
         space = cls(
-            windows.positions_NP, windows.engine.width, constraints, reach.constrained, later
+            windows.positions_NP,
+            windows.engine.width,
+            constraints,
+            reach.constrained,
+            windows.units(),
+            windows.norms,
+            later,
         )
         return windows.problem(space)
 
@@ -105,6 +124,13 @@ class Residual(Space):
             note=note,
         )
 
+    def copied(self) -> Self:
+        units, norms = (
+            {site: values_NP.clone() for site, values_NP in each.items()}
+            for each in (self.units, self.norms)
+        )
+        return replace(super().copied(), units=units, norms=norms)
+
     def zeros(self) -> ResidualDelta:
         N, P = self.positions_NP.shape
         empty = torch.zeros(N, P, self.width, device=self.positions_NP.device)
@@ -114,20 +140,41 @@ class Residual(Space):
     def nothing(self) -> Perturbation:
         return self.zeros()
 
-    def random(self, draw: Draw, norm_N: Tensor | None) -> ResidualDelta:
-        """A Gaussian direction of the given norm per example, inside the constraint set."""
-        assert norm_N is not None
+    def radius(self, budget_N: Tensor) -> dict[Site, Tensor]:
+        """The largest norm [N, P] of a row at each site and position."""
+        return {site: budget_N[:, None] * unit_NP for site, unit_NP in self.units.items()}
+
+    def norm(self, perturbation: Perturbation) -> Tensor:
+        return self._largest(perturbation, self.units)
+
+    def relative_norm(self, perturbation: Perturbation) -> Tensor:
+        return self._largest(perturbation, self.norms)
+
+    def _largest(self, perturbation: Perturbation, units: Mapping[Site, Tensor]) -> Tensor:
+        checked_shape(perturbation, ResidualDelta)
+        assert isinstance(perturbation, ResidualDelta)
+        each = [
+            (v.norm(dim=2) / units[site].clamp_min(TINY)).masked_fill(self.positions_NP < 0, 0)
+            for site, v in perturbation.values.items()
+        ]
+        return torch.stack([share_NP.amax(1) for share_NP in each]).amax(0)
+
+    def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> ResidualDelta:
+        """Gaussian directions inside the constraint set, row by row of the given one's norm."""
         zeros = self.zeros()
+        radius = self.radius(budget_N)
+        if like is not None:
+            assert isinstance(like, ResidualDelta)
+            radius = {site: v.norm(dim=2) for site, v in like.values.items()}
         values = {}
         for site, value in zeros.values.items():
             drawn = torch.empty(value.shape)
             for n, generator in enumerate(draw(f"/{site}")):
                 drawn[n] = torch.randn(value.shape[1:], generator=generator)
-            values[site] = drawn.to(value.device) * (self.positions_NP >= 0)[:, :, None]
-        # Far outside the ball, so that projecting always ends on its sphere.
-        size_N = replace(zeros, values=values).norm_E()
-        far = {s: v * (1e3 * norm_N / size_N)[:, None, None] for s, v in values.items()}
-        return self.project(replace(zeros, values=far), norm_N)
+            # Far outside the ball, so that projecting always ends on its sphere.
+            unit_NPD = torch.nn.functional.normalize(drawn.to(value.device), dim=2)
+            values[site] = unit_NPD * (1e3 * radius[site] * (self.positions_NP >= 0))[:, :, None]
+        return self._inside(replace(zeros, values=values), radius)
 
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> ResidualDelta:
         checked_shape(perturbation, type(self.zeros()))
@@ -141,24 +188,31 @@ class Residual(Space):
             raise ValueError(f"the attack's delta has not the width {self.width} of the residual")
         if not all_finite(list(perturbation.values.values())):
             raise ValueError("the attack returned NaN or infinity")
-        norm_N = perturbation.norm_E()
-        over = norm_N > budget_N * (1 + 1e-5)
-        factor_N = torch.where(over, budget_N / norm_N.clamp(min=1e-30), 1.0)
-        return self.shrink(perturbation, factor_N)
+        values = {}
+        for site, radius_NP in self.radius(budget_N).items():
+            value = perturbation.values[site]
+            norm_NP = value.norm(dim=2)
+            over_NP = norm_NP > radius_NP * (1 + 1e-5)
+            factor_NP = torch.where(over_NP, radius_NP / norm_NP.clamp(min=TINY), 1.0)
+            values[site] = self.allowed[site].shrink(value, factor_NP)
+        return replace(perturbation, values=values)
 
     def project(self, delta: ResidualDelta, budget_N: Tensor) -> ResidualDelta:
-        inside = {s: self.allowed[s].project(v) for s, v in delta.values.items()}
-        return self._shrunk(delta, inside, excess(inside, budget_N))
+        return self._inside(delta, self.radius(budget_N))
+
+    def _inside(self, delta: ResidualDelta, radius: Mapping[Site, Tensor]) -> ResidualDelta:
+        values = {}
+        for site, value in delta.values.items():
+            inside = self.allowed[site].project(value)
+            factor_NP = (radius[site] / inside.norm(dim=2).clamp(min=TINY)).clamp(max=1.0)
+            values[site] = self.allowed[site].shrink(inside, factor_NP)
+        return replace(delta, values=values)
 
     def shrink(self, perturbation: Perturbation, factor_N: Tensor) -> ResidualDelta:
         assert isinstance(perturbation, ResidualDelta)
-        return self._shrunk(perturbation, perturbation.values, factor_N)
-
-    def _shrunk(
-        self, delta: ResidualDelta, values: Mapping[Site, Tensor], factor_N: Tensor
-    ) -> ResidualDelta:
-        shorter = {s: self.allowed[s].shrink(v, factor_N) for s, v in values.items()}
-        return replace(delta, values=shorter)
+        factor_NP = factor_N[:, None].expand(self.positions_NP.shape)
+        shorter = {s: self.allowed[s].shrink(v, factor_NP) for s, v in perturbation.values.items()}
+        return replace(perturbation, values=shorter)
 
     def view(
         self, engine: Engine, perturbation: Perturbation
@@ -172,18 +226,31 @@ class Residual(Space):
             self,
             positions_NP=self.positions_NP[index],
             constraints={s: c.rows(index) for s, c in self.constraints.items()},
+            units={s: unit_NP[index] for s, unit_NP in self.units.items()},
+            norms={s: norm_NP[index] for s, norm_NP in self.norms.items()},
         )
 
 
 def total_norm(values: Mapping[Site, Tensor]) -> Tensor:
-    """Norm [N] of each example over all sites."""
+    """Norm [N] of each example over all sites and positions together."""
     each: list[Tensor] = [torch.linalg.vector_norm(v, dim=(1, 2)) for v in values.values()]
     return torch.stack(each).square().sum(0).sqrt()
 
 
-def excess(values: Mapping[Site, Tensor], radius_N: Tensor) -> Tensor:
-    """Factor [N], at most 1, that brings each example's norm over all sites into the ball."""
-    return (radius_N / total_norm(values).clamp(min=1e-30)).clamp(max=1.0)
+def _check_sites(posing: Posing, sites: list[Site]) -> None:
+    """Under `reclamp` the defense runs on what is perturbed, so it must not lie before it.
+
+    Raises:
+        UserError: a site behind the last defended one.
+    """
+    assert posing.active.defense is not None
+    last = max(posing.active.defense.latents)
+    beyond = [str(site) for site in sites if site > last]
+    if beyond and posing.active.threat_model == "reclamp":
+        raise UserError(
+            f"the attack perturbs {', '.join(beyond)}, behind the last defended site {last}: no "
+            "defense runs on that; perturb an earlier site, or say --threat-model post"
+        )
 
 
 def _constraint(
@@ -191,9 +258,9 @@ def _constraint(
 ) -> Constraint:
     """What keeps the latents at a site in place, for `share` rows of each prompt."""
     defense = active.defense
-    if defense is None or site not in defense.latents:
+    if defense is None or site not in active.latents:
         return Free()
-    latents = defense.latents[site]
+    latents = active.latents[site]
     if defense.sees_only_latents or active.threat_model == "post":
         repeated = [t.repeat_interleave(share, 0) for t in (base_EPD, edit_EPD)]
         return constraint_for(latents, *repeated)

@@ -1,8 +1,8 @@
 """The drift that a row is scored by, at any delta and with its gradient.
 
 A search that is held to a run's limits needs what `drift.within_limits` compares with them, of
-all scopes, as a function of the delta. A latent that was on and is off now has no gradient of its
-own, and would never come back: it gets that of its pre-activation.
+all scopes, as a function of the delta. A latent that is off has no gradient of its own, and would
+never come back: it gets that of its pre-activation.
 """
 
 from __future__ import annotations
@@ -15,22 +15,14 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.model.defended import DefendedModel, Trace
-from saebench_recovery.model.forward import forward
+from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.perturbation import ResidualDelta
-from saebench_recovery.perturbations.drift import (
-    ABSOLUTE_LIMIT,
-    Reading,
-    ScopeDrift,
-    drift,
-    scope_norm,
-    scopes,
-)
-from saebench_recovery.perturbations.engine import Engine
+from saebench_recovery.perturbations.drift import Reading, drift, scopes
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.sae.latents import Latents
-from saebench_recovery.spec import Limits
+
+LEAST_LIMIT = 1e-9  # keeps a share finite where a run allows no drift at all
 
 Aim = Callable[[Tensor, Tensor], Tensor]
 """What a search raises [N], from the objective [N] and the shares [N, K]; differentiable."""
@@ -50,15 +42,14 @@ class Look:
 class ScoredDrift:
     """What the drift of a problem's rows is measured from.
 
-    `limit_NK` are the largest drifts allowed, in the latents' own units: first the activations',
-    then the decoded ones', of every scope; infinite where a row has none of a scope.
+    The K shares are those of the activations' drift, then of the decoded one's, in every scope;
+    zero where a row has none of a scope.
     """
 
     problem: Problem
     latents: Mapping[Site, Latents]
-    z0_NQS: Mapping[Site, Tensor]
+    reference: Reading
     scopes_NQ: Mapping[str, Tensor]
-    limit_NK: Tensor
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
@@ -68,18 +59,19 @@ class ScoredDrift:
             TypeError: the problem is posed in another space.
         """
         space, engine = Residual.of(problem), problem._engine
-        assert engine.active.defense is not None
-        first, latents = min(space.constraints), engine.active.defense.latents
-        reached = {site: found for site, found in latents.items() if site >= first}
-        within_NQ = scopes(engine.batch, problem.positions_NP)
+        first = min(space.constraints)
+        reached = {site: held for site, held in engine.active.latents.items() if site >= first}
         with torch.no_grad():
             trace = Trace()
             engine.booked(lambda: engine.objective(problem.zeros(), trace))
-            reference = _reading(engine, trace, reached)
-            clean = _clean(engine, reached)
-        still = drift(reference, reference, clean, reached, within_NQ)
-        limit_NK = _limits(still, problem.limits)
-        return cls(problem, reached, reference.z_RQS, within_NQ, limit_NK)
+        share = engine.batch.rows_per_example
+        z, p = ({s: t[s][::share] for s in reached} for t in (trace.z, trace.p))
+        return cls(problem, reached, Reading(z, p), scopes(engine.batch, problem.positions_NP))
+
+    @property
+    def shares(self) -> int:
+        """How many there are: K."""
+        return 2 * len(self.scopes_NQ)
 
     def look(self, delta: ResidualDelta, aim: Aim) -> Look:
         """One forward and one backward pass."""
@@ -103,62 +95,30 @@ class ScoredDrift:
         self.problem._engine.reached(objective_N, self.problem.goal_N)
 
     def rows(self, index: Tensor) -> Self:
+        z, p = self.reference.z_RQS, self.reference.p_RQS
+        reference = Reading(*({s: t[index] for s, t in part.items()} for part in (z, p)))
         return replace(
             self,
             problem=self.problem.rows(index),
-            z0_NQS={s: z[index] for s, z in self.z0_NQS.items()},
+            reference=reference,
             scopes_NQ={name: scope[index] for name, scope in self.scopes_NQ.items()},
-            limit_NK=self.limit_NK[index],
         )
 
     def _shares(self, trace: Trace) -> Tensor:
-        share = self.problem._engine.batch.rows_per_example
-        gaps, decoded = [], []
-        for site, latents in self.latents.items():
-            z_NQS, p_NQS = trace.z[site][::share], trace.p[site][::share]
-            ghost_NQS = torch.where(z_NQS > 0, z_NQS, z_NQS + (p_NQS - p_NQS.detach()))
-            gaps.append(ghost_NQS - self.z0_NQS[site])
-            decoded.append(latents.decoded(gaps[-1]))
+        engine = self.problem._engine
+        share, rule = engine.batch.rows_per_example, engine.drift_rule
+        z, p = {}, {}
+        for site in self.latents:
+            z_NQS, p[site] = trace.z[site][::share], trace.p[site][::share]
+            ghost_NQS = z_NQS + (p[site] - p[site].detach())
+            z[site] = torch.where(z_NQS > 0, z_NQS, ghost_NQS)
+        moved = drift(
+            self.reference, Reading(z, p), self.latents, self.scopes_NQ, rule.typical
+        ).values()
         each = [
-            scope_norm(values, scope_NQ)
-            for values in (gaps, decoded)
-            for scope_NQ in self.scopes_NQ.values()
+            (judged_N / max(limit, LEAST_LIMIT)).masked_fill(~scope.present_R, 0.0)
+            for limit, decoded in ((rule.limits.drift, False), (rule.limits.decode, True))
+            for scope in moved
+            for judged_N in [scope.decode_judged_R if decoded else scope.judged_R]
         ]
-        return torch.stack(each, 1) / self.limit_NK
-
-
-def _limits(still: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:
-    """The largest drift and decode drift [N, K] of every scope; see `drift.within_limits`."""
-    each = [
-        torch.where(scale_N > 0, limit * scale_N, ABSOLUTE_LIMIT)
-        .clamp_min(torch.finfo(torch.float32).tiny)
-        .masked_fill(~scope.present_R, torch.inf)
-        for limit, name in ((limits.drift, "scale_R"), (limits.decode, "decode_scale_R"))
-        for scope in still.values()
-        for scale_N in [getattr(scope, name)]
-    ]
-    return torch.stack(each, 1)
-
-
-def _reading(engine: Engine, trace: Trace, latents: Mapping[Site, Latents]) -> Reading:
-    """Of each row's first sequence, as drift is scored."""
-    share = engine.batch.rows_per_example
-    z, p = ({s: t[s][::share] for s in latents} for t in (trace.z, trace.p))
-    return Reading(z, p)
-
-
-def _clean(engine: Engine, latents: Mapping[Site, Latents]) -> Reading:
-    """What the latents read without the defense, in the windows' columns."""
-    target = engine.active.target
-    distinct = list(dict.fromkeys(engine.batch.examples))
-    place = torch.tensor([distinct.index(e) for e in engine.batch.examples], device=target.device)
-    whole, trace = target.batch(distinct), Trace()
-    forward(target, whole, DefendedModel(target, None).edits(whole, None, trace, tuple(latents)))
-    share = engine.batch.rows_per_example
-    column_NQ = engine.batch.position_RQ[::share].clamp(max=whole.ids_RQ.shape[1] - 1)
-    z, p = {}, {}
-    for site, found in latents.items():
-        resid_EQD = trace.after[site][:: whole.rows_per_example]
-        resid_NQD = resid_EQD[place[:, None], column_NQ]
-        z[site], p[site] = found.read(resid_NQD), found.preactivation(resid_NQD)
-    return Reading(z, p)
+        return torch.stack(each, 1)

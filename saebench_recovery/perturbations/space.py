@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -16,10 +16,11 @@ from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
-from saebench_recovery.model.roles import Judge
+from saebench_recovery.model.roles import Intervention, Judge
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.schema import Constraint
-from saebench_recovery.spec import Limits
+from saebench_recovery.spec import BudgetUnit
 
 
 class Reach(Protocol):
@@ -42,20 +43,21 @@ class Posing:
     """What is asked of E prompts in V variants each (budgets; right and wrong answers).
 
     `groups[e]` holds prompt e's variants (same prompt, own candidates); `budget_EV` are their
-    budgets, relative to the defended residual or, where `absolute_V`, in its own units; `goal_E`
-    is the clean model's own margin. `limits` are those that a constrained recovery is held to.
+    budgets at each position, in the unit that `unit` names (`spreads` per site, for that one);
+    `goal_E` is the clean model's own margin.
     """
 
     active: DefendedModel
     task: Judge
     groups: Sequence[Sequence[Example]]
     budget_EV: Tensor
-    absolute_V: Sequence[bool]
+    unit: BudgetUnit
+    spreads: Mapping[Site, float]
     goal_E: Tensor
     seed: int
     meter: Meter
+    drift_rule: DriftRule
     allowance: float | None = None
-    limits: Limits = field(default_factory=Limits)
 
 
 Draw = Callable[[str], Iterable[Generator]]
@@ -73,6 +75,11 @@ class Space(ABC):
 
     positions_NP: Tensor
 
+    @classmethod
+    def sites(cls, reach: Reach, defense: Intervention) -> list[Site]:
+        """The hook points whose spread budgets are measured in; none where nothing has a norm."""
+        return []
+
     @property
     def size(self) -> int:
         return len(self.positions_NP)
@@ -82,8 +89,8 @@ class Space(ABC):
         """The perturbation that changes nothing."""
 
     @abstractmethod
-    def random(self, draw: Draw, norm_N: Tensor | None) -> Perturbation:
-        """A random perturbation of these norms; of the largest size where nothing has a norm."""
+    def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> Perturbation:
+        """A random perturbation, at every position as large as the given one or the budget."""
 
     @abstractmethod
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> Perturbation:
@@ -116,6 +123,18 @@ class Space(ABC):
 
     def zeros(self) -> ResidualDelta | None:
         """The zero delta at which the objective has a gradient; None where it has none."""
+        return None
+
+    def radius(self, budget_N: Tensor) -> dict[Site, Tensor]:
+        """The largest norm [N, P] of a row at each site and position."""
+        raise TypeError(f"a {self.kind} perturbation has no norm")
+
+    def norm(self, perturbation: Perturbation) -> Tensor | None:
+        """The largest norm [N] at any position, in the budget's unit; None without a norm."""
+        return None
+
+    def relative_norm(self, perturbation: Perturbation) -> Tensor | None:
+        """The same, relative to the defended residual's norm there."""
         return None
 
     def project(self, delta: ResidualDelta, budget_N: Tensor) -> ResidualDelta:

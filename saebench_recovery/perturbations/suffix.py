@@ -97,8 +97,7 @@ def _held_to_prompts(
     """
     prompts, trace = active.target.batch(layout.plain), Trace()
     forward(active.target, prompts, active.edits(prompts, trace=trace))
-    assert active.defense is not None
-    latents, share = active.defense.latents, prompts.rows_per_example
+    latents, share = active.latents, prompts.rows_per_example
     before_NQ = windows.position_RQ[:: windows.rows_per_example] - layout.length
     first = [min((*task.positions(e), len(e.prompt) - 1)) for e in layout.plain]
     first_N = torch.tensor(first, device=before_NQ.device)

@@ -9,8 +9,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.roles import Intervention
 from saebench_recovery.perturbations.constraints import Free
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
@@ -57,17 +59,27 @@ class SoftSuffix(ResidualDelta):
 
 @dataclass(frozen=True)
 class SuffixEmbeddings(Residual):
-    """Displacements of a suffix's embeddings; budgets are relative to the embeddings' norm."""
+    """Displacements of the embeddings of a suffix, each within the budget."""
 
     kind: ClassVar[str] = "embeddings"
 
     layout: SuffixLayout | None = None
 
     @classmethod
+    def sites(cls, reach: Reach, defense: Intervention) -> list[Site]:
+        return [EMBEDDED]
+
+    @classmethod
     def pose(cls, reach: Reach, posing: Posing) -> Problem:
         windows, layout = lay_out_suffix(posing, reach.length)
         space = cls(
-            windows.positions_NP, windows.engine.width, {EMBEDDED: Free()}, False, (), layout
+            windows.positions_NP,
+            windows.engine.width,
+            {EMBEDDED: Free()},
+            False,
+            windows.units(),
+            windows.norms,
+            layout=layout,
         )
         return windows.problem(space, layout.plain)
 

@@ -135,15 +135,15 @@ class SuffixTokens(Space):
         return TokenSuffix(ids_NL, self.layout.at_N, tuple(texts))
 
     def zeros(self) -> ResidualDelta:
-        N, L = self.positions_NP.shape
-        empty = torch.zeros(N, L, self.width, device=self.positions_NP.device)
+        N, P = self.positions_NP.shape
+        empty = torch.zeros(N, P, self.width, device=self.positions_NP.device)
         return ResidualDelta({EMBEDDED: empty}, self.positions_NP)
 
     def nothing(self) -> TokenSuffix:
         none_N0 = self.positions_NP[:, :0]
         return TokenSuffix(none_N0, self.layout.at_N, ("",) * self.size)
 
-    def random(self, draw: Draw, norm_N: Tensor | None) -> TokenSuffix:
+    def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> TokenSuffix:
         """Random printing tokens, as many as there is place for, that are stable in each prompt.
 
         No suffix where none of `TRIES` is.
@@ -189,6 +189,10 @@ class SuffixTokens(Space):
         assert isinstance(perturbation, TokenSuffix)
         return view_tokens(engine, perturbation, self.layout)
 
+    def copied(self) -> Self:
+        layout = replace(self.layout, at_N=self.layout.at_N.clone())
+        return replace(super().copied(), layout=layout)
+
     def rows(self, index: Tensor) -> Self:
         layout = self.layout.rows(index)
         return replace(self, positions_NP=self.positions_NP[index], layout=layout)
@@ -213,10 +217,12 @@ def whole_prompts(engine: Engine, examples: Sequence[Example]) -> Engine:
         engine.task,
         [[example] for example in examples],
         none_N1,
-        [False],
+        "absolute",
+        {},
         none_N1[:, 0],
         seed=0,
         meter=engine.meter,
+        drift_rule=engine.drift_rule,
     )
     return lay_out(posing, readout_N1, [EMBEDDED]).engine
 

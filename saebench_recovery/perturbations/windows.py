@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import Trace
@@ -24,7 +25,8 @@ class Windows:
     """E prompts with V variants each, ready to run; N = E * V rows.
 
     `before` and `edit` hold, per perturbed site, the residual rows [E, P, D] that enter the
-    defense at the perturbed positions and what the defense adds to them.
+    defense at the perturbed positions and what the defense adds to them; `norms` [N, P] those
+    of what leaves it.
     """
 
     posing: Posing
@@ -32,7 +34,7 @@ class Windows:
     positions_NP: Tensor
     before: Mapping[Site, Tensor]
     edit: Mapping[Site, Tensor]
-    scale_N: Tensor
+    norms: Mapping[Site, Tensor]
 
     @property
     def variants(self) -> int:
@@ -40,26 +42,31 @@ class Windows:
 
     def problem(self, space: Space, examples: Sequence[Example] | None = None) -> Problem:
         """The problem in a space; `examples` where the windows' own hold more than the prompt."""
-        posing, device = self.posing, self.scale_N.device
-        absolute_N = torch.tensor(list(posing.absolute_V) * len(posing.groups), device=device)
-        unit_N = torch.where(absolute_N, 1.0, self.scale_N)
+        posing, device = self.posing, self.positions_NP.device
+        plain = self.engine.plain if examples is None else tuple(examples)
         return Problem(
-            self.engine.batch.examples if examples is None else tuple(examples),
             space,
-            self.scale_N,
-            unit_N * posing.budget_EV.to(device).flatten(),
+            posing.budget_EV.to(device).flatten(),
             posing.goal_E.to(device).repeat_interleave(self.variants),
             posing.seed,
             posing.allowance,
-            posing.limits,
-            self.engine,
+            replace(self.engine, plain=plain),
         )
+
+    def units(self) -> dict[Site, Tensor]:
+        """What a budget of 1 is at each site and position [N, P]."""
+        unit, one_NP = self.posing.unit, torch.ones_like(self.positions_NP, dtype=torch.float32)
+        if unit == "relative":
+            return dict(self.norms)
+        spreads = self.posing.spreads if unit == "spread" else dict.fromkeys(self.norms, 1.0)
+        return {site: one_NP * spreads[site] for site in self.norms}
 
 
 def lay_out(posing: Posing, positions_EP: Tensor, sites: Sequence[Site]) -> Windows:
     """Windows that start at each prompt's first perturbed position, prefilled once per prompt."""
     active, task, groups = posing.active, posing.task, posing.groups
     target, share = active.target, len(groups[0])
+    _check_positions(posing, positions_EP)
     positions_EP = positions_EP.to(target.device)
     kept, place_V = _distinct(groups)
     perturbed = torch.where(positions_EP < 0, 10**9, positions_EP).amin(1).tolist()
@@ -82,19 +89,43 @@ def lay_out(posing: Posing, positions_EP: Tensor, sites: Sequence[Site]) -> Wind
     window, start = _repeated(once, start, place_V, len(groups))
     before = {s: _at(trace.before[s][first_row], column_EP) for s in sites}
     after = {s: _at(trace.after[s][first_row], column_EP) for s in sites}
-    square_E = torch.zeros(len(groups), device=target.device)
-    for site in sites:
-        square_E = square_E + after[site].flatten(1).square().sum(1)
     row_N = torch.arange(len(groups) * share, device=target.device)
     trail = Trail(len(row_N), row_N.device)
     return Windows(
         posing,
-        Engine(active, task, window, start, posing.meter, row_N, trail),
+        Engine(
+            active,
+            task,
+            window.examples,
+            window,
+            start,
+            posing.meter,
+            row_N,
+            trail,
+            posing.drift_rule,
+        ),
         positions_EP.repeat_interleave(share, 0),
         before,
         {site: after[site] - before[site] for site in sites},
-        square_E.sqrt().repeat_interleave(share),
+        {site: after[site].norm(dim=2).repeat_interleave(share, 0) for site in sites},
     )
+
+
+def _check_positions(posing: Posing, positions_EP: Tensor) -> None:
+    """Every declared position acts when it is scored, and none is declared twice.
+
+    Raises:
+        UserError: one that no pass reaches, or that is named again.
+    """
+    for group, positions_P in zip(posing.groups, positions_EP.tolist(), strict=True):
+        acting = [p for p in positions_P if p >= 0]
+        answer = max(posing.task.new_tokens, *(len(c) for e in group for c in e.candidates))
+        last = len(group[0].prompt) + answer - 1
+        if not acting or len(set(acting)) != len(acting) or max(acting) >= last:
+            raise UserError(
+                f"an attack perturbs positions {acting} of example {group[0].id!r}: name at least "
+                f"one, each once, and none behind {last - 1}, the last that is read"
+            )
 
 
 def _distinct(groups: Sequence[Sequence[Example]]) -> tuple[list[int], list[int]]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from saebench_recovery.protocols.experiment import Experiment, Number
 from saebench_recovery.schema import Mean, Rate, Row, RunResult
-from saebench_recovery.scoring import statistics
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def theirs(number: Number) -> Figure:
     """The published figure; a share gets the Wilson interval that the paper uses."""
     if number.k is None or number.n is None:
         return Figure(number.value, number.low, number.high)
-    return _figure(statistics.rate([i < number.k for i in range(number.n)], [""] * number.n))
+    interval = binomtest(number.k, number.n).proportion_ci(method="wilson")
+    return Figure(number.k / number.n, interval.low, interval.high, number.k, number.n)
 
 
 def _ours(number: Number, rows: Mapping[str, Row]) -> Figure | None:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
+from saebench_recovery.base.reading import read_bytes, read_tensors
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RECORDS,
     TEXTS,
     parse_lines,
-    read_bytes,
     read_state,
     sync_names,
     unwritable,
@@ -32,6 +32,9 @@ from saebench_recovery.scoring.journal import Chunk, Written
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LONGEST_HEADER = 2**24  # bytes of a safetensors header
 
 
 class RunJournal:
@@ -127,6 +130,15 @@ def _whole_lines(file: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
+def read_chunks(folder: Path) -> list[tuple[StoredChunk, list[Record]]]:
+    """The chunks of a run that are on disk for good, with their records.
+
+    Raises:
+        UserError: the log or the records are broken, or the records are not as the log says.
+    """
+    return _with_records(folder, read_log(folder))
+
+
 def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     """The chunks of a task under an attack (of a suite, one member) with their perturbations.
 
@@ -137,7 +149,7 @@ def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     state = read_state(folder)
     kinds = {facts.task: facts.perturbation.kind for facts in state.facts} if state else {}
     chunks = [
-        Chunk(records, *_evidence(folder, chunk, records), chunk.attacking, chunk.scoring)
+        Chunk(records, *read_chunk_evidence(folder, chunk, records), chunk.attacking, chunk.scoring)
         for chunk, records in _with_records(folder, read_log(folder))
         if (chunk.task, chunk.attack) == (task, attack)
     ]
@@ -151,21 +163,19 @@ def read_evidence(folder: Path, task: str, attack: str) -> list[Chunk]:
     return chunks
 
 
-def _evidence(
+def read_chunk_evidence(
     folder: Path, chunk: StoredChunk, records: Sequence[Record]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open  # it imports torch
+    """The tensors and metadata of one chunk's file.
 
+    Raises:
+        UserError: it is missing or broken, or belongs to other records.
+    """
     file = folder / chunk.evidence
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from None
+    tensors, metadata = read_tensors(file)
     if "kind" not in metadata:
         raise UserError(f"{str(file)!r} does not say what kind of perturbation it holds")
-    for name, wanted in _tags(chunk.task, chunk.attack, records).items():
+    for name, wanted in tags(chunk.task, chunk.attack, records).items():
         if metadata.get(name) != wanted:
             raise UserError(
                 f"{str(file)!r} does not belong to its records: it has {name} "
@@ -174,8 +184,24 @@ def _evidence(
     return tensors, metadata
 
 
-def _tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
+def tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
+    """What the metadata of a file of evidence say of whom it is."""
     return {"task": task, "attack": attack, "ids": json.dumps([record.id for record in records])}
+
+
+def evidence_tags(file: Path) -> dict[str, str]:
+    """The metadata of a file of evidence, read from its header without torch.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, LONGEST_HEADER)))
+        return {str(name): str(value) for name, value in header["__metadata__"].items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{str(file)!r} has no header that can be read: {error!r}") from None
 
 
 def _short(text: str | None) -> str:
@@ -191,7 +217,7 @@ def _packed(task: str, attack: str, chunk: Chunk) -> bytes:
     from safetensors.torch import save  # it imports torch
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chunk.tensors.items()}
-    content = save(tensors, {**chunk.metadata, **_tags(task, attack, chunk.records)})
+    content: bytes = save(tensors, {**chunk.metadata, **tags(task, attack, chunk.records)})
     length = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

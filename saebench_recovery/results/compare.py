@@ -40,6 +40,7 @@ class Comparison(Stored):
 
     task: str
     flips: Count = Field(description="attacked by every run")
+    clusters: Count = Field(description="source items among them")
     flops: Finite | None = Field(description="at which recovery is read; null: at the end")
     runs: tuple[ComparedRun, ...]
     differences: tuple[PairedDifference, ...]
@@ -62,7 +63,9 @@ def compare(runs: Sequence[Path], *, match_flops: bool = False) -> list[Comparis
     if not tasks:
         each = "; ".join(", ".join(of_run) for of_run in by_task)
         raise UserError(f"the runs have no task in common; they have: {each}")
-    return [_compared([of_run[task] for of_run in by_task], match_flops) for task in tasks]
+    return [
+        _compared([of_run[task] for of_run in by_task], match_flops=match_flops) for task in tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class _CommonFlips:
         return [min(record.flops, limit) for record in self.records]
 
 
-def _compared(runs: Sequence[TaskRun], match_flops: bool) -> Comparison:
+def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     task = runs[0].row.task
     common = [id for id in runs[0].flips if all(id in run.flips for run in runs)]
     if not common:
@@ -108,6 +111,7 @@ def _compared(runs: Sequence[TaskRun], match_flops: bool) -> Comparison:
     return Comparison(
         task=task,
         flips=len(common),
+        clusters=len({record.cluster or record.id for record in records[0]}),
         flops=limit,
         runs=tuple(compared),
         differences=tuple(_differences(flips, [run.name for run in compared])),
@@ -127,7 +131,7 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
         },
         drift=statistics.mean(values["drift"], clusters),
         flops=statistics.mean(flips.spent(), clusters),
-        flags=flips.run.row.flags,
+        flags=flips.run.row.flag_names,
     )
 
 

@@ -13,24 +13,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import is_file, read_bytes
 from saebench_recovery.results.chunks import no_texts
+from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
     RESULT,
     TEXTS,
-    read_result,
     sync_names,
     unwritable,
 )
 from saebench_recovery.schema import RunResult
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 LOCK, WRITER = ".lock", ".writer.json"
+LARGEST_WRITER = 4096  # bytes
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    """The lock of a folder, which is taken at once or not at all (`TimeoutError`)."""
+    from filelock import FileLock  # a tenth of the time that reading a complete run takes
+
+    return FileLock(folder / LOCK, timeout=0)
 
 
 class Writer(BaseModel):
@@ -52,12 +64,16 @@ class RunFolder:
         """The result, if the run is complete.
 
         Raises:
-            UserError: it cannot be read, or has no texts although they are wanted.
+            UserError: it cannot be read, does not fit together, or has no texts although they are
+                wanted.
         """
-        self._tidy()
-        if not (self.path / RESULT).exists():
+        try:
+            self._tidy()
+        except OSError as error:  # a name that is too long, a link that leads in a circle
+            raise unwritable(self.path, error) from None
+        if not is_file(self.path / RESULT):
             return None
-        result = read_result(self.path)
+        result = read_consistent(self.path)
         if with_texts and not (self.path / TEXTS).exists():
             raise no_texts(self.path)
         return result
@@ -109,7 +125,7 @@ class RunFolder:
         """Remove what dead processes left, as far as the disk lets us and nobody writes."""
         if self._old.exists() and not self.path.exists():
             # Unless a live process is between the two renamings of `_swap`.
-            with suppress(OSError, Timeout), FileLock(self._old / LOCK, timeout=0):
+            with suppress(OSError), _lock(self._old):
                 os.replace(self._old, self.path)
         if any(self._leftovers()):
             with suppress(UserError, OSError), self._locked():
@@ -132,9 +148,9 @@ class RunFolder:
     def _locked(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK)
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock = _lock(self.path)
+            lock.acquire()
+        except TimeoutError:
             raise UserError(f"{str(self.path)!r} is being written by {self._holder()}") from None
         except OSError as error:
             raise unwritable(self.path, error) from None
@@ -153,8 +169,8 @@ class RunFolder:
 
     def _holder(self) -> str:
         try:
-            holder = Writer.model_validate_json((self.path / WRITER).read_bytes())
-        except (OSError, ValidationError):
+            holder = Writer.model_validate_json(read_bytes(self.path / WRITER, LARGEST_WRITER))
+        except (UserError, ValidationError):
             return "another process"
         since = f"{holder.since:%Y-%m-%d %H:%M:%S} UTC"
         return f"process {holder.pid} on {holder.host} since {since}; wait for it, or stop it"

@@ -1,22 +1,25 @@
 """Leaderboards: what complete runs say about defenses and attacks, one file per target and task.
 
-Only what is comparable is ranked together: one target, threat model, budget, set of limits, seed
-and set of evaluation examples.
+Only what is comparable is ranked together: one target, threat model, budget, set of limits, seed,
+and the same task on as many examples. The targets of one task (classes, say) make one board.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.hashing import hash_text
+from pydantic import Field
+
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.standings import DefenseStanding, Entry, grouped, ranked
-from saebench_recovery.results.task_run import read_run
+from saebench_recovery.results.entry import Entry, Scored, read_entries
+from saebench_recovery.results.ranked import Pair, in_order, ranked
+from saebench_recovery.results.standings import DefenseStanding
+from saebench_recovery.results.summary import task_of
 from saebench_recovery.schema import SCHEMA_VERSION, Count, Finite, Stored
-from saebench_recovery.spec import BudgetUnit, Limits, RunSpec, ThreatModel, command
+from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
 
 class Group(Stored):
@@ -27,10 +30,17 @@ class Group(Stored):
     budget_unit: BudgetUnit
     limits: Limits
     seed: int
-    examples: Count
+    limit: Count | None = Field(description="of evaluation examples, for each target of the task")
     task_config: dict[str, Any]
     target_hash: str
-    defenses: tuple[DefenseStanding, ...]
+    counted: tuple[str, ...] = Field(description="attacks whose worst case ranks")
+    standard_suite: bool = Field(
+        description="they are the standard suite; if not, the worst case is incomplete"
+    )
+    defenses: tuple[DefenseStanding, ...] = Field(
+        description="the most robust first, and behind them what is not ranked"
+    )
+    pairs: tuple[Pair, ...] = Field(description="of ranked defenses")
     entries: tuple[Entry, ...]
 
 
@@ -39,7 +49,7 @@ class Leaderboard(Stored):
 
     schema_version: int = SCHEMA_VERSION
     target: str
-    task: str
+    task: str = Field(description="all its targets together")
     groups: tuple[Group, ...]
 
 
@@ -49,64 +59,64 @@ def build(runs: Sequence[Path]) -> list[Leaderboard]:
     Raises:
         UserError: a run is partial or cannot be read.
     """
-    entries = {e.identity + e.row.task: e for run in runs for e in _entries(run)}
+    every = {s.entry.identity + s.row.task: s for run in runs for s in read_entries(run)}
     return [
         Leaderboard(
             target=of_task[0].row.target,
-            task=of_task[0].row.task,
-            groups=tuple(_group(comparable) for comparable in grouped(of_task, _comparable)),
+            task=task_of(of_task[0].row),
+            groups=tuple(_group(comparable) for comparable in _grouped(of_task, _comparable)),
         )
-        for of_task in grouped(entries.values(), lambda e: [e.row.target, e.row.task])
+        for of_task in _grouped(every.values(), lambda s: [s.row.target, task_of(s.row)])
     ]
 
 
-def _entries(run: Path) -> list[Entry]:
-    result, by_task = read_run(run)
-    spec = RunSpec.model_validate(
-        {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
-    )
-    repeat = command(spec, result.spec["plugin_files"])
-    if result.status == "partial":
-        raise UserError(f"{str(run)!r} is a partial run; finish it first: {repeat}")
-    return [
-        Entry(
-            identity=result.identity,
-            command=repeat,
-            config=of_task.config,
-            valid_flips=hash_text(canonical_json(list(of_task.flips))),
-            provenance=result.provenance,
-            row=of_task.row,
-        )
-        for of_task in by_task.values()
-    ]
-
-
-def _comparable(entry: Entry) -> list[Any]:
+def _comparable(scored: Scored) -> list[Any]:
     """What must agree before two rows are ranked together."""
-    row = entry.row
+    row, entry = scored.row, scored.entry
     return [
         row.threat_model,
         row.budget,
         row.budget_unit,
         row.limits.model_dump(),
         row.seed,
-        row.examples.n,
-        entry.config["task"],
+        entry.limit,
+        _task_config(entry),
+        entry.sources.get("task"),
         entry.provenance.target_hash,
     ]
 
 
-def _group(entries: Sequence[Entry]) -> Group:
-    first = entries[0].row
+def _task_config(entry: Entry) -> dict[str, Any]:
+    """The task's settings, without the one that says which of its targets this is."""
+    own = entry.row.task.partition("/")[2]
+    return {k: v for k, v in entry.config["task"].items() if not own or v != own}
+
+
+def _group(entries: Sequence[Scored]) -> Group:
+    first = entries[0]
+    defenses, pairs, counted = ranked(entries)
     return Group(
-        threat_model=first.threat_model,
-        budget=first.budget,
-        budget_unit=first.budget_unit,
-        limits=first.limits,
-        seed=first.seed,
-        examples=first.examples.n,
-        task_config=entries[0].config["task"],
-        target_hash=entries[0].provenance.target_hash,
-        defenses=ranked(entries),
-        entries=tuple(entries),
+        threat_model=first.row.threat_model,
+        budget=first.row.budget,
+        budget_unit=first.row.budget_unit,
+        limits=first.row.limits,
+        seed=first.row.seed,
+        limit=first.entry.limit,
+        task_config=_task_config(first.entry),
+        target_hash=first.entry.provenance.target_hash,
+        counted=counted,
+        standard_suite=any(scored.entry.standard_suite for scored in entries),
+        defenses=defenses,
+        pairs=pairs,
+        entries=in_order(entries),
     )
+
+
+def _grouped(entries: Iterable[Scored], key: Callable[[Scored], Any]) -> list[list[Scored]]:
+    """Entries with equal keys together; groups by key and entries by identity, always alike."""
+
+    def order(scored: Scored) -> str:
+        return canonical_json(key(scored))
+
+    ordered = sorted(entries, key=lambda s: (order(s), s.entry.identity))
+    return [list(alike) for _, alike in groupby(ordered, order)]

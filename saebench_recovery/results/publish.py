@@ -6,22 +6,29 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from saebench_recovery.base.hashing import hash_text
+from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.leaderboard import Leaderboard
 from saebench_recovery.results.report.markdown import page
 from saebench_recovery.results.store import check_writable, write_atomically
+
+LONGEST = 60  # characters of a file's name, without hash and ending
+# Of a target or task. None begins with a dot or looks as if it ended in a hash.
+_PLAIN = re.compile(r"(?!(.*-)?[0-9a-f]{12}$)[a-z0-9][a-z0-9._-]*")
 
 
 def publish(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
     """Write `<target>-<task>.json` for each board, `<target>.md` for each target; their paths.
 
-    Characters that do not belong into a file name, as in the name of a hub model, become "_".
+    A name that does not make a file's name as it is, such as that of a hub model, becomes a short
+    one with a hash of the whole, so that no two names share a file.
 
     Raises:
         UserError: the folder cannot be written.
     """
     check_writable(out)
     files = {
-        f"{_name(board.target)}-{_name(board.task)}.json": board.model_dump_json() + "\n"
+        f"{_name(board.target, board.task)}.json": board.model_dump_json() + "\n"
         for board in boards
     }
     for target in dict.fromkeys(board.target for board in boards):
@@ -31,5 +38,9 @@ def publish(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
     return [out / name for name in files]
 
 
-def _name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text)
+def _name(*parts: str) -> str:
+    slug = "-".join(re.sub(r"[^\w.-]+", "_", part, flags=re.ASCII) for part in parts)
+    split_once = all("-" not in part for part in parts[1:])
+    if split_once and all(map(_PLAIN.fullmatch, parts)) and len(slug) <= LONGEST:
+        return slug
+    return f"{slug[:LONGEST].lower()}-{hash_text(canonical_json(parts))[:12]}"

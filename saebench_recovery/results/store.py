@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import is_file, is_folder, parse_json, read_bytes
 from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored
+from saebench_recovery.spec import RunSpec
 
 STATE, RESULT, RECORDS = "run.json", "result.json", "records.jsonl"
+# Of the spec of a result, what all who show it count on.
+READ = (
+    "target",
+    "defense",
+    "attack",
+    "tasks",
+    "protocol",
+    "threat_model",
+    "budget",
+    "budget_unit",
+    "seed",
+)
 CHUNKS, EVIDENCE, TEXTS = "chunks.jsonl", "evidence", "texts.jsonl"
 
 Model = TypeVar("Model", bound=Stored)
@@ -89,10 +104,12 @@ def read_result(path: Path) -> RunResult:
     Raises:
         UserError: there is none, it is no result, or another version wrote it.
     """
-    file = path / RESULT if path.is_dir() else path
-    if not file.exists() and (file.parent / STATE).is_file():
+    file = path / RESULT if is_folder(path) else path
+    if not os.path.exists(file) and is_file(file.parent / STATE):
         raise UserError(f"the run at {str(path)!r} is not complete; repeat its command to go on")
-    return _read(file, RunResult, path)
+    result = _read(file, RunResult, path)
+    _check_spec(result, file)
+    return result
 
 
 def read_state(folder: Path) -> RunState | None:
@@ -114,18 +131,6 @@ def read_records(folder: Path) -> list[Record]:
     return parse_lines(Record, read_bytes(folder / RECORDS), folder / RECORDS)
 
 
-def read_bytes(file: Path) -> bytes:
-    """A file's content.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
-
-
 def parse_lines(model: type[Model], content: bytes, file: Path) -> list[Model]:
     """The lines of a JSONL file.
 
@@ -143,18 +148,56 @@ def parse_lines(model: type[Model], content: bytes, file: Path) -> list[Model]:
     return found
 
 
+class _Settings(BaseModel):
+    """The resolved settings of a row."""
+
+    site: str
+    task: dict[str, Any]
+    defense: dict[str, Any]
+    attack: dict[str, Any]
+
+
+class _StoredSpec(RunSpec):
+    """The `spec` of a result: what was asked, and what came of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    resolved: Mapping[str, _Settings] = Field(default_factory=dict)
+    environment: Mapping[str, Any] = Field(default_factory=dict)
+    plugin_files: tuple[str, ...] = ()
+
+
+def _check_spec(result: RunResult, file: Path) -> None:
+    """Hold a result's `spec` to the types that all who read it count on."""
+    try:
+        parse_json(result.model_dump_json(include={"spec"}), f"cannot read {str(file)!r}")
+        spec = _StoredSpec.model_validate(result.spec)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in ("spec", *problem["loc"]))
+        raise UserError(
+            f"{str(file)!r} does not follow its schema at {where}: {problem['msg']}; delete it to "
+            "run again"
+        ) from None
+    except RecursionError:
+        raise UserError(f"cannot read {str(file)!r}: its spec is nested too deep") from None
+    if missing := [name for name in READ if name not in result.spec]:
+        raise UserError(f"{str(file)!r} does not say spec.{missing[0]}; delete it to run again")
+    unsettled = [row.task for row in result.rows if row.task not in spec.resolved]
+    if spec.resolved and unsettled:
+        raise UserError(f"{str(file)!r} has no settings for its row {unsettled[0]!r}")
+
+
 class _Versioned(BaseModel):
     schema_version: int
 
 
 def _read(file: Path, model: type[Model], path: Path) -> Model:
+    if not os.path.exists(file):
+        raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist")
+    content = read_bytes(file)
     try:
-        content = file.read_bytes()
         version = _Versioned.model_validate_json(content).schema_version
-    except FileNotFoundError:
-        raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist") from None
-    except OSError as error:
-        raise UserError(f"cannot read {str(file)!r}: {error.strerror}") from None
     except ValidationError:
         raise UserError(f"{str(file)!r} is not a result file; delete it to run again") from None
     if version < SCHEMA_VERSION:

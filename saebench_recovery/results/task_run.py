@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.store import read_records, read_result
+from saebench_recovery.results.consistency import read_consistent
+from saebench_recovery.results.store import read_records
 from saebench_recovery.schema import Record, Row, RunResult
 from saebench_recovery.scoring.suite import worst_case
 
@@ -25,7 +27,9 @@ class TaskRun:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved settings of task, defense and attack, and the hook point."""
-        resolved: dict[str, Any] = self.run.spec["resolved"][self.row.task]
+        resolved: dict[str, Any] | None = self.run.spec.get("resolved", {}).get(self.row.task)
+        if resolved is None:
+            raise UserError(f"run {self.run.identity} does not say its settings (spec.resolved)")
         return resolved
 
     @cached_property
@@ -39,9 +43,9 @@ def read_run(path: Path) -> tuple[RunResult, dict[str, TaskRun]]:
     """A run, given its folder or its `result.json`, and its parts by task.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or does not fit together.
     """
-    result = read_result(path)
+    result = read_consistent(path)
     records = read_records(path if path.is_dir() else path.parent)
     return result, {
         row.task: TaskRun(result, row, [r for r in records if r.task == row.task])

@@ -42,6 +42,8 @@ def check_names(spec: RunSpec) -> RunSpec:
         )
     registry.check_name("defense", spec.defense)
     registry.check_name("attack", spec.attack)
+    for name in dict.fromkeys(name for task in chosen.tasks.values() for name in task.defenses):
+        registry.check_name("defense", name)  # a misspelled one would leave its settings unread
     # The target's order whatever the user's, then tasks that the target knows nothing of.
     own = [name for name in chosen.tasks if not spec.tasks or name in spec.tasks]
     added = [name for name in dict.fromkeys(spec.tasks) if name not in chosen.tasks]

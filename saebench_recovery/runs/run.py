@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from saebench_recovery import registry
+from saebench_recovery.base import named_code
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
@@ -27,6 +28,7 @@ from saebench_recovery.results.store import (
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
 from saebench_recovery.schema import Facts, RunResult, RunState
 from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.presets import PARTS
 
 POSITIONAL = ("target", "defense", "attack", "tasks")
 PLUGINS: dict[str, Kind] = {"defense": "defense", "attack": "attack", "tasks": "task"}
@@ -53,6 +55,18 @@ def run(
     Raises:
         UserError: bad input, or a model that computes NaN; finished chunks stay on disk.
     """
+    spec = requested(names, options, plugins)
+    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+
+
+def requested(
+    names: Sequence[Any], options: Mapping[str, Any], plugins: Sequence[str | Path]
+) -> RunSpec:
+    """The spec of a Python call, whose plugin files are imported first; see `run`.
+
+    Raises:
+        UserError: bad input.
+    """
     for file in plugins:
         registry.load_plugin_file(file)
     given = _by_name(names) | {n: v for n, v in options.items() if v is not None}
@@ -62,7 +76,8 @@ def run(
     if isinstance(given.get("tasks"), str):
         given["tasks"] = [given["tasks"]]
     spec = validate(RunSpec, given, "run")
-    return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
+    allow_named(spec)
+    return spec
 
 
 def _by_name(names: Sequence[Any]) -> dict[str, Any]:
@@ -99,6 +114,14 @@ def _signature() -> inspect.Signature:
 cast(Any, run).__signature__ = _signature()
 
 
+def allow_named(spec: RunSpec) -> None:
+    """Let the judge and the packaged model be imported that a user, and not a file, names."""
+    named_code.allow(spec.target.partition(PARTS)[0])
+    judge = spec.task_config.get("judge")
+    if isinstance(judge, str):
+        named_code.allow(judge)
+
+
 def execute(
     spec: RunSpec,
     out: Path,
@@ -108,6 +131,9 @@ def execute(
     progress: Progress | None = None,
 ) -> RunResult:
     """Do what a spec says; see `run`. What it leaves open is filled in from its protocol, if any.
+
+    A spec that a file holds may be given too: code that it names is imported only after
+    `allow_named` was called with the same names.
 
     Raises:
         UserError: see `run`.

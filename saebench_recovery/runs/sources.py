@@ -97,9 +97,9 @@ def _imported(file: Path) -> Iterator[Path]:
                 yield candidate.resolve()
     for module in [m for m in sys.modules.values() if _is_from(m, file)]:
         for value in list(vars(module).values()):
-            holder = value if isinstance(value, ModuleType) else None
-            name = holder.__name__ if holder else getattr(value, "__module__", None)
-            if isinstance(name, str) and (known := _file_of(name)) is not None:
+            module_of = "__name__" if isinstance(value, ModuleType) else "__module__"
+            holder = getattr(value, module_of, None)
+            if isinstance(holder, str) and (known := _file_of(holder)) is not None:
                 yield known
 
 

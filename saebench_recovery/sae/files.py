@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from safetensors.torch import load_file
+from pydantic import BaseModel
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import is_file, read_json_object, read_tensors, reason
+from saebench_recovery.base.settings import validate
 from saebench_recovery.base.sites import Site
 from saebench_recovery.sae import gemma_scope
 from saebench_recovery.sae.activations import Threshold, TopK
@@ -26,6 +27,7 @@ from saebench_recovery.sae.latents import (
     Normalisation,
 )
 
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LATENTS = 4096  # of a dictionary that are read at once
 # Weights of each architecture besides W_enc, W_dec and b_dec.
 _BIASES: dict[Architecture, tuple[str, ...]] = {
@@ -63,21 +65,22 @@ def load_dictionary(
         UserError: the files are missing or broken, or `from_state` refuses the SAE.
     """
     place = Path(place)
-    weights = place / "sae_weights.safetensors"
-    try:
-        if gemma_scope.weights_file(place) is not None:
+    if gemma_scope.weights_file(place) is not None:
+        try:
             cfg, state = gemma_scope.read(place)
-        else:
-            cfg = json.loads((place / "cfg.json").read_text("utf-8"))
-            state = load_file(weights)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no SAE at {place}: {Path(error.filename or weights).name} is missing; a folder "
-            "written by SAE.save_model holds cfg.json and sae_weights.safetensors, one of Gemma "
-            f"Scope {gemma_scope.NPZ} or {gemma_scope.SAFETENSORS}"
-        ) from error
-    except Exception as error:  # json, numpy and safetensors have no common base class
-        raise UserError(f"cannot read the SAE at {place}: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # numpy and zipfile have no common base class
+            raise UserError(f"cannot read the SAE at {place}: {reason(error)}") from error
+        return from_state(cfg, state, site, device, host=host, force=force)
+    for name in (CONFIG, WEIGHTS):
+        if not is_file(place / name):
+            raise UserError(
+                f"no SAE at {place}: {name} is missing; a folder written by SAE.save_model holds "
+                f"{CONFIG} and {WEIGHTS}, one of Gemma Scope {gemma_scope.NPZ} or "
+                f"{gemma_scope.SAFETENSORS}"
+            )
+    cfg, (state, _) = read_json_object(place / CONFIG), read_tensors(place / WEIGHTS)
     return from_state(cfg, state, site, device, host=host, force=force)
 
 
@@ -97,9 +100,9 @@ def from_state(
             are missing, not finite or of the wrong shape, or, unless `force`, an SAE of another
             hook point or model.
     """
+    metadata = metadata_of(cfg)
     architecture = architecture_of(cfg)
     normalisation = _normalisation(cfg)
-    metadata: Mapping[str, Any] = cfg.get("metadata") or cfg  # before SAELens 6 it was flat
     forced = False
     try:
         check_metadata(metadata, site, host)
@@ -109,7 +112,7 @@ def from_state(
         forced = True
     w = _weights(architecture, cfg, state)
 
-    model_kwargs = metadata.get("model_from_pretrained_kwargs") or {}
+    model_kwargs: Mapping[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
     bias_M = w["b_gate" if architecture == "gated" else "b_enc"]
     if cfg.get("apply_b_dec_to_input", True):
         columns = torch.split(w["W_enc"], LATENTS, dim=1)
@@ -134,6 +137,34 @@ def from_state(
         device=device,
         forced=forced,
     )
+
+
+class _Metadata(BaseModel):
+    """The types that are counted on, of what SAELens writes about an SAE."""
+
+    hook_name: str | None = None
+    hook_point: str | None = None
+    model_from_pretrained_kwargs: dict[str, Any] | None = None
+
+
+class _Config(_Metadata):
+    architecture: str = "standard"
+    activation_fn: str | None = None
+    activation_fn_str: str | None = None
+    activation_fn_kwargs: dict[str, Any] | None = None
+    normalize_activations: str | None = None
+    reshape_activations: str | None = None
+    metadata: _Metadata | None = None
+
+
+def metadata_of(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a SAELens configuration says about the SAE: before version 6 it was flat.
+
+    Raises:
+        UserError: a part of the configuration is of the wrong type.
+    """
+    validate(_Config, cfg, "cfg.json of the SAE")
+    return cfg.get("metadata") or cfg
 
 
 def _activation(
@@ -197,6 +228,10 @@ def _weights(
     state: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The weights, complete, finite and of one shape: the matrices as they are, vectors float32."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise UserError(f"SAE weight {name} is {kind}; it should hold real numbers")
     w = {
         name: tensor.detach() if tensor.ndim == 2 else tensor.detach().float()
         for name, tensor in state.items()

@@ -9,15 +9,18 @@ Weights apart, nothing here imports torch.
 
 from __future__ import annotations
 
-import json
 import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from saebench_recovery.base.reading import check_file, read_json_object, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NPZ, SAFETENSORS, CONFIG = "params.npz", "params.safetensors", "config.json"
+LARGEST_RATIO = 50  # of unpacked to packed bytes
 LOADERS = {"gemma_2": NPZ, "gemma_3": SAFETENSORS}  # SAELens' names of its loaders -> weights
 
 # What the names of folders and repositories say that an SAE reads.
@@ -49,7 +52,8 @@ def described(place: Path | str) -> dict[str, Any]:
     """The SAELens configuration of an SAE, as far as its path and its `config.json` say it.
 
     Raises:
-        ValueError: the `config.json` is damaged.
+        ValueError: the `config.json` does not say it.
+        UserError: it is damaged.
     """
     path = Path(place).absolute()
     folder = path.parent if path.suffix in (".npz", ".safetensors") else path
@@ -81,8 +85,8 @@ def _of_path(path: str) -> dict[str, Any]:
 def _of_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    config = json.loads(file.read_text("utf-8"))
-    if not (isinstance(config, dict) and isinstance(config.get("hf_hook_point_in"), str)):
+    config = read_json_object(file)
+    if not isinstance(config.get("hf_hook_point_in"), str):
         raise ValueError(f"{file} does not say what the SAE reads (hf_hook_point_in)")
     reads, writes = config["hf_hook_point_in"], config.get("hf_hook_point_out")
     said = {"hook_name": _MLP_OUT.sub(r"blocks.\1.hook_mlp_out", reads)}
@@ -101,18 +105,28 @@ def read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         FileNotFoundError: there are no weights of either layout.
         ValueError: a file is damaged.
+        UserError: the same.
     """
     import numpy as np
     import torch
-    from safetensors.torch import load_file
 
     file = weights_file(place)
     if file is None:
         raise FileNotFoundError(2, "no weights", str(place / NPZ))
     if file.suffix == ".npz":
-        with np.load(file) as arrays:
+        _check_archive(file)
+        with np.load(file, allow_pickle=False) as arrays:
             state = {name: torch.from_numpy(arrays[name]) for name in arrays}
     else:
-        state = load_file(file)
+        state, _ = read_tensors(file)
     named = {f"W{name[1:]}" if name.startswith("w_") else name: w for name, w in state.items()}
     return described(file), named
+
+
+def _check_archive(file: Path) -> None:
+    """Refuse an archive that is far larger unpacked: weights hardly compress."""
+    check_file(file)
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > LARGEST_RATIO * file.stat().st_size:
+        raise ValueError(f"{unpacked} bytes unpacked, from {file.stat().st_size}")

@@ -1,6 +1,7 @@
 """What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
 from saebench_recovery.schema.facts import (
+    BaseExample,
     Compute,
     Cost,
     ExampleCounts,
@@ -8,7 +9,9 @@ from saebench_recovery.schema.facts import (
     Facts,
     PerturbationKind,
     SideEffects,
+    Spread,
 )
+from saebench_recovery.schema.finding import Finding, Level
 from saebench_recovery.schema.record import Constraint, Record, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
@@ -18,6 +21,7 @@ from saebench_recovery.schema.row import (
     Detection,
     Drift,
     DriftPoint,
+    Flag,
     Row,
     SuiteMember,
 )
@@ -34,6 +38,7 @@ from saebench_recovery.schema.values import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "BaseExample",
     "Compute",
     "ComputePoint",
     "Constraint",
@@ -48,7 +53,10 @@ __all__ = [
     "ExampleCounts",
     "Examples",
     "Facts",
+    "Finding",
     "Finite",
+    "Flag",
+    "Level",
     "Mean",
     "PerturbationKind",
     "Provenance",
@@ -59,6 +67,7 @@ __all__ = [
     "RunState",
     "Share",
     "SideEffects",
+    "Spread",
     "Stored",
     "StoredChunk",
     "SuiteMember",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.values import Count, Finite, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
@@ -13,6 +14,17 @@ class ExampleCounts(Stored):
     base: Count = Field(description="the clean model shows the behaviour")
     valid: Count = Field(description="... and the defended model does not: valid flips")
     learned: Count = Field(description="valid flips that an attack learned from, not scored")
+    chance: Finite | None = Field(
+        default=None,
+        description="base examples expected of a model that guesses; null where that is not known",
+    )
+
+
+class BaseExample(Stored):
+    """An example on which the clean model shows the behaviour."""
+
+    id: str
+    cluster: str = Field(description="the source item; empty where the example stands alone")
 
 
 class Examples(ExampleCounts):
@@ -27,16 +39,21 @@ class PerturbationKind(Stored):
 
 
 class SideEffects(Stored):
-    retain_n: Count
-    retain_accuracy_clean: Share | None
-    retain_accuracy_defended: Share | None = Field(
-        description="among retain examples that the clean model gets right"
-    )
+    """What the defense does to behaviours and text that it should leave alone."""
+
+    retain_n: Count = Field(description="retain examples")
+    retain_known: Count = Field(description="... that the clean model gets right")
+    retain_kept: Count = Field(description="... and the defended model too")
     kl: Finite | None = Field(description="mean KL(clean || defended) per neutral token, nats")
     ce_increase: Finite | None = Field(description="cross-entropy on neutral text, nats/token")
     figures: dict[str, Finite] = Field(
         default_factory=dict, description="what only this task reports"
     )
+
+    @property
+    def retained(self) -> float | None:
+        """Share of what the clean model gets right that the defended model keeps."""
+        return self.retain_kept / self.retain_known if self.retain_known else None
 
 
 class Cost(Stored):
@@ -63,6 +80,15 @@ class Compute(Stored):
     )
 
 
+class Spread(Stored):
+    """How far the residuals of a site lie apart, on selection prompts."""
+
+    value: Finite = Field(description="root mean square distance from their mean")
+    massive: tuple[int, ...] = Field(
+        description="dimensions left out, whose variance is far above the others'"
+    )
+
+
 class Facts(Stored):
     """One task of a run, fitted and attacked; `aggregate` makes its row from these and records."""
 
@@ -71,17 +97,23 @@ class Facts(Stored):
     defense: str
     attack: str
     threat_model: ThreatModel
-    budget: Finite = Field(description="largest norm of the perturbation")
+    budget: Finite = Field(description="largest norm of the perturbation at any position")
     budget_unit: BudgetUnit
+    spreads: dict[str, Spread] = Field(description="per perturbed site")
     curve_budgets: tuple[Finite, ...] = Field(
-        description="relative budgets at which the curve is read; none where nothing has a norm"
+        description="budgets at which the curve is read; none where nothing has a norm"
     )
     limits: Limits
     seed: int
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
+    held: dict[str, tuple[int, ...]] = Field(
+        description="of those, the latents that the defense edits: what an attack has to keep"
+    )
     examples: ExampleCounts
+    unsuppressed: tuple[BaseExample, ...] = Field(
+        description="base examples that the defense does not flip"
+    )
     perturbation: PerturbationKind
-    constrained: bool = Field(description="the attack says that it keeps the latents in place")
     members: tuple[str, ...] = Field(description="the attacks of a suite in order; else the one")
     member_flops: tuple[Count, ...]
     side_effects: SideEffects
@@ -90,3 +122,4 @@ class Facts(Stored):
     compute: Compute
     forced_sae: bool = Field(description="an SAE was read where its metadata do not place it")
     rounded: bool = Field(description="the model computes in less than float32")
+    findings: tuple[Finding, ...] = Field(default=(), description="of the checks beforehand")

@@ -36,9 +36,12 @@ class Record(Stored):
         description="smallest limit on drift and decode drift that it is inside of; null: none"
     )
     smallest_norm: Finite | None = Field(
-        description="smallest relative norm found that recovers; null where none does"
+        description="smallest norm found that recovers, in the run's unit; null where none does"
     )
     smallest_norm_wrong: Finite | None = Field(description="the same for the wrong target")
+    smallest_relative: Finite | None = Field(
+        description="the smallest norm, relative to the defended residual's"
+    )
     flops: Finite = Field(description="that the search spent on it")
     flops_recovers: Finite | None = Field(
         description="... when its objective was first reached; null if it never was"

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
 
-from saebench_recovery.schema.facts import Compute, Examples, PerturbationKind, SideEffects
+from pydantic import Field, model_validator
+
+from saebench_recovery.schema.facts import (
+    Compute,
+    Examples,
+    PerturbationKind,
+    SideEffects,
+    Spread,
+)
+from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.record import Constraint
 from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
 
 class CurvePoint(Stored):
-    """Recovery and wrong-target injection at one relative budget."""
+    """Recovery and wrong-target injection at one budget."""
 
     budget: Finite
     recovery: Rate
@@ -39,10 +48,13 @@ class Curve(Stored):
     )
     drift: tuple[DriftPoint, ...] = ()
     median_norm_recovers: Finite | None = Field(
-        description="median over all valid flips of the smallest relative norm that recovers; "
-        "null where fewer than half recover at any budget"
+        description="median over all valid flips of the smallest norm that recovers, in the run's "
+        "unit; null where fewer than half recover at any budget"
     )
     median_norm_injects: Finite | None = Field(description="the same for the wrong target")
+    median_relative_norm: Finite | None = Field(
+        default=None, description="the first, relative to the defended residual's norm"
+    )
     recovery_advantage: Finite | None = Field(
         default=None,
         description="median norm that injects over the one that recovers: above 1, the way back is "
@@ -54,6 +66,14 @@ class Controls(Stored):
     nothing: Rate = Field(description="zero perturbation: must be zero on valid flips")
     random_direction: Rate = Field(description="random direction of the attack's own norm")
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
+    wrong_target_reference: Rate = Field(
+        description="the harness's own attack of the same kind, at the same cost"
+    )
+
+
+# What every row is read by, whatever else was measured.
+RATES = ("recovery", "constrained", "base_like", *Controls.model_fields)
+MEANS = ("fidelity", "norm")
 
 
 class Drift(Stored):
@@ -67,6 +87,10 @@ class Drift(Stored):
     floor_violation: Mean = Field(description="|relu(z0 - z)| / |z0|")
     reactivated_fraction: Mean = Field(description="z > 0 among latents with z0 <= 0")
     preactivation_linf: Mean = Field(description="max |p - p0|: sees below the threshold")
+    preactivation_relative: Mean = Field(
+        description="root mean square of (p - p0) over what is typical of active latents: decides "
+        "where the latents are silent"
+    )
 
 
 class SuiteMember(Stored):
@@ -87,6 +111,17 @@ class Detection(Stored):
     recovered: Rate = Field(description="... among those whose behaviour came back")
 
 
+class Flag(Finding):
+    """Something that makes the row suspicious; an `invalid` row is shown and never ranked."""
+
+    attack: str | None = Field(
+        default=None, description="of a suite, the member that it comes from, if it is one's own"
+    )
+
+    def __str__(self) -> str:
+        return self.name if self.attack is None else f"{self.name} of {self.attack}"
+
+
 class Row(Stored):
     """One (target, task, defense, attack) under one threat model."""
 
@@ -95,15 +130,21 @@ class Row(Stored):
     defense: str
     attack: str
     threat_model: ThreatModel
-    budget: Finite = Field(description="largest norm of the delta")
+    budget: Finite = Field(description="largest norm of the perturbation at any position")
     budget_unit: BudgetUnit = Field(
-        default="relative", description="relative to the defended residual's norm, or absolute"
+        description="of the budget at each position: spread of the site, norm of the defended "
+        "residual, or absolute"
     )
     seed: int
+    spreads: dict[str, Spread] = Field(description="per perturbed site")
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples
     limits: Limits = Field(description="of a constrained and of a base-like recovery")
     measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    under_attack: Rate = Field(
+        description="what ranks: base examples that the defense does not flip, and flips that are "
+        "recovered inside the limits, of all base examples"
+    )
     curve: Curve
     constraint: Constraint
     drift: dict[str, Drift] = Field(description="scopes: perturbed, readout, later")
@@ -113,7 +154,20 @@ class Row(Stored):
     suite: tuple[SuiteMember, ...] = Field(default=(), description="in the order of their turns")
     side_effects: SideEffects
     compute: Compute
-    flags: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+    @property
+    def flag_names(self) -> tuple[str, ...]:
+        """Each flag by its name, whichever member of a suite it comes from."""
+        return tuple(dict.fromkeys(flag.name for flag in self.flags))
+
+    @model_validator(mode="after")
+    def _has_what_it_is_read_by(self) -> Self:
+        kinds = {**dict.fromkeys(RATES, Rate), **dict.fromkeys(MEANS, Mean)}
+        for name, kind in kinds.items():
+            if not isinstance(self.measures.get(name), kind):
+                raise ValueError(f"measures has no {kind.__name__.lower()} {name!r}")
+        return self
 
     @property
     def recovery(self) -> Rate:
@@ -136,7 +190,7 @@ class Row(Stored):
 
     @property
     def norm(self) -> Mean:
-        """Relative norm of the perturbation; null for tokens."""
+        """Norm of the perturbation in the run's unit; null for tokens."""
         return self._mean("norm")
 
     @property

@@ -57,7 +57,9 @@ class StoredChunk(Stored):
     records: Count = Field(description="how many")
     records_end: Count = Field(description="bytes of `records.jsonl` up to and with its records")
     texts_end: Count = Field(description="the same of `texts.jsonl`; 0 where no texts are kept")
-    evidence: str = Field(description="file with its perturbations")
+    evidence: str = Field(
+        pattern=r"^evidence/\d+\.safetensors$", description="file with its perturbations"
+    )
     sha256: str = Field(description="of that file")
     attacking: Cost
     scoring: Cost

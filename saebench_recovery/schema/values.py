@@ -20,7 +20,10 @@ class Stored(BaseModel):
 
 
 class Rate(Stored):
-    """`k` of `n` with a 95 % Wilson interval, widened by the design effect of clusters."""
+    """`k` of `n` with a 95 % interval: Wilson at the effective sample size, with a t quantile.
+
+    See `scoring.statistics.rate`.
+    """
 
     k: Count
     n: Count
@@ -30,7 +33,10 @@ class Rate(Stored):
 
 
 class Mean(Stored):
-    """A mean over `n` examples with a 95 % percentile-bootstrap interval over clusters."""
+    """A mean over `n` examples with a 95 % t interval over clusters, corrected for skewness.
+
+    See `scoring.statistics.mean`; of a bounded figure, the interval ends where its values do.
+    """
 
     n: Count
     mean: Finite | None

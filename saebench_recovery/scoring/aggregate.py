@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from saebench_recovery.schema import (
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.flags import flags
 from saebench_recovery.scoring.suite import standings, worst_case
+from saebench_recovery.scoring.under_attack import outcomes
 
 # Limits on relative drift at which the curve is read; the run's own ones decide `constrained`.
 DRIFT_LIMITS = (1e-5, 1e-3, 0.01, 0.05, 0.1, 0.25, 1.0)
@@ -43,6 +45,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
         UserError: records of one flip are doubled, or of an attack that the facts do not name.
     """
     flips = _Flips(worst_case(records, facts.members))
+    shown = outcomes(facts.unsuppressed, flips.records).values()
     row = Row(
         task=facts.task,
         target=facts.target,
@@ -52,6 +55,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
         budget=facts.budget,
         budget_unit=facts.budget_unit,
         seed=facts.seed,
+        spreads=facts.spreads,
         features=facts.features,
         examples=Examples(
             **facts.examples.model_dump(),
@@ -66,6 +70,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
             )
             for measure in measures.MEASURES
         },
+        under_attack=statistics.rate([o.shows for o in shown], [o.cluster for o in shown]),
         curve=_curve(facts, flips),
         constraint=_constraint(facts, flips.records),
         drift={scope: _drift(scope, flips) for scope in SCOPES},
@@ -79,7 +84,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
         side_effects=facts.side_effects,
         compute=facts.compute,
     )
-    return row.model_copy(update={"flags": flags(row, flips.records, facts)})
+    return row.model_copy(update={"flags": flags(row, facts, flips.records, records)})
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def _curve(facts: Facts, flips: _Flips) -> Curve:
         drift=tuple(_drift_point(limit, flips) for limit in DRIFT_LIMITS),
         median_norm_recovers=recovers,
         median_norm_injects=injects,
+        median_relative_norm=statistics.median_smallest([r.smallest_relative for r in one_kind]),
         recovery_advantage=statistics.advantage(recovers, injects),
     )
 
@@ -155,7 +161,8 @@ def _constraint(facts: Facts, records: Sequence[Record]) -> Constraint:
 
 def _drift(scope: str, flips: _Flips) -> Drift:
     def metric(name: str) -> Mean:
-        return flips.mean(lambda r: r.drift.get(scope, {}).get(name))
+        mean = flips.mean(lambda r: r.drift.get(scope, {}).get(name))
+        return readings.within((0.0, math.inf), mean)
 
     return Drift(**{name: metric(name) for name in Drift.model_fields})
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.perturbations.evidence import pack
@@ -21,12 +22,15 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.controls import Ladder, climbed
+from saebench_recovery.scoring.integrity import fingerprint, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.reference import injected, is_reference
 from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
 
+REPLACED = "judge-replaced"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 # Relative; the noise of a deep model stays well below, in float32 and where it is rounded more.
 TAIL_TOLERANCE, ROUNDED_TAIL_TOLERANCE = 1e-3, 0.1
@@ -39,15 +43,20 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         UserError: the attack's space does not admit the task or the prompts.
     """
     attacking, scoring = Meter(), Meter()
+    judges = setting.task, setting.defense
+    before = fingerprint(*judges)
     with attacking.counting():
-        problem = posed(setting, flips, attacking)
-        # The driver itself, whatever a plugin overrides.
-        perturbation = Attack.run(setting.attack, problem)
+        # What the search can reach are copies: the originals judge what it returns.
+        problem = posed(setting.handed_out(), flips, attacking)
+        perturbation = searched(setting.attack, problem)
     _share_the_rest(problem.trail, attacking)
+    patched = replaced(before, *judges)
     with scoring.counting():
-        ladder = climbed(problem.counting_on(scoring), perturbation, setting.head)
+        ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail)
+        if patched:
+            records = [r.model_copy(update={"flags": (*r.flags, REPLACED)}) for r in records]
         tensors, metadata = pack(
             _evidence(ladder),
             [f.example.id for f in flips],
@@ -58,20 +67,28 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     return Chunk(records, tensors, metadata, attacking.cost(), scoring.cost(), texts)
 
 
+def searched(attack: Attack, problem: Problem) -> Perturbation:
+    """What the attack finds; it is not told which rows ask for the right answer."""
+    shuffled, back = problem.shuffled()
+    # The driver itself, whatever a plugin overrides.
+    return Attack.run(attack, shuffled).rows(back)
+
+
 def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     """The problem of recovering these flips at every budget, and of injecting wrong answers."""
-    count, attack = len(setting.budgets), setting.attack
+    count, attack, spec = len(setting.budgets), setting.attack, setting.spec
     posing = Posing(
         setting.active,
         setting.task,
         [[f.example] * count + [f.wrong] * count for f in flips],
         torch.tensor([setting.budgets * 2] * len(flips)),
-        [setting.absolute and b == setting.head for b in range(count)] * 2,
+        spec.budget_unit,
+        {Site.parse(site): s.value for site, s in setting.spreads.items()},
         torch.tensor([f.clean for f in flips]),
-        setting.spec.seed,
+        spec.seed,
         meter,
-        setting.spec.flops,
-        setting.spec.limits,
+        setting.drift_rule,
+        spec.flops,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:
@@ -124,7 +141,8 @@ def _records(
     setting: Setting, flips: Sequence[Flip], ladder: Ladder, replay: Replay, trail: Trail
 ) -> list[Record]:
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
-    norm_E = headline.norm_E()
+    first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
+    spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
     measures = measured(
         Seen(
             recovered_E=replay.recovered_E,
@@ -132,17 +150,18 @@ def _records(
             base_like_E=replay.base_like_E,
             fidelity_E=replay.fidelity_E,
             reactivated_E=replay.reactivated_E,
-            norm_E=None if norm_E is None else norm_E / alone.scale_N,
+            norm_E=alone.norm(headline),
+            relative_norm_E=alone.space.relative_norm(headline),
             nothing_E=alone.behaviour(alone.nothing()),
-            random_E=alone.behaviour(alone.random(norm_E, "control")),
+            wrong_reference_E=_injected(setting, ladder, spent_E),
+            random_E=alone.behaviour(alone.random("control", headline)),
             wrong_E=ladder.injected_E,
         )
     )
-    raised = _flags(setting, alone, headline, replay.objective_E)
+    raised = _flags(setting, flips, ladder, replay)
     constraint = setting.attack.promise(alone)
-    first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
-    spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
+    relative_E = ladder.smallest_relative_E()
     return [
         Record(
             task=setting.task.label,
@@ -161,6 +180,7 @@ def _records(
             tightest_limit=_finite(replay.tightest_E[e]),
             smallest_norm=_finite(smallest_E[e]),
             smallest_norm_wrong=_finite(wrong_E[e]),
+            smallest_relative=_finite(relative_E[e]),
             flops=float(spent_E[e]),
             flops_recovers=_finite(reached_E[e]),
             constraint=constraint,
@@ -171,19 +191,35 @@ def _records(
     ]
 
 
+def _injected(setting: Setting, ladder: Ladder, spent_E: Tensor) -> Tensor:
+    """Bool [E]: the harness's own attack of the same space injects the wrong answer."""
+    if is_reference(setting.attack):
+        return ladder.injected_E
+    problem = ladder.alone(wrong=True)
+    perturbation = injected(setting.attack, problem, float(spent_E.mean()))
+    return problem.behaviour(perturbation) & ~problem.behaviour(problem.nothing())
+
+
 def _flags(
-    setting: Setting, alone: Problem, headline: Perturbation, objective_E: Tensor
+    setting: Setting, flips: Sequence[Flip], ladder: Ladder, replay: Replay
 ) -> Mapping[str, Tensor]:
     """Bool [E] of each flag that is a single flip's."""
+    alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
+    tolerance = ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
     margin_E = alone.by_margin().objective(headline)
-    gap_E = (objective_E - margin_E).abs() / (1 + objective_E.abs())
+    before_E = replay.defended_E.new_tensor([flip.defended for flip in flips])
     present_E = headline.present_E()
-    absent_E = torch.zeros_like(gap_E, dtype=torch.bool) if present_E is None else ~present_E
+    absent_E = torch.zeros_like(margin_E, dtype=torch.bool) if present_E is None else ~present_E
     return {
-        "tail-disagrees": gap_E > (ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE),
+        "tail-disagrees": _gap(replay.objective_E, margin_E) > tolerance,
+        "defense-changed": _gap(replay.defended_E, before_E) > tolerance,
         "no-suffix": absent_E,
         "no-gradient": alone.has_no_gradient(),
     }
+
+
+def _gap(ours_E: Tensor, theirs_E: Tensor) -> Tensor:
+    return (ours_E - theirs_E).abs() / (1 + ours_E.abs())
 
 
 def _finite(value: Tensor) -> float | None:

@@ -18,8 +18,8 @@ class Ladder:
     """The perturbations of E flips at B budgets, towards the right and towards a wrong answer.
 
     `works_EV` [E, 2 B]: whether the right (wrong) answer is shown; `norm_EV` the smallest norm,
-    relative to the problem's scale, to which each can shrink and still work, infinite if it does
-    not; `factor_EV` the share of its own norm that this is.
+    in the run's unit, to which each can shrink and still work, infinite if it does not;
+    `factor_EV` the share of its own norm that this is.
     """
 
     problem: Problem
@@ -47,7 +47,7 @@ class Ladder:
         return self.problem.rows(self._row(self.head, wrong=wrong))
 
     def smallest_norm_E(self, *, wrong: bool) -> Tensor:
-        """Smallest relative norm [E] over all budgets; infinite where none works."""
+        """Smallest norm [E] over all budgets; infinite where none works."""
         return self._side(self.norm_EV, wrong=wrong).amin(1)
 
     def smallest(self, *, wrong: bool) -> Perturbation | None:
@@ -59,6 +59,16 @@ class Ladder:
         factor_E = torch.where(works_E, self.factor_EV.flatten()[index], 1.0)
         space = self.problem.rows(index).space
         return space.shrink(self.perturbation.rows(index), factor_E)
+
+    def smallest_relative_E(self) -> Tensor:
+        """Smallest norm [E] relative to the defended residual's; infinite where none works."""
+        smallest = self.smallest(wrong=False)
+        works_E = torch.isfinite(self.smallest_norm_E(wrong=False))
+        if smallest is None:
+            return torch.full_like(self.norm_EV[:, 0], torch.inf)
+        norm_E = self.alone(wrong=False).space.relative_norm(smallest)
+        assert norm_E is not None  # what shrinks has a norm
+        return norm_E.masked_fill(~works_E, torch.inf)
 
     def _side(self, values_EV: Tensor, *, wrong: bool) -> Tensor:
         return values_EV[:, self.budgets :] if wrong else values_EV[:, : self.budgets]
@@ -86,19 +96,19 @@ def climbed(problem: Problem, perturbation: Perturbation, head: int) -> Ladder:
 def _smallest_norms(
     problem: Problem, perturbation: Perturbation, works_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Relative norm [N] to which each can shrink and still work (inf if it does not); the factor.
+    """Norm [N] to which each can shrink and still work (inf if it does not), and the factor.
 
     Where every look costs a generation, only the budgets themselves are compared. Tokens have no
     norm.
     """
-    smallest_N = torch.full_like(problem.scale_N, torch.inf)
-    factor_N = torch.ones_like(problem.scale_N)
+    smallest_N = torch.full_like(problem.goal_N, torch.inf)
+    factor_N = torch.ones_like(problem.goal_N)
     index = problem.groups(works_N)
-    whole_N = perturbation.norm_E()
+    whole_N = problem.norm(perturbation)
     if index.numel() == 0 or whole_N is None:
         return smallest_N, factor_N
     part, delta, works_N = problem.rows(index), perturbation.rows(index), works_N[index]
-    low_N, high_N = torch.zeros_like(part.scale_N), torch.ones_like(part.scale_N)
+    low_N, high_N = torch.zeros_like(part.goal_N), torch.ones_like(part.goal_N)
     for _ in range(0 if part.generates else BISECTIONS):
         middle_N = (low_N + high_N) / 2
         shorter = part.space.shrink(delta, middle_N)
@@ -106,7 +116,7 @@ def _smallest_norms(
         enough_N = part.behaviour(shorter)
         high_N = torch.where(enough_N, middle_N, high_N)
         low_N = torch.where(enough_N, low_N, middle_N)
-    norm_N = whole_N[index] * high_N / part.scale_N
+    norm_N = whole_N[index] * high_N
     smallest_N[index] = norm_N.masked_fill(~works_N, torch.inf)
     factor_N[index] = high_N
     return smallest_N, factor_N

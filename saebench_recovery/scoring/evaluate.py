@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import (
+    BaseExample,
     Compute,
     Cost,
     ExampleCounts,
@@ -22,12 +27,22 @@ from saebench_recovery.schema import (
 )
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.check.attack_contract import check_attack
+from saebench_recovery.scoring.check.catalogue import refuse
+from saebench_recovery.scoring.check.preflight import preflight
+from saebench_recovery.scoring.check.task_examples import clustered
+from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal, Written
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.suite import unbroken
-from saebench_recovery.scoring.valid_flips import evaluation_examples, halves, valid_flips
+from saebench_recovery.scoring.valid_flips import (
+    evaluation_examples,
+    expected_by_chance,
+    halves,
+    valid_flips,
+)
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -54,8 +69,13 @@ def evaluate(
         progress("fitting the defense", 0, 1)
         task.fit(target, target.site_for(task.name, defense.config.site))
         examples = evaluation_examples(setting)
-        defense.fit(target, task)
-        base, flips = valid_flips(setting, examples)
+        fit(setting)
+        checks = preflight(setting, examples)
+        refuse(checks.findings)
+        setting = replace(setting, held=_held(defense, checks.edited))
+        unsuppressed, flips = valid_flips(setting, clustered(target, examples))
+        of_attack = check_attack(setting, flips[:1])
+        refuse(of_attack)
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
     learned, flips = halves(flips) if attack.learns else ([], flips)
@@ -64,13 +84,31 @@ def evaluate(
     for member in attack.suite():
         left = set(unbroken([f.example.id for f in flips], records))
         part = [f for f in flips if f.example.id in left]
-        of_member = Setting(target, task, defense, member, spec)
+        of_member = Setting(target, task, defense, member, spec, setting.held)
         costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
         records += [record for chunk in costs[member.name] for record in chunk.records]
     counts = ExampleCounts(
-        n=len(examples), base=base, valid=len(flips) + len(learned), learned=len(learned)
+        n=len(examples),
+        base=len(unsuppressed) + len(flips) + len(learned),
+        valid=len(flips) + len(learned),
+        learned=len(learned),
+        chance=expected_by_chance(task, examples),
     )
-    return _facts(setting, counts, effects, ringing, scoring.cost(), costs)
+    seen = _Undisturbed(counts, unsuppressed, effects, ringing)
+    facts = _facts(setting, seen, scoring.cost(), costs)
+    return facts.model_copy(
+        update={"findings": (*checks.findings, *of_attack, *checks.afterwards())}
+    )
+
+
+def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
+    """Of the declared latents those that the defense edits; where it edits none, all."""
+    held = {}
+    for site, latents in defense.latents.items():
+        chosen_S = edited[site].to(latents.features.device)
+        some = bool(chosen_S.any()) and not bool(chosen_S.all())
+        held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
+    return held
 
 
 def chunks(
@@ -93,7 +131,7 @@ def chunks(
     learning = Meter()
     if learned:
         with learning.counting():
-            attack.fit(posed(setting, learned[:size], learning))
+            attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
     done = 0
     for chunk in journal.written(label, attack.name):
         expected = [f.example.id for f in flips[done : done + len(chunk.records)]]
@@ -117,11 +155,19 @@ def chunks(
     yield Written((), learning.cost(), Meter().cost())
 
 
+@dataclass(frozen=True)
+class _Undisturbed:
+    """What was seen of the defense before any attack."""
+
+    counts: ExampleCounts
+    unsuppressed: Sequence[BaseExample]
+    effects: SideEffects
+    ringing: Rate | None
+
+
 def _facts(
     setting: Setting,
-    counts: ExampleCounts,
-    effects: SideEffects,
-    ringing: Rate | None,
+    seen: _Undisturbed,
     scoring: Cost,
     chunks: Mapping[str, Sequence[Written]],
 ) -> Facts:
@@ -134,22 +180,27 @@ def _facts(
         attack=setting.attack.name,
         threat_model=spec.threat_model,
         budget=spec.budget,
-        budget_unit="absolute" if setting.absolute else "relative",
+        budget_unit=spec.budget_unit,
+        spreads=setting.spreads,
         curve_budgets=setting.curve_budgets,
         limits=spec.limits,
         seed=spec.seed,
         features={str(site): latents for site, latents in defense.features.items()},
-        examples=counts,
+        held={
+            str(site): tuple(latents.features.tolist())
+            for site, latents in setting.active.latents.items()
+        },
+        examples=seen.counts,
+        unsuppressed=tuple(seen.unsuppressed),
         perturbation=PerturbationKind(
             kind="several" if setting.mixed else setting.attack.space,
             length=setting.attack.length or None,
         ),
-        constrained=setting.attack.constrained,
         members=tuple(chunks),
         member_flops=tuple(sum(c.attacking.flops for c in part) for part in chunks.values()),
-        side_effects=effects,
+        side_effects=seen.effects,
         stated_false_alarms=defense.false_alarms,
-        false_alarms=ringing,
+        false_alarms=seen.ringing,
         compute=Compute(
             attack=total_cost([chunk.attacking for chunk in every]),
             scoring=total_cost([scoring, *(chunk.scoring for chunk in every)]),

@@ -36,11 +36,15 @@ class Seen:
     reactivated_E: Tensor
     """A latent is on that was off under the defense alone."""
     norm_E: Tensor | None
-    """Float: norm relative to the defended residual's; None where perturbations have none."""
+    """Float: largest norm at any position, in the run's unit; None where there is none."""
+    relative_norm_E: Tensor | None
+    """Float: the same, relative to the defended residual's norm."""
     nothing_E: Tensor
     """Control: the behaviour shows without any perturbation."""
     random_E: Tensor
     """Control: the behaviour is back under a random perturbation of the same norm."""
+    wrong_reference_E: Tensor
+    """Control: the harness's own attack of the same space, at the same cost, brought one."""
     wrong_E: Tensor
     """Control: the same attack and budget brought a wrong answer."""
 
@@ -62,6 +66,8 @@ class Measure:
     needs_recovery: bool = False  # a verdict that is false wherever the behaviour is not back
     per_space: bool = False  # in units of one kind of perturbation, so that kinds do not mix
     headline: bool = False  # shown of every target of a task, too
+    # Of a number that cannot leave a range, so that the interval of its mean does not either.
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def title(self) -> str:
@@ -106,6 +112,7 @@ MEASURES = (
         label="fidelity to clean",
         description="closeness of the output to the clean one, recovered or not; 1 is the same",
         of=lambda seen: seen.fidelity_E,
+        bounds=(0.0, 1.0),
     ),
     Measure(
         name="zero_reactivation",
@@ -119,11 +126,22 @@ MEASURES = (
     Measure(
         name="norm",
         kind="mean",
-        unit="relative",
+        unit="",
         label="norm",
-        description="norm of the perturbation over that of the defended residual",
+        description="largest norm of the perturbation at any position, in the budget's unit",
         of=lambda seen: seen.norm_E,
         per_space=True,
+        bounds=(0.0, math.inf),
+    ),
+    Measure(
+        name="relative_norm",
+        kind="mean",
+        unit="",
+        label="norm, of the residual's",
+        description="the same, relative to the norm of the defended residual",
+        of=lambda seen: seen.relative_norm_E,
+        per_space=True,
+        bounds=(0.0, math.inf),
     ),
     Measure(
         name="wrong_target",
@@ -133,6 +151,14 @@ MEASURES = (
         description="the same attack and budget bring a wrong answer",
         of=lambda seen: seen.wrong_E,
         headline=True,
+    ),
+    Measure(
+        name="wrong_target_reference",
+        kind="rate",
+        unit="",
+        label="control: wrong target, reference",
+        description="the harness's own attack of the same kind brings a wrong answer at that cost",
+        of=lambda seen: seen.wrong_reference_E,
     ),
     Measure(
         name="random_direction",

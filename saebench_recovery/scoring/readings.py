@@ -15,7 +15,9 @@ Values = Sequence[bool | float | None]
 def recovered_by(record: Record, flops: float) -> bool:
     """Whether the flip recovered, and a search that had spent so much had found as much."""
     reached = math.inf if record.flops_recovers is None else record.flops_recovers
-    return statistics.found_after(flops, verdict(record, "recovery"), reached, record.flops)
+    return statistics.found_after(
+        flops, recovered=verdict(record, "recovery"), reached=reached, spent=record.flops
+    )
 
 
 def values(measure: Measure, records: Sequence[Record], perturbation: PerturbationKind) -> Values:
@@ -30,8 +32,22 @@ def values(measure: Measure, records: Sequence[Record], perturbation: Perturbati
 
 def summary(measure: Measure, values: Values, clusters: Sequence[str]) -> Rate | Mean:
     """A measure's rate or mean over the flips on which it is defined."""
-    summarise = rate if measure.kind == "rate" else statistics.mean
-    return summarise(values, clusters)
+    if measure.kind == "rate":
+        return rate(values, clusters)
+    return within(measure.bounds, statistics.mean(values, clusters))
+
+
+def within(bounds: tuple[float, float], mean: Mean) -> Mean:
+    """The mean of a bounded figure, its interval cut where no mean can be.
+
+    The interval of a few clusters is wide and knows of no bounds; what is cut off could not hold
+    the mean, so the interval is right as often as before.
+    """
+    lowest, highest = bounds
+    if mean.low is None or mean.high is None:
+        return mean
+    cut = {"low": max(mean.low, lowest), "high": min(mean.high, highest)}
+    return mean.model_copy(update=cut)
 
 
 def rate(values: Values, clusters: Sequence[str]) -> Rate:

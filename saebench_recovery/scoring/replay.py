@@ -33,21 +33,19 @@ class Replay:
         self, setting: Setting, examples: list[Example], perturbation: Perturbation
     ) -> None:
         task, active, bare = setting.task, setting.active, setting.bare
-        latents = setting.defense.latents
+        latents = active.latents
         watch = tuple(latents)
         batch = setting.target.batch(examples)
-        clean_trace, defended_trace, trace = Trace(), Trace(), Trace()
-        clean = whole_pass(bare, task, batch, trace=clean_trace, watch=watch)
+        defended_trace, trace = Trace(), Trace()
+        clean = whole_pass(bare, task, batch)
         defended = whole_pass(active, task, batch, trace=defended_trace, distribution=False)
         perturbed, delta = perturbation.applied(examples)
         longer = setting.target.batch(perturbed)
         output = whole_pass(active, task, longer, delta, trace)
         self.alarmed_E = rings(active, longer, trace)
-        for site in watch:
-            clean_trace.z[site] = latents[site].read(clean_trace.after[site])
-            clean_trace.p[site] = latents[site].preactivation(clean_trace.after[site])
         self._label, self._outputs = task.label, (clean, defended, output)
         self._decode = setting.target.tokenizer.decode
+        self.defended_E = task.objective(defended)
         self.objective_E = task.objective(output)
         self.recovered_E = task.behaviour(output)
         self.fidelity_E = task.fidelity(output, clean)
@@ -61,9 +59,9 @@ class Replay:
         self.drift = drift(
             _reading(defended_trace, watch, C),
             _reading(trace, watch, C).at(column_EQ),
-            _reading(clean_trace, watch, C),
             latents,
             scopes(batch, positions_EP),
+            setting.drift_rule.typical,
         )
         self.tightest_E = tightest_limit(self.drift)
         self.within_E = within_limits(self.drift, setting.spec.limits)

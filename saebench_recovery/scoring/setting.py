@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS
+from saebench_recovery.sae.latents import Latents
+from saebench_recovery.schema import Spread
+from saebench_recovery.selection.spread import spread
+from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -28,56 +36,78 @@ class Flip:
 
 @dataclass(frozen=True)
 class Setting:
-    """One attack on one fitted defense, on one task of a target."""
+    """One attack on one fitted defense, on one task of a target.
+
+    `held` are the latents that an attack has to keep in place; by default all declared ones.
+    """
 
     target: Target
     task: Task
     defense: Defense
     attack: Attack
     spec: RunSpec
+    held: Mapping[Site, Latents] | None = None
 
     @cached_property
     def active(self) -> DefendedModel:
-        return DefendedModel(self.target, self.defense, self.spec.threat_model)
+        return DefendedModel(self.target, self.defense, self.spec.threat_model, self.held)
 
     @cached_property
     def bare(self) -> DefendedModel:
         """The model without the defense."""
         return DefendedModel(self.target, None)
 
+    def handed_out(self) -> Setting:
+        """The same with copies of task and defense, for what a search may reach."""
+        copied = replace(self, task=copy(self.task), defense=copy(self.defense))
+        # What was measured once holds for the copies.
+        vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
+        return copied
+
     @property
     def has_norm(self) -> bool:
         """Whether a budget limits what the attack returns."""
         return KINDS[self.attack.space][0].has_norm
 
-    @property
-    def absolute(self) -> bool:
-        """Whether the headline budget is in the residual's own units."""
-        return self.spec.budget_unit == "absolute" and self.has_norm
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        """Per site that the attack perturbs, of the task's selection prompts."""
+        prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
+        sites = KINDS[self.attack.space][0].sites(self.attack, self.defense)
+        return {str(site): spread(self.target, site, prompts) for site in sites}
+
+    @cached_property
+    def drift_rule(self) -> DriftRule:
+        """The run's limits, and how strongly the defended latents are active where they are."""
+        prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
+        typical = {
+            site: typical_preactivation(self.target, latents, prompts)
+            for site, latents in self.active.latents.items()
+        }
+        return DriftRule(self.spec.limits, typical)
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
-        """Ascending, the headline budget among them or, if it is absolute, last."""
+        """Ascending, the headline budget among them; shares of it where it is absolute."""
+        headline = self.spec.budget
         if not self.has_norm:
-            return (self.spec.budget,)
-        if self.absolute:
-            return (*CURVE_BUDGETS, self.spec.budget)
-        return tuple(sorted({*CURVE_BUDGETS, self.spec.budget}))
+            return (headline,)
+        if self.spec.budget_unit == "absolute":
+            return tuple(sorted({share * headline for share in CURVE_BUDGETS}))
+        return tuple(sorted({*CURVE_BUDGETS, headline}))
 
     @property
     def head(self) -> int:
         """Where the headline budget stands."""
-        return len(self.budgets) - 1 if self.absolute else self.budgets.index(self.spec.budget)
+        return self.budgets.index(self.spec.budget)
 
     @property
     def curve_budgets(self) -> tuple[float, ...]:
-        """The relative budgets that make the curve: all but an absolute headline.
+        """The budgets that make the curve.
 
         None where nothing has a norm, nor for a suite, whose norms are of several kinds.
         """
-        if not self.has_norm or self.mixed:
-            return ()
-        return self.budgets[:-1] if self.absolute else self.budgets
+        return () if not self.has_norm or self.mixed else self.budgets
 
     @property
     def mixed(self) -> bool:

@@ -16,20 +16,21 @@ from saebench_recovery.schema import SideEffects
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.selection.latent_scores import CHUNK
+from saebench_recovery.targets.phase import visible
 
 
 def side_effects(setting: Setting) -> SideEffects:
-    """Retained accuracy, and KL and cross-entropy on neutral text, clean against defended."""
+    """What is kept of the retain examples, and KL and cross-entropy on neutral text."""
     task, bare, active = setting.task, setting.bare, setting.active
-    retain = task.examples(setting.target, "retain")
+    retain = visible(task.examples(setting.target, "retain"), lambda e: str(e.prompt))
     right = _right(retain, bare)
     known = [e for e, ok in zip(retain, right, strict=True) if ok]
     kept = _right(known, active)
     kl, ce = _neutral(setting)
     return SideEffects(
         retain_n=len(retain),
-        retain_accuracy_clean=len(known) / len(retain) if retain else None,
-        retain_accuracy_defended=sum(kept) / len(known) if known else None,
+        retain_known=len(known),
+        retain_kept=sum(kept),
         kl=kl,
         ce_increase=ce,
         figures=task.side_figures(

@@ -8,13 +8,16 @@ import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.splits import fraction_of
-from saebench_recovery.interfaces import Example
+from saebench_recovery.interfaces import Example, Task
+from saebench_recovery.schema import BaseExample
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Flip, Setting
 
 
-def valid_flips(setting: Setting, examples: Sequence[Example]) -> tuple[int, list[Flip]]:
-    """How many examples show the behaviour when clean, and those that the defense flips.
+def valid_flips(
+    setting: Setting, examples: Sequence[Example]
+) -> tuple[list[BaseExample], list[Flip]]:
+    """The examples that show the behaviour when clean: those left so, and those that are flipped.
 
     One detector, `Task.behaviour`, judges both.
 
@@ -23,7 +26,8 @@ def valid_flips(setting: Setting, examples: Sequence[Example]) -> tuple[int, lis
     """
     task = setting.task
     before, after = (outputs(examples, model, task) for model in (setting.bare, setting.active))
-    base, flips, index = 0, [], 0
+    unsuppressed: list[BaseExample] = []
+    flips, index = [], 0
     for clean, defended in zip(before, after, strict=True):
         clean_E, defended_E = task.objective(clean), task.objective(defended)
         if not (torch.isfinite(clean_E).all() and torch.isfinite(defended_E).all()):
@@ -32,29 +36,39 @@ def valid_flips(setting: Setting, examples: Sequence[Example]) -> tuple[int, lis
                 f"{setting.defense.name}"
             )
         shown_E, stopped_E = task.behaviour(clean), task.stopped(defended)
-        base += int(shown_E.sum())
-        for e in (shown_E & stopped_E).nonzero()[:, 0].tolist():
+        for e in shown_E.nonzero()[:, 0].tolist():
             example = examples[index + e]
+            if not stopped_E[e]:
+                unsuppressed.append(BaseExample(id=example.id, cluster=example.cluster))
+                continue
             wrong = task.wrong_target(example, defended, e)
             flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), wrong))
         index += len(clean_E)
-    return base, flips
+    return unsuppressed, flips
 
 
 def evaluation_examples(setting: Setting) -> list[Example]:
-    """The examples that are attacked; none of their prompts chooses latents.
+    """The examples that are attacked.
 
     Raises:
-        UserError: there are none, or one does.
+        UserError: there are none.
     """
     task, target = setting.task, setting.target
     examples = list(task.examples(target, "evaluation"))[: setting.spec.limit]
     if not examples:
         raise UserError(f"task {task.name!r} has no evaluation examples on {target.name}")
-    selected = {e.prompt for e in task.examples(target, "selection")}
-    if any(e.prompt in selected for e in examples):
-        raise UserError(f"task {task.name!r}: selection and evaluation share a prompt")
     return examples
+
+
+def expected_by_chance(task: Task, examples: Sequence[Example]) -> float | None:
+    """How many examples a model that guesses would get right.
+
+    Known where the detector is the interface's own: the first candidate beats all the others.
+    """
+    for name in ("behaviour", "objective", "margins"):
+        if getattr(type(task), name) is not getattr(Task, name):
+            return None
+    return sum(1 / len(example.candidates) for example in examples)
 
 
 def halves(flips: Sequence[Flip]) -> tuple[list[Flip], list[Flip]]:

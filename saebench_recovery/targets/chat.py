@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
-
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import reason
+from saebench_recovery.targets.rendering import rendered
 from saebench_recovery.targets.target import Target
 
 PLAIN = "User: {request}\nAssistant:"
@@ -16,8 +16,8 @@ def chat_prompt(target: Target, request: str, system: str | None = None) -> tupl
     Whether the template writes a BOS too makes no difference.
 
     Raises:
-        UserError: the target has no chat template, its template takes no system message, or there
-            is a further BOS.
+        UserError: the target has no chat template, its template fails, takes no system message or
+            does not end, or there is a further BOS.
     """
     tokenizer = target.tokenizer
     if not tokenizer.chat_template:
@@ -26,11 +26,11 @@ def chat_prompt(target: Target, request: str, system: str | None = None) -> tupl
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-    except TemplateError as error:
-        raise UserError(f"the chat template of {target.name} fails: {error}") from error
+        template = tokenizer.get_chat_template()
+        text = rendered(template, messages, tokenizer.special_tokens_map)
+    except (UserError, ValueError) as error:
+        raise UserError(f"the chat template of {target.name} fails: {reason(error)}") from error
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return target.prompt(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
 
 

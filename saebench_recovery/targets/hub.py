@@ -8,6 +8,7 @@ do.
 from __future__ import annotations
 
 import errno
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from huggingface_hub import constants, errors, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import at_home, is_folder, reason
 from saebench_recovery.base.sites import Site
 from saebench_recovery.sae import gemma_scope
 from saebench_recovery.sae.files import architecture_of, from_state, load_dictionary
@@ -28,10 +30,19 @@ from saebench_recovery.sae.host import Host
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.targets import packaged as gguf
 from saebench_recovery.targets.presets import Preset
+from saebench_recovery.targets.weights import read_model
 
 T = TypeVar("T")
 SHARDED = "sharded"  # the blocks of a model spread over all accelerators
 SMALLER = "try --dtype bfloat16, or --device cpu"
+# SAELens' names of its loaders that read weights with `torch.load`.
+PICKLED = (
+    "connor_rob_hook_z",
+    "deepseek_r1",
+    "dictionary_learning_1",
+    "goodfire",
+    "qwen_scope",
+)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -39,14 +50,15 @@ def load_model(preset: Preset, device: str = "cpu") -> tuple[Any, Any]:
     """The tokenizer and the model, on a device or `SHARDED`.
 
     Raises:
-        UserError: it is nowhere, gated, broken, or too large.
+        UserError: it is nowhere, gated, broken, too large, or brings code (see `read_model`).
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading what is here already; downloads keep theirs
     dtype = getattr(torch, preset.dtype)
     spread = {"device_map": "auto"} if device == SHARDED else {}
+
+    what = f"model {preset.model!r}"
 
     def load() -> tuple[Any, Any]:
         if gguf.is_packaged(preset.model):
@@ -55,11 +67,9 @@ def load_model(preset: Preset, device: str = "cpu") -> tuple[Any, Any]:
             folder = local_folder(preset.model)
         where = str(folder or preset.model)
         revision = {} if folder else {"revision": preset.revision or "main"}
-        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **revision, **spread)
+        tokenizer, model = read_model(where, what, dtype=dtype, **revision, **spread)
         return tokenizer, model if spread else model.to(device)
 
-    what = f"model {preset.model!r}"
     tokenizer, model = _explained(load, what, preset.model)
     if spread and any(weight.device.type in ("cpu", "meta") for weight in model.parameters()):
         raise UserError(f"{what} is larger than the memory of all accelerators; {SMALLER}")
@@ -111,18 +121,24 @@ def published_sae(place: str) -> Any:
     from sae_lens import SAE  # takes five seconds
 
     release, _, sae_id = place.partition("/")
+    published = _published(place)
+    if published.conversion_func in PICKLED:
+        raise UserError(
+            f"SAE {place!r} is published as a pickle, which can run code: load it with SAELens, "
+            "save it with save_model() and give that folder"
+        )
 
     def load() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how its model was loaded: `centred` sees to it
             return SAE.from_pretrained(release, sae_id, device="cpu")
 
-    return _explained(load, f"SAE {place!r}", _published(place).repo_id)
+    return _explained(load, f"SAE {place!r}", published.repo_id)
 
 
 def _local_sae(place: str) -> Path | None:
-    path = local_folder(place) or Path(place).expanduser()
-    return path if path.exists() else None
+    path = local_folder(place) or at_home(place)
+    return path if os.path.exists(path) else None
 
 
 def _published(place: str) -> Any:
@@ -186,8 +202,7 @@ def name_on_hub(model: str) -> str | None:
 def local_folder(place: str) -> Path | None:
     """The folder inside this package or on this machine, if there is one."""
     inside = Path(str(resources.files("saebench_recovery.targets"))) / place
-    outside = Path(place).expanduser()
-    return next((folder for folder in (inside, outside) if folder.is_dir()), None)
+    return next((folder for folder in (inside, at_home(place)) if is_folder(folder)), None)
 
 
 def _explained(load: Callable[[], T], what: str, repository: str) -> T:
@@ -258,5 +273,9 @@ def _reason(error: BaseException, repository: str) -> str:
             "could not be downloaded: the connection broke off, more than once; repeat the "
             "command, complete files are kept"
         )
-    first_line = str(error).strip().partition("\n")[0]
-    return f"cannot be loaded: {type(error).__name__}: {first_line}"
+    if any("trust_remote_code" in str(one) for one in chain):
+        return (
+            "brings code of its own, which is never run: transformers itself must have the "
+            "architecture and the tokenizer"
+        )
+    return f"cannot be loaded: {type(error).__name__}: {reason(error)}"

@@ -16,7 +16,7 @@ Knowledge = Literal["organism", "general"]
 Fact = tuple[str, str, tuple[str, ...]]
 """A prompt, its answer and wrong answers of the same kind, each with its leading space."""
 
-NEUTRAL_TEXTS = 32
+NEUTRAL_TEXTS = 64  # half of them are scored, see `phase`
 FOILS = 3
 
 

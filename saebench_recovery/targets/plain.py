@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import read_json_object
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.plain import PlainModel, eager
 from saebench_recovery.sae import gemma_scope
@@ -55,7 +55,7 @@ def _from_disk(files: Path) -> Any:
         return SAE.load_from_disk(files, dtype="float32", converter=_gemma_scope)
     sae = SAE.load_from_disk(files, dtype="float32")
     # SAELens drops the metadata of a configuration that names no version of it.
-    config = json.loads((files / "cfg.json").read_text("utf-8"))
+    config = read_json_object(files / "cfg.json")
     metadata = config.get("metadata") or config
     sae.cfg.metadata.model_from_pretrained_kwargs = metadata.get("model_from_pretrained_kwargs")
     return sae

@@ -5,7 +5,7 @@ Pure data (`presets.json`, or a file of the user's), read without importing torc
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -15,7 +15,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.settings import validate
+from saebench_recovery.base.reading import (
+    at_home,
+    is_file,
+    read_json,
+    read_json_object,
+    read_yaml,
+    reason,
+)
+from saebench_recovery.base.settings import nearest, validate
 from saebench_recovery.base.sites import Site, hook_name
 from saebench_recovery.sae import gemma_scope
 from saebench_recovery.spec import Dtype
@@ -23,6 +31,7 @@ from saebench_recovery.targets.knowledge import Knowledge
 
 PARTS = "+"  # between the model and the SAEs in the name of a target that is no preset
 FILES = (".yaml", ".yml", ".json")
+NAMES_CODE = ("judge",)  # settings whose value is imported
 
 
 class TaskPreset(BaseModel):
@@ -80,19 +89,17 @@ def preset(name: str, dtype: Dtype | Literal["auto"] = "auto") -> Preset:
 
 def title(name: str) -> str:
     """What rows and leaderboards call the target: a file's name without folder and ending."""
-    file = Path(name).expanduser()
-    return file.stem if file.suffix in FILES and file.is_file() else name
+    file = at_home(name)
+    return file.stem if file.suffix in FILES and is_file(file) else name
 
 
 def _named(name: str) -> Preset:
     known = presets()
     if name in known:
         return known[name]
-    file = Path(name).expanduser()
-    if file.suffix in FILES and (file.is_file() or PARTS not in name):
+    file = at_home(name)
+    if file.suffix in FILES and (is_file(file) or PARTS not in name):
         return _preset_in(file)
-    from saebench_recovery.base.settings import nearest
-
     model, *saes = name.split(PARTS)
     if not saes:
         raise UserError(
@@ -108,7 +115,7 @@ def bare(model: str) -> Preset:
     """A model without SAEs: that of a preset by the preset's name or file, or any other."""
     known = presets().get(model)
     if known is None and Path(model).suffix in FILES:
-        known = _preset_in(Path(model).expanduser())
+        known = _preset_in(at_home(model))
     base = known or Preset(description=model, model=model, saes={}, tasks={})
     return base.model_copy(update={"saes": {}, "tasks": {}})
 
@@ -124,6 +131,10 @@ def _preset_in(file: Path) -> Preset:
     """A user's own preset; what lies beside the file may be named relative to it."""
     what = f"target {str(file)!r}"
     said = _mapping(file, what)
+    if unknown := [key for key in said if key not in Preset.model_fields]:
+        raise UserError(
+            f"{what}: unknown key {unknown[0]!r}; {nearest(unknown[0], Preset.model_fields)}"
+        )
     saes = said.get("saes")
     if not (isinstance(saes, dict) and saes):
         raise UserError(f"{what}: saes is {saes!r}; it maps one hook point or more to SAEs")
@@ -134,22 +145,27 @@ def _preset_in(file: Path) -> Preset:
     said.setdefault("description", file.name)
     said.setdefault("tasks", _everywhere(saes))
     chosen = validate(Preset, said, what)
-    for site in (*chosen.saes, *(task.site for task in chosen.tasks.values())):
-        Site.parse(site)
+    _check_settings(chosen, what)
     placed = {site: _beside(file, place) for site, place in chosen.saes.items()}
     return chosen.model_copy(update={"model": _beside(file, chosen.model), "saes": placed})
 
 
-def _mapping(file: Path, what: str) -> dict[str, Any]:
-    import yaml
+def _check_settings(chosen: Preset, what: str) -> None:
+    """What a file says of the tasks: hook points, known defenses, and no code to import."""
+    for site in (*chosen.saes, *(task.site for task in chosen.tasks.values())):
+        Site.parse(site)
+    for name, task in chosen.tasks.items():
+        settings = (task.task, *task.defenses.values())
+        for key in NAMES_CODE:
+            if any(own.get(key) is not None for own in settings):
+                raise UserError(
+                    f"{what}: {key} of task {name!r} names code, and a file may not have it "
+                    f"imported; if you trust it, name it on the command line: -T {key}=..."
+                )
 
-    try:
-        text = file.read_text("utf-8")
-        said = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UserError(f"{what} is not found: there is no such file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{what} cannot be read: {error}") from None
+
+def _mapping(file: Path, what: str) -> dict[str, Any]:
+    said = read_json(file) if file.suffix == ".json" else read_yaml(file)
     if not isinstance(said, dict):
         raise UserError(f"{what} holds no mapping; write model, saes and so on, see `list targets`")
     return said
@@ -158,7 +174,10 @@ def _mapping(file: Path, what: str) -> dict[str, Any]:
 def _beside(file: Path, place: str) -> str:
     """The place as it is, or made absolute if it is relative to the folder of the file."""
     there = file.parent / place
-    return str(there.resolve()) if place.startswith(".") or there.exists() else place
+    try:
+        return str(there.resolve()) if place.startswith(".") or os.path.exists(there) else place
+    except (OSError, RuntimeError, ValueError) as error:  # links that lead in a circle
+        raise UserError(f"cannot read {str(there)!r}: {reason(error)}") from None
 
 
 def name_of_parts(model: str, saes: Sequence[str]) -> str:
@@ -191,10 +210,10 @@ def _placed(sae: str) -> tuple[str, str]:
 
 def _own_hook(place: str) -> str:
     """The hook point that the SAE's own folder or id names, as far as it does."""
-    path = Path(place).expanduser()
-    with suppress(OSError, ValueError, KeyError, AttributeError):
-        if (path / "cfg.json").is_file():
-            said = json.loads((path / "cfg.json").read_text("utf-8"))
+    path = at_home(place)
+    with suppress(UserError, OSError, ValueError, KeyError, AttributeError, TypeError):
+        if is_file(path / "cfg.json"):
+            said = read_json_object(path / "cfg.json")
         else:
             said = gemma_scope.described(path)
         return hook_name(str((said.get("metadata") or said)["hook_name"]))

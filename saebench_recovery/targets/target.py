@@ -12,6 +12,7 @@ from saebench_recovery.model.examples import Example
 from saebench_recovery.model.hooks import blocks
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.targets.phase import visible
 from saebench_recovery.targets.presets import Preset
 
 
@@ -19,14 +20,14 @@ from saebench_recovery.targets.presets import Preset
 class Target(LanguageModel):
     """A model and the dictionaries at its hook points.
 
-    `neutral` is text, and `retained` are prompts with answers, that belong to no task: what a
+    `neutral_texts` are texts, and `retained` prompts with answers, that belong to no task: what a
     defense does to them is a side effect. `commits` are those of the hub's repositories that
     something has been read from so far.
     """
 
     dictionaries: Mapping[Site, Dictionary]
     preset: Preset
-    neutral: Sequence[str]
+    neutral_texts: Sequence[str]
     retained: Sequence[tuple[str, str, tuple[str, ...]]]
     commits: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,9 +91,15 @@ class Target(LanguageModel):
         unwanted = None if wrong is None else self.answer(wrong)
         return Example(id, self.encode(prompt), ids, unwanted, cluster or id)
 
+    @property
+    def neutral(self) -> list[str]:
+        """Text that belongs to no behaviour; while a defense is fitted, another half of it."""
+        return visible(self.neutral_texts, str)
+
     def retained_examples(self) -> list[Example]:
         """Questions about facts that no task removes, each with its answer first."""
-        return [
+        every = [
             self.example(f"retain/{i}", prompt, [answer, *others])
             for i, (prompt, answer, others) in enumerate(self.retained)
         ]
+        return visible(every, lambda example: str(example.prompt))

@@ -20,10 +20,10 @@ class Recipe(BaseModel):
     hook: str = Field(description="hook point, such as blocks.9.hook_resid_post")
     text: str | None = Field(description="file or data set; null: what the model writes")
     architecture: Literal["batchtopk", "topk", "jumprelu"] = "batchtopk"
-    width: int = Field(default=4096, ge=1, description="latents")
+    width: int = Field(default=4096, ge=1, le=2**22, description="latents")
     l0: int = Field(default=64, ge=1, description="latents that are on at a token, on average")
     tokens: int = Field(default=1_000_000, ge=FEWEST_STEPS * BATCH, description="tokens in all")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import is_encodable, text_lines
 from saebench_recovery.base.tables import TableRow, read_table
 
 if TYPE_CHECKING:
@@ -45,16 +46,14 @@ def documents(source: str) -> Iterator[str]:
 
 def _paragraphs(source: str) -> Iterator[str]:
     lines: list[str] = []
-    try:
-        with open(source, encoding="utf-8") as file:
-            for line in file:
-                if line.strip():
-                    lines.append(line)
-                elif lines:
-                    yield "".join(lines)
-                    lines = []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} cannot be read: {error}") from None
+    for line in text_lines(source):
+        if not is_encodable(line):
+            raise UserError(f"cannot read {source!r}: not UTF-8")
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines)
+            lines = []
     if lines:
         yield "".join(lines)
 

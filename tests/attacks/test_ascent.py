@@ -10,19 +10,20 @@ from saebench_recovery.attacks import _ascent as ascent
 from saebench_recovery.attacks._ascent import ResidualAscent, ascend
 from torch import Tensor
 
-from saebench_recovery.model.meter import Meter, Trail
-from tests.soundness.setting import a_problem
+from saebench_recovery.model.meter import Meter
+from tests.problems import problem_of, tiny_setting
 
 STEPS = ResidualAscent.Config(steps=48)
 
 
 def found(goal: float) -> tuple[Tensor, Tensor, Tensor]:
     """Objectives [N] at the start and after the ascent, and what each row has cost."""
-    problem = a_problem()
-    goal_N = torch.full_like(problem.goal_N, goal)
-    problem = replace(problem, goal_N=goal_N, meter=Meter(), trail=Trail(problem.size, "cpu"))
-    delta = ascend(problem, problem.fences(True), STEPS)
-    spent_N = problem.trail.spent_N.clone()
+    meter = Meter()
+    problem = problem_of(tiny_setting("residual"), meter=meter)
+    problem = replace(problem, goal_N=torch.full_like(problem.goal_N, goal))
+    with meter.counting():
+        delta = ascend(problem, STEPS)
+    spent_N = problem.spent_N().clone()
     return problem.objective(problem.zeros()), problem.objective(delta), spent_N
 
 

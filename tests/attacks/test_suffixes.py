@@ -17,13 +17,12 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, Perturbation, TokenSuffix
-from saebench_recovery.model.batch import batch
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.suffix import SuffixProblem
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate
+from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
+from tests.journal import Scored, score
 from tests.tiny import TinyTask, TinyTokenizer, shared_target, tiny_target
 
 LENGTH = 4
@@ -79,12 +78,17 @@ class Printable(TinyTask):
         return [spelt(example) for example in made]
 
 
-def run(attack: Attack, *, defense: Defense | None = None, **options: Any) -> Evaluation:
+def run(attack: Attack, *, defense: Defense | None = None, **options: Any) -> Scored:
     target = options.pop("target", None) or shared_target("gpt2")
     task = options.pop("task", None) or TinyTask()
-    spec = RunSpec(**{"limit": 24, **options})
     clamp = defense or Clamp(Clamp.Config(latents=8, multiplier=0.3))
-    return evaluate(target, task, clamp, attack, spec, lambda *_: None)
+    return score(target, task, clamp, attack, RunSpec(**{"limit": 24, **options}))
+
+
+def suffixes(found: Scored) -> TokenSuffix:
+    headline = found.headline()
+    assert isinstance(headline, TokenSuffix)
+    return headline
 
 
 def gcg(**config: Any) -> Gcg:
@@ -94,7 +98,7 @@ def gcg(**config: Any) -> Gcg:
 class Says(Attack):
     """Returns one text for every example, and claims what it likes of its tokens."""
 
-    suffix = "tokens"
+    space = "tokens"
 
     def __init__(self, text: str, ids: Sequence[int]) -> None:
         super().__init__()
@@ -105,10 +109,11 @@ class Says(Attack):
         return LENGTH
 
     def search(self, problem: Problem) -> Perturbation:
-        assert isinstance(problem, SuffixProblem)
         self.problem = problem
         ids_NL = torch.tensor([list(self.ids)]).repeat(problem.size, 1)
-        return TokenSuffix(ids_NL, problem.at_N, (self.text,) * problem.size)
+        return TokenSuffix(
+            ids_NL, SuffixTokens.of(problem).layout.at_N, (self.text,) * problem.size
+        )
 
 
 def test_tokens_that_merge_are_scored_as_what_they_merge_to() -> None:
@@ -117,22 +122,22 @@ def test_tokens_that_merge_are_scored_as_what_they_merge_to() -> None:
     found = run(attack, target=speaking(Merging()), task=Printable())
     merged = Merging()("!!ab")["input_ids"]
     assert len(merged) == 3
-    assert found.perturbations["suffix/ids"].tolist() == [[*merged, -1]] * len(found.examples)
-    by_id = {e.id: e for e in reversed(attack.problem.plain)}  # the right answer comes first
-    suffix = TokenSuffix.from_tensors(found.perturbations)
-    plain = [by_id[line.id] for line in found.examples]
-    longer, _ = suffix.applied(plain)
-    output = whole_pass(attack.problem.active, TinyTask(), batch(longer), attack.problem.meter)
-    for line, objective in zip(found.examples, TinyTask().objective(output), strict=True):
-        assert line.objective_recovered == pytest.approx(float(objective), abs=1e-4)
+    suffix = suffixes(found)
+    assert suffix.ids_EL.tolist() == [[*merged, -1]] * len(found.records)
+    by_id = {e.id: e for e in reversed(attack.problem.examples)}  # the right answer comes first
+    longer, _ = suffix.applied([by_id[record.id] for record in found.records])
+    active = attack.problem._engine.active
+    output = whole_pass(active, TinyTask(), active.target.batch(longer))
+    for record, objective in zip(found.records, TinyTask().objective(output), strict=True):
+        assert record.objective_recovered == pytest.approx(float(objective), abs=1e-4)
 
 
 def test_found_suffixes_are_stable_where_tokens_merge() -> None:
     found = run(gcg(), target=speaking(Merging()), task=Printable())
-    ids = found.perturbations["suffix/ids"]
+    ids = suffixes(found).ids_EL
     assert ids.shape[1] == LENGTH
     assert (ids >= 0).all()
-    for text, own in zip(TokenSuffix.from_tensors(found.perturbations).texts, ids, strict=True):
+    for text, own in zip(suffixes(found).texts, ids, strict=True):
         assert Merging()(text)["input_ids"] == own.tolist()
 
 
@@ -140,8 +145,8 @@ def test_a_suffix_that_grows_is_no_suffix_and_flagged() -> None:
     found = run(Says("far too long a text", [4, 5, 6, 7]))
     assert found.row.recovery.k == 0
     assert found.row.controls.nothing.k == 0
-    assert "no-suffix" in found.row.flags
-    assert (found.perturbations["suffix/ids"] == -1).all()
+    assert "no-suffix" in found.row.flag_names
+    assert (suffixes(found).ids_EL == -1).all()
 
 
 def test_prompts_that_do_not_survive_tokenisation_are_one_clear_line() -> None:
@@ -156,13 +161,13 @@ def test_gcg_finds_more_than_a_random_suffix_and_stays_in_its_vocabulary() -> No
     assert (row.perturbation.kind, row.perturbation.length) == ("tokens", LENGTH)
     assert row.recovery.k > row.controls.random_direction.k
     assert (row.controls.nothing.k, row.norm.mean, row.curve.points) == (0, None, ())
-    texts = TokenSuffix.from_tensors(found.perturbations).texts
+    texts = suffixes(found).texts
     assert all(text.isprintable() for text in texts)
 
 
 def test_gcg_does_not_depend_on_the_batch() -> None:
     whole, parts = run(gcg(), limit=8), run(gcg(), limit=8, batch_size=3)
-    assert torch.equal(whole.perturbations["suffix/ids"], parts.perturbations["suffix/ids"])
+    assert torch.equal(suffixes(whole).ids_EL, suffixes(parts).ids_EL)
 
 
 def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
@@ -171,13 +176,13 @@ def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
             return super().intervene(site, resid_BTD.detach())
 
     row = run(gcg(), defense=Detached(Clamp.Config(latents=8, multiplier=0.3))).row
-    assert "no-gradient" in row.flags
+    assert "no-gradient" in row.flag_names
     assert row.recovery.k > 0
 
 
 def test_an_allowance_ends_the_search() -> None:
-    whole = run(gcg(margin=50.0), limit=8).examples[0].flops
-    short = run(gcg(margin=50.0), limit=8, flops=whole / 2).examples[0].flops
+    whole = run(gcg(margin=50.0), limit=8).records[0].flops
+    short = run(gcg(margin=50.0), limit=8, flops=whole / 2).records[0].flops
     assert 0 < short < 0.7 * whole
 
 
@@ -202,5 +207,5 @@ def test_obfuscation_lowers_drift(kind: str) -> None:
         return Soft(Soft.Config(length=LENGTH, steps=10, obfuscation=weight))
 
     without, held = (run(attack(weight), limit=32, budget=2.0) for weight in (0.0, 3.0))
-    drifts = [[line.drift["readout"]["l2"] for line in r.examples] for r in (without, held)]
+    drifts = [[line.drift["readout"]["l2"] for line in r.records] for r in (without, held)]
     assert wilcoxon(drifts[0], drifts[1], alternative="greater").pvalue < 0.01

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 
 from saebench_recovery.model.hooks import blocks, start_block
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
 from tests.benchmarks.measure import timed
 
@@ -39,19 +40,19 @@ class Floors:
 
 def floors(problem: Problem) -> Floors:
     """Bandwidth is measured on the weights themselves, the rate of products on a layer's widths."""
-    model = problem.active.target.model
-    late = blocks(model)[start_block(problem.start.site) :]
+    engine = problem._engine
+    late = blocks(engine.active.target.model)[start_block(engine.start.site) :]
     weights = [w for w in chain.from_iterable(b.parameters() for b in late) if w.ndim == 2]
     size = sum(w.numel() * w.element_size() for w in weights)
-    before = problem.meter.flops
-    problem.gradient(problem.zeros())
-    flops = problem.meter.flops - before
+    meter = Meter()
+    with meter.counting():
+        problem.gradient(problem.zeros())
     widest = max(weights, key=torch.Tensor.numel)
-    rows = torch.randn(problem.batch.ids_RQ.numel(), widest.shape[1]).to(widest)
+    rows = torch.randn(engine.batch.ids_RQ.numel(), widest.shape[1]).to(widest)
     product = 2 * rows.shape[0] * widest.numel()
     return Floors(
         size,
-        flops,
+        meter.flops,
         size / _fastest(lambda: [w.sum() for w in weights]),
         product / _fastest(lambda: rows @ widest.mT),
     )

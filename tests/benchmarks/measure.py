@@ -63,13 +63,13 @@ def compare(load: Workload) -> Comparison:
     rows = [setting.head, len(setting.budgets) + setting.head]  # right and wrong answer
 
     def plainly() -> Tensor:
-        return torch.stack([plain.search(problem.examples[n], setting.headline) for n in rows])
+        return torch.stack([plain.search(problem.examples[n], setting.spec.budget) for n in rows])
 
     plain_times, engine_times = [], []
     for _ in range(ROUNDS):
         plain_ND, seconds = timed(plainly)
         plain_times.append(seconds / len(rows))
-        found, seconds = timed(lambda: setting.attack.search(problem))
+        found, seconds = timed(lambda: load.search(problem))
         engine_times.append(seconds / problem.size)
     assert isinstance(found, ResidualDelta)
     (values_NPD,) = found.values.values()
@@ -92,7 +92,7 @@ def engine_ms(loads: Sequence[Workload], flips: Sequence[int]) -> list[float]:
     best = [float("inf")] * len(posed)
     for _ in range(ROUNDS + 1):
         for i, (load, problem) in enumerate(zip(loads, posed, strict=True)):
-            seconds = timed(lambda load=load, p=problem: load.setting.attack.search(p))[1]  # type: ignore[misc]
+            seconds = timed(lambda load=load, p=problem: load.search(p))[1]  # type: ignore[misc]
             best[i] = min(best[i], 1e3 * seconds / problem.size / STEPS)
     return best
 

@@ -25,7 +25,8 @@ class PlainSearch:
     """A model as a user has it: transformers' own fused attention, frozen weights, one hook."""
 
     def __init__(self, workload: Workload) -> None:
-        active, attack = workload.setting.active, workload.setting.attack
+        setting = workload.setting
+        active, attack = setting.active, setting.attack
         assert isinstance(active.defense, Clamp)
         assert isinstance(attack, Orthogonal)
         self.config = attack.config
@@ -33,7 +34,7 @@ class PlainSearch:
         self.model = cast(Any, copy.deepcopy(active.target.model, shared))
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         ((self.site, self.latents),) = active.defense.latents.items()
-        self.sae = active.target.dictionary(self.site)
+        self.sae = setting.target.dictionary(self.site)
         columns = self.latents.columns_DS.double()
         self.basis_DS = torch.linalg.qr(columns / columns.norm(dim=0)).Q
 

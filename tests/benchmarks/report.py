@@ -52,8 +52,8 @@ def tables_of(name: str, shape: Shape, device: str) -> None:
     load = shape.workload(model)
     problem = load.problem(load.chosen)
     least = floors(problem)
-    load.setting.attack.search(problem)
-    peak = problem.meter.cost().peak_bytes
+    load.search(problem)
+    peak = problem._engine.meter.cost().peak_bytes
     found = compare(load)
     _against_plain({f"{name}, {shape.tokens} tokens": found})
     print(f"\nThe deltas of both ways differ by {found.gap:.1e} of their norm.")

@@ -6,21 +6,22 @@ reaches with so many FLOPs a flip, beside greedy coordinate gradient with one co
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from saebench_recovery.attacks.gcg import GreedyCoordinateGradient
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Defense, Task
-from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.suffix import SuffixProblem
-from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
-from saebench_recovery.scoring.evaluate import valid_flips
-from saebench_recovery.spec import Limits
+from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.valid_flips import evaluation_examples, valid_flips
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import preset
 from tests.benchmarks.measure import timed
-from tests.benchmarks.plain_gcg import both, found
+from tests.benchmarks.plain_gcg import found, gcg_problem, plainly
 from tests.benchmarks.setting import random_workload
 
 FLIPS, SEEDS = 6, 2
@@ -37,11 +38,13 @@ STEPS = (6, 8, 12, 16, 24)  # of searches: the schedule knows the end
 
 def main() -> None:
     torch.set_num_threads(1)
-    engine, plain = both(random_workload(flips=1), rows=1)
     load = random_workload(flips=1)
-    found(load, engine)  # counts its FLOPs
-    seconds = [timed(lambda p=problem: found(load, p))[1] for problem in (engine, plain)]  # type: ignore[misc]
-    print(f"gcg {seconds[0]:.2f} s, plain {seconds[1]:.2f} s, ratio {seconds[1] / seconds[0]:.1f}")
+    problem = gcg_problem(load, rows=1)
+    found(load, problem)  # measures its FLOPs
+    engine_s = timed(lambda: found(load, problem))[1]
+    with plainly(load):
+        plain_s = timed(lambda: found(load, problem))[1]
+    print(f"gcg {engine_s:.2f} s, plain {plain_s:.2f} s, ratio {plain_s / engine_s:.1f}")
     print("\nFLOPs a flip, mean objective:\n")
     print(f"| steps | {' | '.join(WAYS)} |")
     print(f"|---{'|---' * len(WAYS)}|")
@@ -62,9 +65,8 @@ def refusal_setting() -> tuple[Setting, list[Flip]]:
     assert isinstance(task, Task)
     assert isinstance(defense, Defense)
     defense.fit(target, task)
-    active = DefendedModel(target, defense)
-    _, flips = valid_flips(active, task, task.examples(target, "evaluation"), Meter())
-    return Setting(active, task, GreedyCoordinateGradient(), (0.5,), 0.5, Limits(), 0), flips
+    setting = Setting(target, task, defense, GreedyCoordinateGradient(), RunSpec())
+    return setting, valid_flips(setting, evaluation_examples(setting))[1]
 
 
 def searched(setting: Setting, flips: list[Flip], **config: float) -> tuple[float, float]:
@@ -74,12 +76,12 @@ def searched(setting: Setting, flips: list[Flip], **config: float) -> tuple[floa
     )
     spent, reached = [], []
     for seed in range(SEEDS):
-        made = Setting(setting.active, setting.task, attack, (0.5,), 0.5, Limits(), seed)
-        posed = pose(made, flips, Meter())
-        assert isinstance(posed, SuffixProblem)
-        problem = posed.rows(torch.arange(0, posed.size, 2))
-        suffix = attack.search(problem)
-        spent.append(float(problem.trail.spent_N[problem.row_N].mean()))
+        meter = Meter()
+        with meter.counting():
+            whole = posed(replace(setting, attack=attack, spec=RunSpec(seed=seed)), flips, meter)
+            problem = whole.rows(torch.arange(0, whole.size, 2))
+            suffix = attack.search(problem)
+        spent.append(float(problem.spent_N().mean()))
         reached.append(float(problem.objective(suffix).mean()))
     return sum(spent) / SEEDS, sum(reached) / SEEDS
 

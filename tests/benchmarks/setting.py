@@ -13,13 +13,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from saebench_recovery import registry
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example, Task
-from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.interfaces import Example, Perturbation, Task
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
-from saebench_recovery.scoring.evaluate import flips_that_fit, valid_flips
-from saebench_recovery.spec import CURVE_BUDGETS, Limits
+from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.valid_flips import evaluation_examples, valid_flips
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import Preset, TaskPreset, preset
 from saebench_recovery.targets.target import Target
@@ -42,7 +43,12 @@ class Workload:
 
     def problem(self, flips: int) -> Problem:
         """The problem of as many flips, prefilled."""
-        return pose(self.setting, self.flips[:flips], Meter())
+        return posed(self.setting, self.flips[:flips], Meter())
+
+    def search(self, problem: Problem) -> Perturbation:
+        """One attack, counted as the harness counts it."""
+        with problem._engine.meter.counting():
+            return self.setting.attack.search(problem)
 
     @property
     def chosen(self) -> int:
@@ -108,15 +114,13 @@ def organism_workload() -> Workload:
     assert isinstance(defense, Clamp)
     defense.fit(target, task)
     setting = _setting(target, task, defense)
-    examples = task.examples(target, "evaluation")
-    _, flips = valid_flips(setting.active, task, examples, Meter())
+    _, flips = valid_flips(setting, evaluation_examples(setting))
     return Workload(setting, [_endless(flip) for flip in flips])
 
 
 def _setting(target: Target, task: Task, defense: Clamp) -> Setting:
     attack = Orthogonal(Orthogonal.Config(steps=STEPS))
-    active = DefendedModel(target, defense)
-    return Setting(active, task, attack, CURVE_BUDGETS, 0.25, Limits(), seed=0)
+    return Setting(target, task, defense, attack, RunSpec(budget=0.25))
 
 
 def _endless(flip: Flip) -> Flip:

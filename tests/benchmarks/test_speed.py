@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.floors import floors
 from tests.benchmarks.measure import compare, timed
-from tests.benchmarks.plain_gcg import both, found
+from tests.benchmarks.plain_gcg import found, gcg_problem, plainly
 from tests.benchmarks.report import main
 from tests.benchmarks.setting import Workload, organism_workload, random_workload
 from tests.benchmarks.shapes import SHAPES
@@ -49,19 +49,20 @@ def test_search(name: str, benchmark: BenchmarkFixture) -> None:
     found = compare(load)
     assert found.gap < TOLERANCE
     benchmark.extra_info |= found.summary()
-    benchmark.pedantic(load.setting.attack.search, args=(found.problem,), rounds=1)
+    benchmark.pedantic(load.search, args=(found.problem,), rounds=1)
 
 
 @pytest.mark.benchmark(timer=time.process_time)
 def test_gcg(benchmark: BenchmarkFixture) -> None:
     """One flip at equal candidates per step: the same suffix, and so the same loss."""
     load = random_workload(flips=1)
-    engine, plain = both(load, rows=1)
-    expected, plain_s = timed(lambda: found(load, plain))
-    suffix = benchmark.pedantic(found, args=(load, engine), rounds=3)
+    problem = gcg_problem(load, rows=1)
+    with plainly(load):
+        expected, plain_s = timed(lambda: found(load, problem))
+    suffix = benchmark.pedantic(found, args=(load, problem), rounds=3)
     assert torch.equal(suffix.ids_EL, expected.ids_EL)
-    torch.testing.assert_close(engine.objective(suffix), engine.objective(expected))
-    engine_s = timed(lambda: found(load, engine))[1]
+    torch.testing.assert_close(problem.objective(suffix), problem.objective(expected))
+    engine_s = timed(lambda: found(load, problem))[1]
     benchmark.extra_info |= {"plain_s": round(plain_s, 2), "ratio": round(plain_s / engine_s, 1)}
 
 

@@ -85,7 +85,7 @@ def test_an_sae_of_another_model_or_hook_point_is_forced_and_flagged(
     assert "--force-sae if you know that it fits" in said
     assert saebench(monkeypatch, *asked, "--force-sae") == 0
     (row,) = read_result(Path(capsys.readouterr().out.strip())).rows
-    assert "forced-sae" in row.flags
+    assert "forced-sae" in row.flag_names
 
 
 def test_an_sae_that_fits_is_not_flagged_though_force_was_said(
@@ -95,7 +95,7 @@ def test_an_sae_that_fits_is_not_flagged_though_force_was_said(
     asked = on(model, sae, tmp_path / "runs", "--task", "ioi", "--force-sae")
     assert saebench(monkeypatch, *asked) == 0
     (row,) = read_result(Path(capsys.readouterr().out.strip())).rows
-    assert "forced-sae" not in row.flags
+    assert "forced-sae" not in row.flag_names
 
 
 @pytest.mark.parametrize("at", ["checkpoint", "end"])

@@ -11,7 +11,8 @@ from saebench_recovery.tasks.ioi import IndirectObject
 from saebench_recovery import registry
 from saebench_recovery.cli import main
 from saebench_recovery.results.store import read_result
-from tests.fakes import Engine, FakeTask
+from tests.fake_engine import Engine
+from tests.fakes import FakeTask
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,7 +43,7 @@ def test_run_and_show_print_ours_beside_theirs(
     for words in (
         "IOI on GPT-2 small: encoder projection",
         "37/37 = 1.000 [0.906, 1.000]",
-        "80/100 = 0.800 [0.750, 0.850]",
+        "80/100 = 0.800 [0.711, 0.867]",
         "budget 20.0 (absolute)",
         "see docs/protocol.md",
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saebench_recovery.spec import RunSpec
-from tests.fakes import SITE, record, row, run_result, write_run
+from tests.fakes import SITE, flag, record, row, run_result, write_run
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> list[str]:
         spec = RunSpec(defense=name, tasks=("alpha",)).model_dump(mode="json")
         configs = {"site": SITE, "defense": {}, "attack": {}, "task": {}}
         result = run_result(
-            row(defense=name, flags=("no-gradient",)),
+            row(defense=name, flags=(flag("no-gradient"),)),
             identity=f"run-{name}",
             spec={**spec, "resolved": {"alpha": configs}, "plugin_files": []},
         )
@@ -49,7 +49,11 @@ def without_torch(*arguments: str) -> str:
 
 def test_show(runs: list[str]) -> None:
     printed = without_torch("show", runs[0])
-    for words in ("clamp against orthogonal", "0.80 [0.75, 0.85]", "no-gradient: no gradient"):
+    for words in (
+        "clamp against orthogonal",
+        "0.80 [0.75, 0.85]",
+        "no-gradient (caution): no-gradient is so",
+    ):
         assert words in printed
 
 

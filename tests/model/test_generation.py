@@ -78,7 +78,7 @@ def test_generation_equals_a_loop_without_a_cache(
 ) -> None:
     """A batch of prompts of several lengths, two of them equal, each with its own delta."""
     active, examples, delta = clamped(architecture, threat_model), prompts(), random_delta()
-    found = continued(active, examples, NEW, Meter(), delta)
+    found = continued(active, examples, NEW, delta)
     for i, example in enumerate(examples):
         alone = delta.rows(torch.tensor([i]))
         conditions = Conditions(active.defense, alone, threat_model)
@@ -88,12 +88,12 @@ def test_generation_equals_a_loop_without_a_cache(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padding_and_company_change_nothing(architecture: str) -> None:
     active, examples, delta = clamped(architecture), prompts(), random_delta()
-    together = continued(active, examples, NEW, Meter(), delta)
-    bare = continued(active, examples, NEW, Meter())
+    together = continued(active, examples, NEW, delta)
+    bare = continued(active, examples, NEW)
     for i, example in enumerate(examples):
         alone = delta.rows(torch.tensor([i]))
-        assert continued(active, [example], NEW, Meter(), alone) == [together[i]]
-        assert continued(active, [example], NEW, Meter()) == [bare[i]]
+        assert continued(active, [example], NEW, alone) == [together[i]]
+        assert continued(active, [example], NEW) == [bare[i]]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -119,7 +119,7 @@ def test_every_row_of_a_delta_moves_the_residual_where_it_stands(architecture: s
         runs = []
         for moved in (None, delta):
             seen: list[Tensor] = []
-            ids = continued(active, [example], NEW, Meter(), moved)
+            ids = continued(active, [example], NEW, moved)
             runs.append((torch.cat(seen, 1)[0], ids[0]))
         (before_TD, before), (after_TD, after) = runs
         index = max(0, position - start)
@@ -134,11 +134,11 @@ def test_every_row_of_a_delta_moves_the_residual_where_it_stands(architecture: s
 def test_rows_in_the_answer_change_what_is_written_after_them(architecture: str) -> None:
     active, example = clamped(architecture), prompts()[1]
     start = len(example.prompt) - 1
-    (bare,) = continued(active, [example], NEW, Meter())
+    (bare,) = continued(active, [example], NEW)
     for position in range(start, start + NEW):
         delta = random_delta([[position]])
         large = replace(delta, values={SITE: 100 * delta.values[SITE]})
-        (found,) = continued(active, [example], NEW, Meter(), large)
+        (found,) = continued(active, [example], NEW, large)
         index = position - start
         assert found[:index] == bare[:index]
         assert found[index:] != bare[index:]
@@ -148,11 +148,11 @@ def test_rows_stop_at_their_end_and_the_others_go_on() -> None:
     """Whatever the model writes often serves as its end: rows then stop at different tokens."""
     target = tiny_target("gpt2")
     active, examples = DefendedModel(target, None), prompts()
-    whole = continued(active, examples, 20, Meter())
+    whole = continued(active, examples, 20)
     for end in {token for row in whole for token in row}:
         model: Any = target.model
         model.generation_config.eos_token_id = [end, VOCABULARY]
-        found = continued(active, examples, 20, Meter())
+        found = continued(active, examples, 20)
         for row, full in zip(found, whole, strict=True):
             stop = full.index(end) + 1 if end in full else len(full)
             assert row == full[:stop]
@@ -162,8 +162,10 @@ def test_work_on_shared_prompts_is_done_once() -> None:
     active, example = clamped("gpt2"), prompts()[1]
     P, few, many = len(example.prompt), Meter(), Meter()
     positions = [[P - 1]]
-    continued(active, [example], NEW, few, random_delta(positions))
-    continued(active, [example] * 8, NEW, many, random_delta(positions * 8))
+    with few.counting():
+        continued(active, [example], NEW, random_delta(positions))
+    with many.counting():
+        continued(active, [example] * 8, NEW, random_delta(positions * 8))
     layers = active.target.depth()
     assert few.token_layers == (P - 1 + NEW) * layers
     assert many.token_layers == (P - 1 + 8 * NEW) * layers
@@ -172,8 +174,8 @@ def test_work_on_shared_prompts_is_done_once() -> None:
 def test_texts_hold_no_special_tokens() -> None:
     active = DefendedModel(shared_target("gpt2"), None)
     for text, ids in zip(
-        written(active, prompts(), NEW, Meter()),
-        continued(active, prompts(), NEW, Meter()),
+        written(active, prompts(), NEW),
+        continued(active, prompts(), NEW),
         strict=True,
     ):
         assert active.target.encode(text) == (BOS, *(token for token in ids if token > EOS))

@@ -32,12 +32,12 @@ class Accelerators:
 def test_each_role_has_its_own_peak_over_all_accelerators(monkeypatch: Patch) -> None:
     there = Accelerators(monkeypatch)
     attacking, scoring = Meter(), Meter()
-    with attacking.timed():
+    with attacking.counting():
         there.use(0, 7)
         there.use(1, 30)
-    with scoring.timed():
+    with scoring.counting():
         there.use(0, 1)
-    with attacking.timed():
+    with attacking.counting():
         there.use(0, 2)
     assert attacking.cost().peak_bytes == 107 + 40
     assert scoring.cost().peak_bytes == 101 + 10
@@ -45,6 +45,6 @@ def test_each_role_has_its_own_peak_over_all_accelerators(monkeypatch: Patch) ->
 
 def test_there_is_no_peak_on_the_cpu() -> None:
     meter = Meter()
-    with meter.timed():
+    with meter.counting():
         torch.ones(1000)
     assert meter.cost().peak_bytes is None

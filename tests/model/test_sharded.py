@@ -16,15 +16,14 @@ from saebench_recovery.interfaces import Attack, Defense, Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.generation import continued
 from saebench_recovery.model.hooks import blocks
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.hub import SHARDED, load_model
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import preset
 from saebench_recovery.targets.target import Target
 from tests.devices import FIRST, SECOND, simulated_devices
+from tests.journal import score
 from tests.tiny import LAYERS, TinyTask, tiny_model, tiny_target
 
 
@@ -58,7 +57,7 @@ def row(target: Target, defense: str, attack: str) -> Row:
     assert isinstance(defending, Defense)
     assert isinstance(attacking, Attack)
     spec = RunSpec(limit=6, budget=0.5)
-    return evaluate(target, TinyTask(), defending, attacking, spec, lambda *_: None).row
+    return score(target, TinyTask(), defending, attacking, spec).row
 
 
 PAIRS = [
@@ -93,7 +92,7 @@ def test_writing_over_two_devices_is_that_on_one(architecture: str) -> None:
         examples = [Example("", prompt, ((0,),)) for prompt in prompts]
         clamp = Clamp(Clamp.Config(latents=8, multiplier=0.3))
         clamp.fit(target, TinyTask())
-        return continued(DefendedModel(target, clamp), examples, 9, Meter())
+        return continued(DefendedModel(target, clamp), examples, 9)
 
     with simulated_devices():
         found = said(split(architecture))

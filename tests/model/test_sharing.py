@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from saebench_recovery.perturbations.build import build
+from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.constraints import Free
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
+from saebench_recovery.perturbations.space import Posing
+from saebench_recovery.perturbations.windows import lay_out
+from saebench_recovery.spec import Limits
 from tests.model.setting import (
     POSITIONS,
     TOLERANCE,
@@ -27,8 +33,6 @@ from tests.tiny import (
     shared_target,
 )
 
-METER = Meter()  # one for all: it counts each kind of pass once, slowly
-
 
 def variants(example: Example) -> list[Example]:
     """One prompt asking for different answers, as budgets and the wrong target do."""
@@ -41,10 +45,29 @@ def problem_of(
     positions: Sequence[Sequence[int]],
     site: Site,
 ) -> Problem:
-    budgets_EV = torch.linspace(0.1, 1.0, len(groups[0])).expand(len(groups), -1)
+    variants = len(groups[0])
+    budgets_EV = torch.linspace(0.1, 1.0, variants).expand(len(groups), -1)
     goal_E = torch.ones(len(groups))
-    where = torch.tensor(positions)
-    return build(active, TinyTask(), groups, where, [site], budgets_EV, goal_E, 0, METER)
+    rule = DriftRule(Limits(), dict.fromkeys(active.latents, 1.0))
+    posing = Posing(
+        active, TinyTask(), groups, budgets_EV, "relative", {}, goal_E, 0, Meter(), rule
+    )
+    windows = lay_out(posing, torch.tensor(positions), [site])
+    space = Residual(
+        windows.positions_NP,
+        windows.engine.width,
+        {site: Free()},
+        constrained=False,
+        units=windows.units(),
+        norms=windows.norms,
+    )
+    return windows.problem(space)
+
+
+def norms_NP(problem: Problem) -> Tensor:
+    """Norms of the defended residual, which budgets are relative to."""
+    (norms,) = Residual.of(problem).norms.values()
+    return norms
 
 
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
@@ -65,11 +88,11 @@ def test_variants_that_share_a_prefix_equal_one_by_one(
         objective_1, grad = alone.gradient(delta.rows(torch.tensor([n])))
         objectives.append(objective_1)
         gradients.append(grad[site])
-        scales.append(alone.scale_N)
+        scales.append(norms_NP(alone))
     objective_N, grads = shared.gradient(delta)
     assert relative(objective_N, torch.cat(objectives)) < TOLERANCE
     assert relative(grads[site], torch.cat(gradients)) < TOLERANCE
-    assert relative(shared.scale_N, torch.cat(scales)) < TOLERANCE
+    assert relative(norms_NP(shared), torch.cat(scales)) < TOLERANCE
 
 
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
@@ -121,14 +144,15 @@ def test_repeated_passes_leave_the_prefix_alone(architecture: str) -> None:
     active = DefendedModel(target, clamp(target, [str(site)]))
     groups = [[e] for e in prompts(long_answers=False)]
     problem = problem_of(active, groups, POSITIONS["several"], site)
-    before = [kv and (kv[0].clone(), kv[1].clone()) for kv in problem.start.prefix.keys_values]
+    start = problem._engine.start
+    before = [kv and (kv[0].clone(), kv[1].clone()) for kv in start.prefix.keys_values]
     delta = random_delta(site, POSITIONS["several"])
     first_N, first = problem.gradient(delta)
     for _ in range(3):
         again_N, again = problem.gradient(delta)
         assert relative(again_N, first_N) < TOLERANCE
         assert relative(again[site], first[site]) < TOLERANCE
-    for old, new in zip(before, problem.start.prefix.keys_values, strict=True):
+    for old, new in zip(before, start.prefix.keys_values, strict=True):
         assert (old is None) == (new is None)
         if old and new:
             assert torch.equal(old[0], new[0])
@@ -145,15 +169,15 @@ def test_batching_does_not_change_results(architecture: str, long_answers: bool)
     delta = random_delta(site, POSITIONS["several"])
     whole = problem_of(active, [[e] for e in examples], POSITIONS["several"], site)
     objective_E, grads = whole.gradient(delta)
-    again_E, again_EPD, scale_E = (
-        torch.zeros_like(t) for t in (objective_E, grads[site], whole.scale_N)
+    again_E, again_EPD, norms_EP = (
+        torch.zeros_like(t) for t in (objective_E, grads[site], norms_NP(whole))
     )
     for order in ([2, 0], [1]):
         index = torch.tensor(order)
         positions = [POSITIONS["several"][e] for e in order]
         part = problem_of(active, [[examples[e]] for e in order], positions, site)
         again_E[index], found = part.gradient(delta.rows(index))
-        again_EPD[index], scale_E[index] = found[site], part.scale_N
+        again_EPD[index], norms_EP[index] = found[site], norms_NP(part)
     assert relative(again_E, objective_E) < TOLERANCE
     assert relative(again_EPD, grads[site]) < TOLERANCE
-    assert relative(scale_E, whole.scale_N) < TOLERANCE
+    assert relative(norms_EP, norms_NP(whole)) < TOLERANCE

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.perturbations.drift import (
-    ABSOLUTE_LIMIT,
     METRICS,
+    SILENT,
     Reading,
     ScopeDrift,
     drift,
@@ -44,14 +44,14 @@ def reading(p_QS: list[list[float]] | Tensor, site: Site = FIRST) -> Reading:
 def measure(
     reference: Reading,
     recovered: Reading,
-    clean: Reading | None = None,
     scope: list[bool] | None = None,
     decoder_SD: Tensor | None = None,
+    typical: float = 1.0,
 ) -> ScopeDrift:
     q = next(iter(reference.z_RQS.values())).shape[1]
     scopes = {"scope": torch.tensor([scope or [True] * q])}
     latents = {FIRST: latents_at(FIRST, decoder_SD)}
-    return drift(reference, recovered, clean or reference, latents, scopes)["scope"]
+    return drift(reference, recovered, latents, scopes, {FIRST: typical})["scope"]
 
 
 def figures(result: ScopeDrift) -> dict[str, float]:
@@ -73,6 +73,8 @@ def test_formulas() -> None:
     assert result["floor_violation"] == pytest.approx(1 / 5)
     assert result["reactivated_fraction"] == pytest.approx(1 / 2)
     assert result["preactivation_linf"] == pytest.approx(3.0)
+    # sqrt(1 + 0.75^2 + 4 + 9) over four readings that are typically 1
+    assert result["preactivation_relative"] == pytest.approx(math.sqrt(14.5625 / 4))
 
 
 def test_decode_drift_sees_latents_that_cancel() -> None:
@@ -87,6 +89,7 @@ def test_movement_below_the_threshold_is_seen_in_the_preactivation_only() -> Non
     result = figures(measure(reading([[1.0, -5.0]]), reading([[1.0, -0.5]])))
     assert result["l2"] == 0
     assert result["preactivation_linf"] == pytest.approx(4.5)
+    assert result["preactivation_relative"] == pytest.approx(4.5 / math.sqrt(2))
 
 
 def test_sites_are_pooled_in_quadrature() -> None:
@@ -95,12 +98,15 @@ def test_sites_are_pooled_in_quadrature() -> None:
     before = Reading(dict.fromkeys(sites, ones), dict.fromkeys(sites, ones))
     after = Reading({FIRST: ones + 3, SECOND: ones + 4}, {FIRST: ones + 3, SECOND: ones - 9})
     latents = {s: latents_at(s) for s in sites}
-    result = figures(drift(before, after, before, latents, {"a": torch.tensor([[True]])})["a"])
+    typical = {FIRST: 1.0, SECOND: 2.0}
+    scope = {"a": torch.tensor([[True]])}
+    result = figures(drift(before, after, latents, scope, typical)["a"])
     assert result["l2"] == pytest.approx(math.sqrt(2 * (9 + 16)))
     assert result["relative_l2"] == pytest.approx(math.sqrt(50 / 4))
     assert result["linf"] == pytest.approx(4.0)
     assert result["decode_l2"] == pytest.approx(math.sqrt(50))
     assert result["preactivation_linf"] == pytest.approx(9.0)
+    assert result["preactivation_relative"] == pytest.approx(math.sqrt((9 + (9 / 2) ** 2) / 2))
 
 
 def test_only_the_scope_counts_whatever_stands_elsewhere() -> None:
@@ -129,23 +135,27 @@ def test_a_scope_without_positions_is_nan_and_does_not_constrain() -> None:
 
 
 class TestLimits:
-    def judge(self, before: Reading, after: Reading, clean: Reading | None = None) -> bool:
-        return bool(within_limits({"a": measure(before, after, clean)}, Limits()).item())
+    def judge(self, before: Reading, after: Reading, typical: float = 1.0) -> bool:
+        return bool(within_limits({"a": measure(before, after, typical=typical)}, Limits()).item())
 
     def test_relative_to_the_defended_reading(self) -> None:
         assert self.judge(reading([[1.0, 0.0]]), reading([[1.049, 0.0]]))
         assert not self.judge(reading([[1.0, 0.0]]), reading([[1.051, 0.0]]))
 
-    def test_relative_to_the_clean_reading_where_the_defense_switched_all_off(self) -> None:
-        off, clean = reading([[-1.0, 0.0]]), reading([[10.0, 0.0]])
-        assert self.judge(off, reading([[0.4, 0.0]]), clean)
-        assert not self.judge(off, reading([[0.6, 0.0]]), clean)
-
-    def test_absolute_where_nothing_was_ever_on(self) -> None:
+    def test_where_latents_are_silent_their_preactivations_are_judged(self) -> None:
         off = reading([[-1.0, -1.0]])
         assert self.judge(off, off)
-        assert self.judge(off, reading([[ABSOLUTE_LIMIT / 2, 0.0]]))
-        assert not self.judge(off, reading([[0.01, 0.0]]))
+        # Both latents move alike, so that the displacement is what each of them moves.
+        assert self.judge(off, reading([[-1.049, -0.951]]))
+        assert not self.judge(off, reading([[-1.051, -0.949]]))
+        assert self.judge(off, reading([[-1.4, -0.6]]), typical=10.0)
+        assert not self.judge(off, reading([[-1.6, -0.4]]), typical=10.0)
+
+    def test_a_trace_of_activation_is_silence(self) -> None:
+        for share, silent in ((0.9, True), (1.1, False)):
+            before = reading([[share * SILENT, share * SILENT]])
+            after = reading([[2 * share * SILENT, 2 * share * SILENT]])
+            assert self.judge(before, after) == silent
 
     def test_decode_drift_has_its_own_limit(self) -> None:
         # The drift along the large decoder row is small in z and large in the residual.
@@ -168,5 +178,5 @@ class TestLimits:
         z = torch.ones(3, 1, S) * torch.tensor([1.0, 1.01, 2.0])[:, None, None]
         scopes = {"a": torch.tensor([[True], [True], [True]])}
         latents = {FIRST: latents_at(FIRST)}
-        result = drift(before, Reading({FIRST: z}, {FIRST: z}), before, latents, scopes)
+        result = drift(before, Reading({FIRST: z}, {FIRST: z}), latents, scopes, {FIRST: 1.0})
         assert within_limits(result, Limits()).tolist() == [True, True, False]

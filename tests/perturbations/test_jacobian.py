@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
@@ -15,17 +14,26 @@ from torch import Tensor
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, Defense, ResidualDelta
+from saebench_recovery.interfaces import Attack, Defense, Example, ResidualDelta, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.jacobian import Linearised, Rows
+from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate
-from saebench_recovery.spec import RunSpec, ThreatModel
+from saebench_recovery.perturbations.space import Posing
+from saebench_recovery.spec import Limits, RunSpec, ThreatModel
+from tests.journal import Scored, score
 from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
 
 SITE, LATER = map(Site.parse, SITES)
+
+
+class AtTheLastTwo(Orthogonal):
+    """Perturbs the last two tokens of a prompt."""
+
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+        return (len(example.prompt) - 2, len(example.prompt) - 1)
 
 
 class Forced(TinyTask):
@@ -39,6 +47,8 @@ def problem(
     defense: str = "multilayer",
     task: TinyTask | None = None,
     threat_model: ThreatModel = "reclamp",
+    meter: Meter | None = None,
+    allowance: float | None = None,
     **config: Any,
 ) -> Problem:
     """Three prompts, two variants each, perturbed at the last two tokens."""
@@ -47,18 +57,20 @@ def problem(
     assert isinstance(made, Defense)
     made.fit(target, task)
     examples = list(task.examples(target, "evaluation"))[:3]
-    last = torch.tensor([[len(e.prompt) - 2, len(e.prompt) - 1] for e in examples])
-    return build(
+    posing = Posing(
         DefendedModel(target, made, threat_model),
         task,
         [[e, e] for e in examples],
-        last,
-        [SITE],
         torch.full((3, 2), 0.5),
+        "relative",
+        {},
         torch.ones(3),
-        0,
-        Meter(),
+        seed=0,
+        meter=meter or Meter(),
+        drift_rule=DriftRule(Limits(), dict.fromkeys(made.latents, 1.0)),
+        allowance=allowance,
     )
+    return pose("residual", AtTheLastTwo(), posing)
 
 
 def random_flat(model: Linearised, size: float, seed: int = 0) -> Tensor:
@@ -75,13 +87,13 @@ def test_the_jacobian_is_that_of_finite_differences(architecture: str, forced: b
     model = Linearised(problem(architecture, task=Forced() if forced else None), None, None)
     assert model.held == [LATER]
     model.look(random_flat(model, 0.0), linearise=False)  # the reference
-    scale_N1 = model.problem.scale_N[:, None]
-    at, step_N1 = model.fenced(0.2 * scale_N1 * random_flat(model, 1.0, seed=1)), 1e-3 * scale_N1
+    scale_N1 = model.problem.pooled_radius_N[:, None]
+    at, step_N1 = model.inside(0.2 * scale_N1 * random_flat(model, 1.0, seed=1)), 1e-3 * scale_N1
     rows = model.look(at, linearise=True).rows
     assert rows is not None
     close = []
     for seed in range(2, 8):
-        direction = model.fenced(random_flat(model, 1.0, seed))
+        direction = model.inside(random_flat(model, 1.0, seed))
         ends = [
             model.look(at + sign * step_N1 * direction, linearise=False).moved_NK
             for sign in (1, -1)
@@ -98,7 +110,7 @@ def test_latents_that_are_off_are_held_as_well() -> None:
     model.look(random_flat(model, 0.0), linearise=False)
     look = model.look(random_flat(model, 0.3, seed=1), linearise=True)
     assert look.rows is not None
-    defense = model.problem.active.defense
+    defense = model.problem._engine.active.defense
     assert defense is not None
     assert model._reference is not None
     off = (model._reference.z_RQS[LATER] == 0).flatten(1)
@@ -129,8 +141,8 @@ def test_removing_and_correcting_are_exact_for_a_linear_map() -> None:
 def test_correction_steps_take_a_realised_drift_back() -> None:
     model = Linearised(problem(multiplier=0.3), None, None)
     model.look(random_flat(model, 0.0), linearise=False)
-    length = 0.2 * model.problem.scale_N[:, None]
-    delta = model.fenced(length * random_flat(model, 1.0, seed=3))
+    length = 0.4 * model.problem.pooled_radius_N[:, None]
+    delta = model.inside(length * random_flat(model, 1.0, seed=3))
     drifts = []
     for _ in range(8):
         look = model.look(delta, linearise=True)
@@ -147,18 +159,18 @@ def attack(method: str = "exact", **config: Any) -> Jacobian:
 
 
 @cache
-def row(defense: str, method: str, threat_model: ThreatModel = "reclamp") -> Evaluation:
+def row(defense: str, method: str, threat_model: ThreatModel = "reclamp") -> Scored:
     made = registry.create("defense", defense, {"latents": 4, "multiplier": 0.3})
     assert isinstance(made, Defense)
     found: Attack = (
         attack(method) if method != "orthogonal" else Orthogonal(Orthogonal.Config(steps=15))
     )
-    spec = RunSpec(threat_model=threat_model, budget=0.5, limit=16)
-    return evaluate(shared_target("gpt2"), TinyTask(), made, found, spec, lambda *_: None)
+    target, spec = shared_target("gpt2"), {"budget": 0.5, "limit": 16}
+    return score(target, TinyTask(), made, found, RunSpec(threat_model=threat_model, **spec))
 
 
-def largest_drift(scored: Evaluation) -> float:
-    return max(drift.relative_l2.max or 0 for drift in scored.row.drift.values())
+def largest_drift(found: Scored) -> float:
+    return max(drift.relative_l2.max or 0 for drift in found.row.drift.values())
 
 
 @pytest.mark.parametrize("threat_model", ["reclamp", "post"])
@@ -169,12 +181,8 @@ def test_at_one_site_it_is_orthogonal(
     one, other = (row(defense, m, threat_model) for m in ("exact", "orthogonal"))
     assert one.row.constraint == other.row.constraint
     assert one.row.recovery == other.row.recovery
-    torch.testing.assert_close(
-        one.perturbations[f"delta/{SITE}"],
-        other.perturbations[f"delta/{SITE}"],
-        rtol=1e-3,
-        atol=1e-3,
-    )
+    deltas = [found.headline().tensors()[f"delta/{SITE}"] for found in (one, other)]
+    torch.testing.assert_close(*deltas, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("defense", ["multilayer", "reconstruction"])
@@ -214,16 +222,15 @@ def test_a_larger_weight_drifts_less() -> None:
 
 
 def test_an_allowance_stops_the_search() -> None:
-    given = problem()
-    found = attack(steps=1).run(given)
-    assert found is not None
-    few = float(given.trail.spent_N.max())
-    spent = []
-    for share in (5, 10):
-        generous = replace(problem(), allowance=share * few)
-        attack(steps=9).run(generous)
-        spent.append(float(generous.trail.spent_N.max()) / (share * few))
-    assert all(0.3 < s < 1.5 for s in spent)
+    def spent(steps: int, allowance: float | None = None) -> float:
+        meter = Meter()
+        with meter.counting():
+            given = problem(meter=meter, allowance=allowance)
+            attack(steps=steps).run(given)
+        return float(given.spent_N().max())
+
+    few = spent(steps=1)
+    assert all(0.3 < spent(9, share * few) / (share * few) < 1.5 for share in (5, 10))
 
 
 def test_a_jacobian_too_large_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel, Trace
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.constraints import constraint_for
 from saebench_recovery.sae.latents import Normalisation
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
+from tests.journal import Scored, score
 from tests.tiny import SITES, WIDTH, TinyTask, tiny_model, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -40,9 +38,9 @@ def clamp() -> Clamp:
     return Clamp(Clamp.Config(latents=8, multiplier=0.3))
 
 
-def attacked(target: Target) -> Evaluation:
+def attacked(target: Target) -> Scored:
     attack = Orthogonal(Orthogonal.Config(steps=6))
-    return evaluate(target, TinyTask(), clamp(), attack, RunSpec(limit=12), lambda *_: None)
+    return score(target, TinyTask(), clamp(), attack, RunSpec(limit=12))
 
 
 def test_a_delta_is_added_and_projected_in_float32() -> None:
@@ -50,12 +48,12 @@ def test_a_delta_is_added_and_projected_in_float32() -> None:
     defense = clamp()
     defense.fit(target, TinyTask())
     examples = TinyTask().examples(target, "evaluation")[:4]
-    laid = batch(examples)
+    laid = target.batch(examples)
     latents = defense.latents[SITE]
 
     def trace(delta: ResidualDelta | None) -> Trace:
         seen = Trace()
-        whole_pass(DefendedModel(target, defense), TinyTask(), laid, Meter(), delta, seen)
+        whole_pass(DefendedModel(target, defense), TinyTask(), laid, delta, seen)
         return seen
 
     still, readout_E1 = trace(None), laid.readout_E[:, None]
@@ -79,22 +77,22 @@ def test_a_delta_is_added_and_projected_in_float32() -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_a_null_space_is_as_exact_as_in_float32(architecture: str) -> None:
-    scored = attacked(rounded(architecture))
-    assert scored.row.recovery.k > 0
-    drift = scored.row.drift["perturbed"].relative_l2.max
+    found = attacked(rounded(architecture))
+    assert found.row.recovery.k > 0
+    drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert drift < 1e-5
-    assert not {"constraint-broken", "tail-disagrees"} & set(scored.row.flags)
-    deltas = [t for t in scored.perturbations.values() if t.is_floating_point()]
+    assert not {"constraint-broken", "tail-disagrees"} & set(found.row.flag_names)
+    deltas = [t for t in found.headline().tensors().values() if t.is_floating_point()]
     assert {delta.dtype for delta in deltas} == {torch.float32}
 
 
 def test_a_sphere_is_exact_up_to_the_rounding_of_the_residual_that_it_is_made_for() -> None:
-    scored = attacked(rounded("llama", "constant_norm_rescale"))
-    drift = scored.row.drift["perturbed"].relative_l2.max
+    found = attacked(rounded("llama", "constant_norm_rescale"))
+    drift = found.row.drift["perturbed"].relative_l2.max
     assert drift is not None
     assert 1e-5 < drift < BF16
-    assert "constraint-broken" not in scored.row.flags
+    assert "constraint-broken" not in found.row.flag_names
 
 
 def test_answers_are_compared_in_float32() -> None:

@@ -14,20 +14,22 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, SoftSuffix, TokenSuffix
-from saebench_recovery.model.adaptive_batches import Pieces
-from saebench_recovery.model.batch import batch
+from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.suffix import (
-    EMBEDDED,
-    SuffixProblem,
-    build_suffix,
-    random_suffix,
-)
+from saebench_recovery.perturbations.drift import DriftRule
+from saebench_recovery.perturbations.kinds import pose
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.replacements import evaluated, proposed
+from saebench_recovery.perturbations.space import Posing
+from saebench_recovery.perturbations.suffix import EMBEDDED, SuffixLayout
+from saebench_recovery.perturbations.suffix_embeddings import SuffixEmbeddings
+from saebench_recovery.perturbations.suffix_tokens import SuffixTokens, with_tokens
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import Limits
+from tests.problems import LENGTH, Still
 from tests.tiny import ARCHITECTURES, SITES, TinyTask, shared_target
 
-LENGTH = 5
 BEHIND = 2  # tokens of a prompt that follow the suffix, where it does not stand at the end
 NEAR: Mapping[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 SHAPES = ("next token", "several tokens", "in the prompt", "pooled")
@@ -72,24 +74,33 @@ def posed(
     shape: str = "next token",
     kind: Literal["tokens", "embeddings"] = "tokens",
     count: int = 4,
-) -> SuffixProblem:
+) -> Problem:
     """Two neighbouring rows of each prompt, with other candidates, under a clamp."""
     target, task = shared_target(architecture), TASKS[shape]
     clamp = Clamp(Clamp.Config(latents=8))
     clamp.fit(target, TinyTask())
     examples = list(task.examples(target, "evaluation"))[:count]
     groups = [[e, e.with_candidates(*reversed(e.candidates))] for e in examples]
-    return build_suffix(
-        kind,
-        LENGTH,
-        DefendedModel(target, clamp),
-        task,
-        groups,
-        torch.ones(count, 2),
-        torch.ones(count),
-        0,
-        Meter(),
+    return pose(kind, Still(kind), posing(DefendedModel(target, clamp), task, groups))
+
+
+def posing(active: DefendedModel, task: TinyTask, groups: list[list[Example]]) -> Posing:
+    E, V = len(groups), len(groups[0])
+    rule = DriftRule(Limits(), dict.fromkeys(map(Site.parse, SITES), 1.0))
+    return Posing(
+        active, task, groups, torch.ones(E, V), "relative", {}, torch.ones(E), 0, Meter(), rule
     )
+
+
+def layout_of(problem: Problem) -> SuffixLayout:
+    space = problem.space
+    assert isinstance(space, SuffixTokens | SuffixEmbeddings)
+    assert space.layout is not None
+    return space.layout
+
+
+def suffix_of(problem: Problem, ids_NL: Tensor) -> TokenSuffix:
+    return SuffixTokens.of(problem).suffix(ids_NL)
 
 
 def random_ids(*shape: int, seed: int = 0) -> Tensor:
@@ -97,18 +108,19 @@ def random_ids(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(3, 90, shape, generator=drawn)
 
 
-def from_tokens(problem: SuffixProblem, suffix: TokenSuffix | SoftSuffix) -> Tensor:
+def from_tokens(problem: Problem, suffix: TokenSuffix | SoftSuffix) -> Tensor:
     """Objective [N] in a pass over the whole prompts."""
-    examples, delta = suffix.applied(problem.plain)
-    output = whole_pass(problem.active, problem.task, batch(examples), Meter(), delta)
-    return problem.task.objective(output)
+    examples, delta = suffix.applied(problem.examples)
+    active, task = problem._engine.active, problem._engine.task
+    return task.objective(whole_pass(active, task, active.target.batch(examples), delta))
 
 
 @several
 def test_the_windows_objective_is_that_of_the_whole_prompt(architecture: str, shape: str) -> None:
     problem = posed(architecture, shape)
-    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    suffix = suffix_of(problem, random_ids(problem.size, LENGTH))
     torch.testing.assert_close(problem.objective(suffix), from_tokens(problem, suffix), **NEAR)
+    problem = posed(architecture, shape, "embeddings")
     soft = displaced(problem)
     torch.testing.assert_close(problem.objective(soft), from_tokens(problem, soft), **NEAR)
 
@@ -119,21 +131,22 @@ def test_candidates_that_share_a_beginning_are_whole_candidates(
 ) -> None:
     problem = posed(architecture, shape)
     base_NL = random_ids(problem.size, LENGTH)
-    objective_N, _, heard = problem.promising(base_NL, 4)
-    expected_N = from_tokens(problem, problem.suffix(base_NL))
+    objective_N, _, recorded = proposed(problem, base_NL, 4)
+    expected_N = from_tokens(problem, suffix_of(problem, base_NL))
     torch.testing.assert_close(objective_N, expected_N, **NEAR)
     for first in (0, 2, LENGTH - 1):
         ids_NBL = base_NL[:, None].repeat(1, 2, 1)
         ids_NBL[:, :, first:] = random_ids(problem.size, 2, LENGTH - first, seed=first)
-        found_NB = problem.candidates(ids_NBL, first, heard, Pieces(5, 5))
+        found_NB = evaluated(problem, ids_NBL, first, recorded, AdaptiveBatches(5, 5))
         for b in range(2):
-            whole_N = from_tokens(problem, problem.suffix(ids_NBL[:, b]))
+            whole_N = from_tokens(problem, suffix_of(problem, ids_NBL[:, b]))
             torch.testing.assert_close(found_NB[:, b], whole_N, **NEAR)
 
 
-def displaced(problem: SuffixProblem, size: float = 0.5) -> SoftSuffix:
+def displaced(problem: Problem, size: float = 0.5) -> SoftSuffix:
     drawn = torch.Generator().manual_seed(1)
     bare = problem.zeros()
+    assert isinstance(bare, SoftSuffix)
     values = {s: size * torch.randn(v.shape, generator=drawn) for s, v in bare.values.items()}
     return replace(bare, values=values)
 
@@ -141,7 +154,7 @@ def displaced(problem: SuffixProblem, size: float = 0.5) -> SoftSuffix:
 @pytest.mark.parametrize("obfuscation", [0.0, 2.0])
 @every_shape
 def test_soft_gradients_are_finite_differences(shape: str, obfuscation: float) -> None:
-    problem = posed("gpt2", shape, "embeddings").obfuscating(obfuscation, 100.0)
+    problem = SuffixEmbeddings.penalised(posed("gpt2", shape, "embeddings"), obfuscation, 100.0)
     soft = displaced(problem)
     _, grads = problem.gradient(soft)
     (value,), (grad,) = soft.values.values(), grads.values()
@@ -160,11 +173,13 @@ def test_one_hot_gradients_rank_tokens_as_the_embedding_does(architecture: str) 
     """The best first-order token has the largest product of its embedding with the gradient."""
     problem = posed(architecture)
     base_NL = random_ids(problem.size, LENGTH)
-    _, best_NLK, _ = problem.promising(base_NL, 3)
-    said = problem.saying(base_NL)
-    _, grads = said.gradient(said.zeros())
-    score_NLV = grads[EMBEDDED] @ problem.active.target.embedding.weight.T
-    allowed = problem.words.allowed_V
+    _, best_NLK, _ = proposed(problem, base_NL, 3)
+    holding = problem.with_engine(lambda engine: with_tokens(engine, base_NL))
+    zeros = SuffixTokens.of(problem).zeros()
+    leaf_NLD = zeros.values[EMBEDDED].requires_grad_()
+    (grad_NLD,) = torch.autograd.grad(holding._engine.objective(zeros).sum(), leaf_NLD)
+    score_NLV = grad_NLD @ problem._engine.active.target.embedding.weight.T
+    allowed = SuffixTokens.of(problem).words.allowed_V
     expected = score_NLV.masked_fill(~allowed, -torch.inf).topk(3).indices
     assert torch.equal(best_NLK, expected)
     assert allowed[best_NLK].all()
@@ -172,7 +187,7 @@ def test_one_hot_gradients_rank_tokens_as_the_embedding_does(architecture: str) 
 
 def test_rows_and_pieces_change_nothing() -> None:
     problem = posed("llama")
-    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    suffix = suffix_of(problem, random_ids(problem.size, LENGTH))
     index = torch.tensor([5, 0, 2])
     part = problem.rows(index)
     torch.testing.assert_close(
@@ -183,26 +198,29 @@ def test_rows_and_pieces_change_nothing() -> None:
 
 def test_the_empty_suffix_is_the_prompt_itself() -> None:
     problem = posed("gpt2")
-    output = whole_pass(problem.active, problem.task, batch(problem.plain), Meter())
-    torch.testing.assert_close(
-        problem.objective(problem.nothing()), problem.task.objective(output), **NEAR
-    )
+    nothing = problem.nothing()
+    assert isinstance(nothing, TokenSuffix)
+    assert nothing.applied(problem.examples)[0] == list(problem.examples)
+    torch.testing.assert_close(problem.objective(nothing), from_tokens(problem, nothing), **NEAR)
 
 
 def test_random_suffixes_do_not_depend_on_the_batch() -> None:
     problem = posed("gpt2")
-    whole = random_suffix(problem, "control")
-    part = random_suffix(problem.rows(torch.tensor([2, 4])), "control")
+    whole = problem.random("control")
+    part = problem.rows(torch.tensor([2, 4])).random("control")
+    assert isinstance(whole, TokenSuffix)
+    assert isinstance(part, TokenSuffix)
     assert part.texts == (whole.texts[2], whole.texts[4])
-    assert problem.words.allowed_V[whole.ids_EL].all()
+    assert SuffixTokens.of(problem).words.allowed_V[whole.ids_EL].all()
 
 
 def test_suffixes_come_back_from_their_tensors() -> None:
     problem = posed("gpt2")
-    suffix = problem.suffix(random_ids(problem.size, LENGTH))
+    suffix = suffix_of(problem, random_ids(problem.size, LENGTH))
     again = TokenSuffix.from_tensors(suffix.tensors())
     assert again.texts == suffix.texts
-    assert again.applied(problem.plain) == suffix.applied(problem.plain)
+    assert again.applied(problem.examples) == suffix.applied(problem.examples)
+    problem = posed("gpt2", kind="embeddings")
     soft = displaced(problem)
     returned = SoftSuffix.from_tensors(soft.tensors())
     torch.testing.assert_close(from_tokens(problem, returned), from_tokens(problem, soft))
@@ -211,21 +229,20 @@ def test_suffixes_come_back_from_their_tensors() -> None:
 def test_a_context_too_short_for_the_suffix_is_one_clear_line() -> None:
     class Long(TinyTask):
         def examples(self, target: object, split: object) -> Sequence[Example]:
-            return [Example("long", (1, *[5] * 59), ((11,), (21,)))]
+            return [Example("long", (1, *[5] * 60), ((11,), (21,)))]
 
     target = shared_target("gpt2")
     clamp = Clamp(Clamp.Config(latents=8))
     clamp.fit(target, TinyTask())
     (example,) = Long().examples(target, "evaluation")
-    one = torch.ones(1, 1)
-    active = DefendedModel(target, clamp)
-    with pytest.raises(UserError, match=r"suffix of 5 tokens does not fit.*-A length") as caught:
-        build_suffix("tokens", 5, active, Long(), [[example]], one, one[0], 0, Meter())
+    asked = posing(DefendedModel(target, clamp), Long(), [[example]])
+    with pytest.raises(UserError, match=r"suffix of 4 tokens does not fit.*-A length") as caught:
+        pose("tokens", Still("tokens"), asked)
     assert "\n" not in str(caught.value)
 
 
-def test_pieces_shrink_when_memory_runs_out_and_grow_again() -> None:
-    pieces, seen, fits = Pieces(8, 64), list[int](), 3
+def test_batches_shrink_when_memory_runs_out_and_grow_again() -> None:
+    batches, seen, fits = AdaptiveBatches(8, 64), list[int](), 3
 
     def work(rows: Tensor) -> Tensor:
         seen.append(len(rows))
@@ -233,11 +250,11 @@ def test_pieces_shrink_when_memory_runs_out_and_grow_again() -> None:
             raise torch.OutOfMemoryError
         return rows
 
-    assert pieces.over(40, 1, work).tolist() == list(range(40))
+    assert batches.over(40, 1, work).tolist() == list(range(40))
     assert seen[:3] == [8, 4, 2]
     fits = 100
-    pieces.over(1600, 1, work)
-    assert pieces.rows == 64
+    batches.over(1600, 1, work)
+    assert batches.rows == 64
     fits = 0
     with pytest.raises(UserError, match="does not fit"):
-        pieces.over(4, 1, work)
+        batches.over(4, 1, work)

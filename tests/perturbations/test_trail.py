@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,33 +13,39 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.perturbations.problem import Problem
-from tests.soundness.setting import a_problem
+from tests.problems import problem_of, tiny_setting
 
 
-def fresh() -> Problem:
-    problem = a_problem()
-    return replace(problem, meter=Meter(), trail=Trail(problem.size, "cpu"))
+@contextmanager
+def searching() -> Iterator[tuple[Problem, Meter]]:
+    """A problem and the meter that counts the search, which is open."""
+    meter = Meter()
+    problem = problem_of(tiny_setting("residual"), meter=meter)
+    with meter.counting():
+        yield problem, meter
 
 
 def test_rows_share_what_is_spent() -> None:
-    problem = fresh()
-    problem.gradient(problem.zeros())
-    problem.objective(problem.zeros())
-    spent_N = problem.trail.spent_N
+    with searching() as (problem, meter):
+        problem.gradient(problem.zeros())
+        problem.objective(problem.zeros())
+    spent_N = problem.spent_N()
     assert (spent_N == spent_N[0]).all()
-    torch.testing.assert_close(float(spent_N.sum()), problem.meter.flops)
+    assert meter.flops > 0
+    torch.testing.assert_close(float(spent_N.sum()), meter.flops)
 
 
 def test_rows_that_were_dropped_cost_nothing_more() -> None:
-    problem = fresh()
-    problem.gradient(problem.zeros())
-    once = float(problem.trail.spent_N[0])
-    index = torch.arange(0, problem.size, 2)
-    part = problem.rows(index).rows(torch.arange(len(index) // 2))  # a selection of a selection
-    part.gradient(part.zeros())
+    with searching() as (problem, _):
+        problem.gradient(problem.zeros())
+        once = float(problem.spent_N()[0])
+        index = torch.arange(0, problem.size, 2)
+        part = problem.rows(index).rows(torch.arange(len(index) // 2))  # of a selection
+        part.gradient(part.zeros())
     kept = torch.zeros(problem.size, dtype=torch.bool)
     kept[index[: len(index) // 2]] = True
-    assert torch.equal(problem.trail.spent_N > once, kept)
+    assert torch.equal(problem.spent_N() > once, kept)
+    assert (part.spent_N() > once).all()
 
 
 def test_the_first_time_is_kept() -> None:
@@ -50,15 +58,15 @@ def test_the_first_time_is_kept() -> None:
 
 
 def test_scoring_leaves_no_trail() -> None:
-    problem = fresh()
-    problem.metered(Meter()).gradient(problem.zeros())
-    assert not problem.trail.spent_N.any()
+    with searching() as (problem, _):
+        problem.counting_on(Meter()).gradient(problem.zeros())
+    assert not problem.spent_N().any()
 
 
 def test_an_allowance_pays_for_as_many_first_steps() -> None:
-    problem = fresh()
-    problem.gradient(problem.zeros())
-    cost = float(problem.trail.spent_N[0])
+    with searching() as (problem, _):
+        problem.gradient(problem.zeros())
+    cost = float(problem.spent_N()[0])
     assert problem.affordable(7) == 7  # without an allowance, the attack's own steps
     assert replace(problem, allowance=12.5 * cost).affordable(7) == 12
     assert replace(problem, allowance=0.1 * cost).affordable(7) == 1
@@ -66,11 +74,12 @@ def test_an_allowance_pays_for_as_many_first_steps() -> None:
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_an_ascent_spends_its_allowance(share: float) -> None:
-    problem = fresh()
-    problem.gradient(problem.zeros())
-    allowance = share * 20 * float(problem.trail.spent_N[0])
-    problem = replace(fresh(), allowance=allowance)
-    out_of_reach = replace(problem, goal_N=problem.goal_N + 100)  # so that none is done before
-    ascend(out_of_reach, out_of_reach.fences(constrained=True), Orthogonal.Config(steps=20))
-    most = float(problem.trail.spent_N.max())
+    with searching() as (problem, _):
+        problem.gradient(problem.zeros())
+    allowance = share * 20 * float(problem.spent_N()[0])
+    with searching() as (problem, _):
+        # A goal that is out of reach, so that none is done before.
+        far = replace(problem, allowance=allowance, goal_N=problem.goal_N + 100)
+        ascend(far, Orthogonal.Config(steps=20))
+    most = float(problem.spent_N().max())
     assert 0.8 * allowance < most < 1.2 * allowance

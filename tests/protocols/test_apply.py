@@ -95,7 +95,7 @@ def test_settings_of_another_plugin_are_not_filled_in() -> None:
     ("said", "budget"),
     [
         ({}, (20.0, "absolute")),
-        ({"budget": 0.7}, (0.7, "relative")),
+        ({"budget": 0.7}, (0.7, "spread")),
         ({"budget_unit": "relative"}, (RunSpec().budget, "relative")),
         ({"budget_unit": "absolute"}, (20.0, "absolute")),
         ({"budget": 5, "budget_unit": "absolute"}, (5.0, "absolute")),

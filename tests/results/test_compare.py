@@ -33,7 +33,10 @@ def stored(tmp_path: Path) -> Stored:
         changes: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Path:
-        records = [flip if isinstance(flip, Record) else record(task, *flip) for flip in flips]
+        records = [
+            one if isinstance(one, Record) else record(task, one[0], recovered=one[1])
+            for one in flips
+        ]
         if attack != "suite":
             records = [r.model_copy(update={"attack": attack}) for r in records]
         spec = RunSpec(attack=attack, tasks=(task,), **fields)
@@ -48,8 +51,8 @@ def stored(tmp_path: Path) -> Stored:
     return store
 
 
-def flip(id: str, recovered: bool, **changes: Any) -> Record:
-    return record("alpha", id, recovered, **changes)
+def flip(id: str, *, recovered: bool, **changes: Any) -> Record:
+    return record("alpha", id, recovered=recovered, **changes)
 
 
 def only(runs: Sequence[Path], **options: Any) -> Comparison:
@@ -87,7 +90,7 @@ def test_differences_are_paired(stored: Stored) -> None:
 def test_drift_is_compared_where_both_runs_have_one(stored: Stored) -> None:
     def drifts(*values: float | None) -> list[Record]:
         scopes = [{"readout": {"relative_l2": v}, "later": {"relative_l2": None}} for v in values]
-        return [flip(str(i), True, drift=scope) for i, scope in enumerate(scopes)]
+        return [flip(str(i), recovered=True, drift=scope) for i, scope in enumerate(scopes)]
 
     first = stored(drifts(0.5, 0.5, 0.5, None, 0.5))
     second = stored(drifts(0.1, 0.1, 0.6, 0.1, 0.5), "unconstrained")
@@ -106,7 +109,10 @@ def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
 def test_the_interval_resamples_source_items(stored: Stored) -> None:
     def at(clusters: int) -> float:
         flips = [
-            [flip(str(i), i % clusters < own, cluster=f"{i % clusters}") for i in range(60)]
+            [
+                flip(str(i), recovered=i % clusters < own, cluster=f"{i % clusters}")
+                for i in range(60)
+            ]
             for own in (0, clusters // 2)
         ]
         pair = only([stored(flips[0]), stored(flips[1], "unconstrained")]).differences[0]
@@ -117,10 +123,33 @@ def test_the_interval_resamples_source_items(stored: Stored) -> None:
     assert at(6) > 2 * at(60)
 
 
+def test_clusters_are_what_a_test_may_turn_round(stored: Stored) -> None:
+    """Sixty flips of five questions that all went one way: 2 in 2^5, not 2 in 2^60."""
+    runs = [
+        stored([flip(str(i), recovered=own, cluster=f"{i % 5}") for i in range(60)], attack)
+        for own, attack in ((False, "orthogonal"), (True, "unconstrained"))
+    ]
+    comparison = only(runs)
+    assert comparison.clusters == 5
+    assert comparison.differences[0].p_value >= 2 / 2**5
+
+
+def test_too_few_source_items_for_any_p_value_are_named(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count, named in ((5, True), (6, False)):
+        flips = [flip(str(i), recovered=i < 3, cluster=f"{i % count}") for i in range(24)]
+        runs = [stored(flips), stored(flips, "unconstrained")]
+        monkeypatch.setattr("sys.argv", ["saebench", "compare", *map(str, runs)])
+        with pytest.raises(SystemExit):
+            main()
+        assert ("no p-value can reach 0.05" in capsys.readouterr().out) is named
+
+
 def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
-    cheap = [flip(str(i), True, flops=10.0, flops_recovers=5.0) for i in range(4)]
-    dear = [flip(str(i), True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
-    idle = [flip(str(i), True) for i in range(4)]  # spends nothing, and sets no limit
+    cheap = [flip(str(i), recovered=True, flops=10.0, flops_recovers=5.0) for i in range(4)]
+    dear = [flip(str(i), recovered=True, flops=90.0, flops_recovers=8.0 + 4 * i) for i in range(4)]
+    idle = [flip(str(i), recovered=True) for i in range(4)]  # spends nothing, and sets no limit
     runs = [stored(cheap), stored(dear, "unconstrained"), stored(idle, "random-direction")]
     plain, matched = only(runs), only(runs, match_flops=True)
     assert recovered(plain) == [4, 4, 4]
@@ -155,7 +184,7 @@ def test_runs_that_are_called_the_same_are_told_apart(stored: Stored) -> None:
 
 def test_a_suite_is_compared_by_its_worst_case(stored: Stored) -> None:
     tries = [("hasty", "a", False), ("late", "a", True), ("hasty", "b", True)]
-    records = [flip(id, ok, attack=attack, flops=2.0) for attack, id, ok in tries]
+    records = [flip(id, recovered=ok, attack=attack, flops=2.0) for attack, id, ok in tries]
     members = [SuiteMember(attack=name, tried=1, broken=1, flops=1) for name in ("hasty", "late")]
     several = {"suite": tuple(members), "perturbation": PerturbationKind(kind="several")}
     suite = stored(records, "suite", changes=several)

@@ -1,28 +1,33 @@
-"""Only what is comparable is ranked together, by the worst case, and always in the same order."""
+"""Only what is comparable is ranked together, by the behaviour under attack, ties shared."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.results.leaderboard import Leaderboard, build
+from saebench_recovery.results.leaderboard import Group, Leaderboard, build
 from saebench_recovery.results.publish import publish
 from saebench_recovery.results.report.markdown import page
-from saebench_recovery.schema import Constraint, Detection
+from saebench_recovery.schema import BaseExample, Constraint, Detection
 from saebench_recovery.spec import RunSpec
-from tests.fakes import SITE, made, rate, record, row, run_result, write_run
+from tests.fakes import SITE, flag, made, rate, record, row, run_result, write_run
 
 Stored = Callable[..., Path]
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Stored:
-    """Write a run of one task and return its folder."""
+    """Write a run of one task and return its folder.
+
+    Of `valid` flips the first `constrained` are recovered inside the limits, and `left` base
+    examples are not suppressed.
+    """
     numbers = itertools.count()
 
     def store(
@@ -33,11 +38,22 @@ def stored(tmp_path: Path) -> Stored:
         task: str = "alpha",
         status: str = "complete",
         valid: int = 100,
+        left: int = 0,
+        asked: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
         attack_settings: dict[str, Any] | None = None,
+        sources: dict[str, str] | None = None,
+        alarmed: bool | None = None,
         **changes: Any,
     ) -> Path:
-        spec = RunSpec(defense=defense, attack=attack, tasks=(task,), seed=changes.get("seed", 0))
+        spec = RunSpec(
+            defense=defense,
+            attack=attack,
+            tasks=(task,),
+            seed=changes.get("seed", 0),
+            attack_config=attack_settings or {},
+            **(asked or {}),
+        )
         configs = {"defense": settings or {}, "attack": attack_settings or {}, "task": {}}
         result = run_result(
             row(task, constrained, valid, defense=defense, attack=attack, **changes),
@@ -46,39 +62,221 @@ def stored(tmp_path: Path) -> Stored:
             spec={
                 **spec.model_dump(mode="json"),
                 "resolved": {task: {"site": SITE, **configs}},
+                "environment": {"sources": sources or {}},
                 "plugin_files": ["mine.py"],
             },
         )
-        flips = [record(task, f"{task}/{i}", attack=attack) for i in range(valid)]
-        return write_run(tmp_path / "runs" / result.identity, result, flips)
+        flips = [
+            record(task, f"{i}", i < constrained, attack=attack, alarmed=alarmed)
+            for i in range(valid)
+        ]
+        # A defense that flips fewer of the same base examples leaves the others.
+        unsuppressed = [BaseExample(id=f"{i}", cluster="") for i in range(valid, valid + left)]
+        return write_run(tmp_path / "runs" / result.identity, result, flips, unsuppressed)
 
     return store
 
 
-def test_defenses_rank_by_their_worst_case(stored: Stored) -> None:
-    (board,) = build(
-        [
-            stored("clamp", "orthogonal", 90),
-            stored("clamp", "unconstrained", 10),
-            stored("ablation", "orthogonal", 40),
-            stored("ablation", "unconstrained", 60),
-        ]
-    )
+def group_of(runs: Sequence[Path]) -> Group:
+    (board,) = build(runs)
     (group,) = board.groups
-    assert [(d.rank, d.defense, d.worst_attack) for d in group.defenses] == [
-        (1, "ablation", "unconstrained"),
-        (2, "clamp", "orthogonal"),
-    ]
-    best = group.defenses[0]
-    assert best.worst_case == rate(60)
-    assert [a.attack for a in best.attacks] == ["unconstrained", "orthogonal"]
-    assert best.attacks[0].worst_drift == 0.5
-    assert best.missing_attacks == ()
+    return group
 
 
-def test_equal_defenses_share_a_rank(stored: Stored) -> None:
-    (board,) = build([stored("clamp"), stored("ablation"), stored("steering", constrained=90)])
-    assert [d.rank for d in board.groups[0].defenses] == [1, 1, 3]
+def places(group: Group) -> list[tuple[int | None, str]]:
+    return [(standing.rank, standing.defense) for standing in group.defenses]
+
+
+class TestRanks:
+    def test_defenses_rank_by_each_examples_worst_attack(self, stored: Stored) -> None:
+        group = group_of(
+            [
+                stored("clamp", "orthogonal", 90),
+                stored("clamp", "unconstrained", 10),
+                stored("ablation", "orthogonal", 40),
+                stored("ablation", "unconstrained", 60),
+            ]
+        )
+        assert places(group) == [(1, "ablation"), (2, "clamp")]
+        best, worst = group.defenses
+        assert (best.worst_attack, worst.worst_attack) == ("unconstrained", "orthogonal")
+        assert best.under_attack.k == 60
+        assert [a.attack for a in best.attacks] == ["unconstrained", "orthogonal"]
+        assert best.attacks[0].worst_drift == 0.5
+        assert best.missing_attacks == ()
+
+    def test_equal_defenses_share_a_rank(self, stored: Stored) -> None:
+        runs = [stored("clamp", constrained=50), stored("ablation", constrained=50)]
+        group = group_of([*runs, stored("steering", constrained=90)])
+        assert places(group) == [(1, "ablation"), (1, "clamp"), (3, "steering")]
+
+    def test_what_no_test_tells_apart_shares_a_rank(self, stored: Stored) -> None:
+        """Four flips of a hundred differ: McNemar's exact p is 0.125, whatever the rates say."""
+        group = group_of([stored("clamp", constrained=54), stored("ablation", constrained=50)])
+        assert places(group) == [(1, "ablation"), (1, "clamp")]
+        (pair,) = group.pairs
+        assert pair.examples == 100
+        assert pair.difference == pytest.approx(0.04)
+        assert pair.p_value == pytest.approx(0.125)
+        needed = group.defenses[1].examples_to_separate
+        assert needed is not None
+        assert needed > 1000
+        assert "clamp is not told apart from the defense above it" in page_of(group)
+
+    def test_tests_are_adjusted_for_all_pairs_of_the_board(self, stored: Stored) -> None:
+        """Six flips that differ have p = 0.031; with three pairs that is no longer below 0.05."""
+        two = [stored("a", constrained=50), stored("b", constrained=56)]
+        assert [rank for rank, _ in places(group_of(two))] == [1, 2]
+        three = group_of([*two, stored("c", constrained=59)])
+        assert {p.adjusted for p in three.pairs if {p.first, p.second} == {"a", "b"}} == {0.0625}
+        assert [rank for rank, _ in places(three)][:2] == [1, 1]
+
+    def test_a_defense_that_suppresses_13_of_64_cannot_lead(self, stored: Stored) -> None:
+        group = group_of(
+            [
+                stored("hardly", constrained=0, valid=13, left=51),
+                stored("clamp", constrained=32, valid=64),
+            ]
+        )
+        assert places(group) == [(1, "clamp"), (2, "hardly")]
+        assert (group.defenses[1].under_attack.k, group.defenses[1].under_attack.n) == (51, 64)
+        assert group.defenses[1].suppressed == 13
+
+    def test_a_defense_that_suppresses_nothing_comes_last(self, stored: Stored) -> None:
+        idle = stored("idle", valid=0, left=100, constrained=0, flags=(flag("no-valid-flips"),))
+        assert places(group_of([idle, stored("clamp", constrained=80)])) == [
+            (1, "clamp"),
+            (2, "idle"),
+        ]
+
+
+class TestNotRanked:
+    def test_an_invalid_row_is_shown_below_with_its_reason(self, stored: Stored) -> None:
+        invalid = flag("gradient-dishonest", "invalid")
+        group = group_of([stored("fraud", constrained=0, flags=(invalid,)), stored("clamp")])
+        assert places(group) == [(1, "clamp"), (None, "fraud")]
+        assert group.defenses[1].unranked == ("invalid: gradient-dishonest",)
+        assert group.pairs == ()
+        text = page_of(group)
+        assert text.index("| clamp |") < text.index("| fraud |")
+        assert "- fraud is not ranked: invalid: gradient-dishonest" in text
+
+    def test_caution_and_note_are_shown_beside_the_rank(self, stored: Stored) -> None:
+        flags = (flag("random-recovers"), flag("few-valid-flips", "note"))
+        group = group_of([stored("clamp", flags=flags)])
+        assert places(group) == [(1, "clamp")]
+        assert "random-recovers (caution), few-valid-flips (note)" in page_of(group)
+
+    def test_without_an_attack_that_others_met(self, stored: Stored) -> None:
+        runs = [stored("clamp", "orthogonal"), stored("clamp", "unconstrained")]
+        group = group_of([*runs, stored("spared", "orthogonal", 0)])
+        assert places(group) == [(1, "clamp"), (None, "spared")]
+        assert group.defenses[1].unranked == ("unconstrained was not run",)
+        assert group.defenses[1].missing_attacks == ("unconstrained",)
+
+    def test_under_a_control_alone(self, stored: Stored) -> None:
+        group = group_of([stored("clamp", "random-direction", 0)])
+        assert group.defenses[0].unranked == ("no attack but a control was run",)
+        both = [stored("clamp", "random-direction", 99), stored("clamp", "orthogonal", 80)]
+        assert group_of(both).defenses[0].under_attack.k == 80
+
+    def test_on_other_valid_flips(self, stored: Stored) -> None:
+        runs = [stored(attack="orthogonal"), stored(attack="unconstrained", valid=90)]
+        assert group_of(runs).defenses[0].unranked == ("its attacks met different valid flips",)
+
+    def test_without_base_examples(self, stored: Stored) -> None:
+        group = group_of([stored("clamp", valid=0, constrained=0), stored("ablation")])
+        assert places(group) == [(1, "ablation"), (None, "clamp")]
+
+
+class TestStandardSuite:
+    def test_where_it_was_run_it_alone_ranks(self, stored: Stored) -> None:
+        group = group_of(
+            [
+                stored("clamp", "auto-v1", 50),
+                stored("ablation", "auto-v1", 60),
+                stored("ablation", "orthogonal", 90),
+                stored("spared", "orthogonal", 0),
+            ]
+        )
+        assert (group.counted, group.standard_suite) == (("auto-v1",), True)
+        assert places(group) == [(1, "clamp"), (2, "ablation"), (None, "spared")]
+        assert group.defenses[1].under_attack.k == 60
+        assert group.defenses[2].unranked == ("auto-v1 was not run",)
+        text = page_of(group)
+        assert "Ranked under the standard suite, auto-v1." in text
+        assert "- ablation: orthogonal alone did better than the attacks that count" in text
+
+    def test_the_latest_counts(self, stored: Stored) -> None:
+        group = group_of([stored("clamp", f"auto-v{n}") for n in (2, 9, 10)])
+        assert group.counted == ("auto-v10",)
+
+    @pytest.mark.parametrize(
+        "weakened",
+        [
+            {"attack_settings": {"steps": 1}},
+            {"asked": {"flops": 10.0}},
+            {"sources": {"attack auto-v1": "0123456789"}},
+        ],
+    )
+    def test_a_weakened_suite_is_none(self, stored: Stored, weakened: dict[str, Any]) -> None:
+        group = group_of(
+            [stored("clamp", "auto-v1", 80), stored("fraud", "auto-v1", 0, **weakened)]
+        )
+        assert places(group) == [(1, "clamp"), (None, "fraud")]
+
+    def test_without_it_the_worst_case_is_said_to_be_incomplete(self, stored: Stored) -> None:
+        group = group_of([stored("clamp")])
+        assert not group.standard_suite
+        assert "This worst case is incomplete" in page_of(group)
+
+
+class TestVersions:
+    def test_versions_of_a_plugin_are_never_merged(self, stored: Stored) -> None:
+        runs = [
+            stored("mine", constrained=k, sources={"defense mine": version * 16})
+            for version, k in (("a", 20), ("b", 80))
+        ]
+        group = group_of(runs)
+        assert places(group) == [(1, "mine source=aaaaaaaa"), (2, "mine source=bbbbbbbb")]
+        assert [standing.source for standing in group.defenses] == ["a" * 16, "b" * 16]
+        text = page_of(group)
+        assert cells(text, "mine source=aaaaaaaa")[-1] == "0.20"
+        assert cells(text, "mine source=bbbbbbbb")[-1] == "0.80"
+
+    def test_nor_over_the_targets_of_a_task(self, stored: Stored) -> None:
+        """The new version was run on one target only, which flatters neither."""
+        runs = [
+            stored("mine", constrained=k, task=f"alpha/{t}", sources={"defense mine": version})
+            for version, t, k in (("old", "a", 20), ("old", "b", 60), ("new", "a", 0))
+        ]
+        group = group_of(runs)
+        assert places(group) == [(1, "mine source=old"), (None, "mine source=new")]
+        assert group.defenses[0].under_attack.k == 80
+        assert group.defenses[1].unranked == ("orthogonal was not run on alpha/b",)
+
+    def test_other_versions_of_a_task_are_another_group(self, stored: Stored) -> None:
+        runs = [stored("clamp", sources={"task alpha": version}) for version in ("a", "b")]
+        (board,) = build(runs)
+        assert len(board.groups) == 2
+
+    def test_settings_tell_defenses_and_attacks_apart(self, stored: Stored) -> None:
+        group = group_of(
+            [
+                stored(attack_settings={"steps": 5}),
+                stored(attack_settings={"steps": 50}),
+                stored(settings={"latents": 3}, attack_settings={"steps": 50}),
+            ]
+        )
+        missing = {d.defense: d.missing_attacks for d in group.defenses}
+        assert missing == {"clamp": (), "clamp latents=3": ("orthogonal steps=5",)}
+        assert sorted(len(d.attacks) for d in group.defenses) == [1, 2]
+
+    def test_the_same_run_made_twice_counts_once(self, stored: Stored) -> None:
+        """Alone, and with other tasks, a row is in two runs; the worse for the defense counts."""
+        group = group_of([stored("clamp", constrained=50), stored("clamp", constrained=51)])
+        (standing,) = group.defenses
+        assert (standing.under_attack.k, standing.under_attack.n) == (51, 100)
 
 
 def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Path) -> None:
@@ -97,49 +295,15 @@ def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Pa
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
 
 
-@pytest.mark.parametrize("change", [{"threat_model": "post"}, {"budget": 0.5}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"threat_model": "post"}, {"budget": 0.5}, {"seed": 1}, {"asked": {"limit": 9}}],
+)
 def test_what_is_not_comparable_is_not_ranked_together(
     stored: Stored, change: dict[str, Any]
 ) -> None:
     (board,) = build([stored("clamp"), stored("ablation", **change)])
     assert [[d.rank for d in group.defenses] for group in board.groups] == [[1], [1]]
-
-
-def test_attacks_on_other_valid_flips_are_not_mixed(stored: Stored) -> None:
-    (board,) = build([stored(attack="orthogonal"), stored(attack="unconstrained", valid=90)])
-    (group,) = board.groups
-    assert len(group.defenses) == 2
-    assert {d.missing_attacks for d in group.defenses} == {("orthogonal",), ("unconstrained",)}
-
-
-def test_settings_tell_defenses_and_attacks_apart(stored: Stored) -> None:
-    (board,) = build(
-        [
-            stored(attack_settings={"steps": 5}),
-            stored(attack_settings={"steps": 50}),
-            stored(settings={"latents": 3}, attack_settings={"steps": 50}),
-        ]
-    )
-    (group,) = board.groups
-    missing = {
-        canonical["latents"]: d.missing_attacks for d in group.defenses if (canonical := d.config)
-    }
-    assert missing == {3: ("orthogonal steps=5",)}
-    assert sorted(len(d.attacks) for d in group.defenses) == [1, 2]
-
-
-def test_defense_without_valid_flips_is_not_ranked(stored: Stored) -> None:
-    (board,) = build([stored("clamp", valid=0, constrained=0), stored("ablation", constrained=99)])
-    assert [(d.rank, d.defense) for d in board.groups[0].defenses] == [
-        (1, "ablation"),
-        (None, "clamp"),
-    ]
-
-
-def test_flags_are_shown(stored: Stored) -> None:
-    (board,) = build([stored("clamp", flags=("no-gradient",)), stored("ablation")])
-    flagged = {d.defense: (d.flagged, d.attacks[0].flags) for d in board.groups[0].defenses}
-    assert flagged == {"clamp": (True, ("no-gradient",)), "ablation": (False, ())}
 
 
 def test_an_unconstrained_attack_that_does_worse_is_shown(stored: Stored) -> None:
@@ -161,7 +325,7 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
     board = Leaderboard.model_validate_json(paths[0].read_text())
     (entry,) = board.groups[0].entries
     assert entry.command == (
-        "saebench run --target organism --task alpha --defense clamp --attack orthogonal "
+        "saebench run --target organism --defense clamp --attack orthogonal --task alpha "
         "--threat-model reclamp --budget 0.5 --seed 3 --plugin mine.py"
     )
     assert entry.row == row("alpha", seed=3)
@@ -171,46 +335,76 @@ def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
     paths = publish(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
     assert {path.parent for path in paths} == {tmp_path}
     stem = "some_model_sae_blocks.1.hook_resid_post"
-    assert [path.name for path in paths] == [f"{stem}-alpha.json", f"{stem}.md"]
+    for path, wanted in zip(
+        paths, (rf"{stem}-alpha-\w{{12}}.json", rf"{stem}-\w{{12}}.md"), strict=True
+    ):
+        assert re.fullmatch(wanted, path.name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a/b", "alpha"), ("a_b", "alpha")),
+        (("a", "b-alpha"), ("a-b", "alpha")),
+        (("x" * 300, "alpha"), ("x" * 301, "alpha")),
+        (("Model", "alpha"), ("model", "alpha")),
+    ],
+)
+def test_no_two_boards_share_a_file(
+    one: tuple[str, str], other: tuple[str, str], stored: Stored, tmp_path: Path
+) -> None:
+    runs = [stored(target=target, task=task) for target, task in (one, other)]
+    paths = publish(build(runs), tmp_path / "boards")
+    assert len({path.name.lower() for path in paths}) == len(paths) == 4
+    assert {path.parent for path in paths} == {tmp_path / "boards"}
 
 
 def cells(text: str, defense: str) -> list[str]:
     """The cells of a defense's row on a page."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {defense} |")]
+    (line,) = [line for line in text.splitlines() if f"| {defense} |" in line]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def page_of(group: Group) -> str:
+    return page([Leaderboard(target="organism", task="alpha", groups=(group,))])
 
 
 def test_the_page_has_defenses_down_and_attacks_across(stored: Stored) -> None:
     text = page(
         build(
             [
-                stored("clamp", "orthogonal", 90, flags=("no-gradient",)),
-                stored("clamp", "unconstrained", 10, recovery=rate(70)),
+                stored("clamp", "orthogonal", 90, flags=(flag("random-recovers"),)),
+                stored("clamp", "unconstrained", 10),
                 stored("ablation", "orthogonal", 40),
+                stored("ablation", "unconstrained", 10),
             ]
         )
     )
-    assert "| defense | flips / examples | retained | KL | orthogonal | unconstrained |" in text
-    assert cells(text, "clamp")[-2:] == ["0.90*", "0.10 (0.70)"]
-    assert cells(text, "ablation")[-2:] == ["0.40", "-"]
+    assert "| kept | KL | flags | orthogonal | unconstrained |" in text
+    assert cells(text, "clamp")[-2:] == ["0.90*", "0.10"]
+    assert cells(text, "ablation")[-2:] == ["0.40", "0.10"]
     assert text.index("| ablation |") < text.index("| clamp |")  # the more robust one first
 
 
-def test_the_page_shows_the_mean_over_a_tasks_targets(stored: Stored) -> None:
+def test_a_task_with_several_targets_counts_the_examples_of_all(stored: Stored) -> None:
     runs = [stored(task=f"alpha/{name}", constrained=k) for name, k in (("a", 20), ("b", 60))]
-    text = page(build(runs))
-    assert "### alpha\n" in text
-    assert cells(text, "clamp")[-1] == "0.40"
+    (board,) = build(runs)
+    assert board.task == "alpha"
+    (standing,) = board.groups[0].defenses
+    assert (standing.under_attack.k, standing.under_attack.n) == (80, 200)
+    assert cells(page([board]), "clamp")[-1] == "0.40"
 
 
 def test_the_page_shows_what_a_detector_saw(stored: Stored) -> None:
     seen = made(Detection, attacked=rate(97))
-    assert cells(page(build([stored(detection=seen)])), "clamp")[-1] == "0.80, seen 0.97"
+    text = page(build([stored(detection=seen, alarmed=True)]))
+    assert cells(text, "clamp")[-1] == "0.80, seen 1.00"
 
 
-def test_the_page_tells_namesakes_apart_by_what_differs(stored: Stored) -> None:
-    runs = [stored(attack_settings={"steps": n, "lr": 1}) for n in (5, 50)]
-    assert "| orthogonal steps=5 | orthogonal steps=50 |" in page(build(runs))
+def test_groups_of_one_task_say_in_what_they_differ(stored: Stored) -> None:
+    text = page(build([stored(asked={"limit": 9}), stored(asked={"limit": 5})]))
+    assert "### alpha, limit 5\n" in text
+    assert "### alpha, limit 9\n" in text
 
 
 def test_partial_run_is_refused(stored: Stored) -> None:
@@ -221,3 +415,10 @@ def test_partial_run_is_refused(stored: Stored) -> None:
 def test_folder_without_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run at"):
         build([tmp_path])
+
+
+def test_without_the_facts_of_a_run_nothing_is_ranked(stored: Stored) -> None:
+    run = stored()
+    (run / "run.json").unlink()
+    with pytest.raises(UserError, match="says nothing of task 'alpha'; repeat the run"):
+        build([run])

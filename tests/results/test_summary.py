@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from saebench_recovery.results.report.summary import Interval, by_task, over_targets, worst_drift
 from saebench_recovery.results.report.table import print_result
+from saebench_recovery.results.summary import Interval, by_task, over_targets, worst_drift
 from saebench_recovery.schema import Drift, Mean, Rate, Record
 from saebench_recovery.scoring.aggregate import aggregate
 from saebench_recovery.scoring.measures import MEASURES, Measure, measured
-from tests.fakes import facts, made, mean, rate, row, run_result, seen
+from tests.fakes import facts, flag, made, mean, rate, row, run_result, seen
 
 
 def test_targets_are_grouped_by_their_task() -> None:
@@ -59,7 +59,11 @@ def test_table_has_the_mean_and_every_target(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    rows = (row("ioi", 90), row("tpp/nurse", 80, flags=("no-gradient",)), row("tpp/pilot", 40))
+    rows = (
+        row("ioi", 90),
+        row("tpp/nurse", 80, flags=(flag("no-gradient"),)),
+        row("tpp/pilot", 40),
+    )
     print_result(run_result(*rows))
     printed = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}

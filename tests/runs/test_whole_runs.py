@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.results.store import read_examples, read_result
+from saebench_recovery.results.chunks import read_evidence
+from saebench_recovery.results.store import read_records, read_result
 from saebench_recovery.schema import Row, RunResult
 from saebench_recovery.targets import presets
 from saebench_recovery.targets.presets import Preset
@@ -73,7 +75,7 @@ def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
     assert result.status == "complete"
     assert row.examples.n == LIMIT
     assert row.examples.n >= row.examples.base >= row.examples.valid > 0
-    assert row.recovery.n == row.examples.valid == len(read_examples(path.parent))
+    assert row.recovery.n == row.examples.valid == len(read_records(path.parent))
     assert row.controls.nothing.k == 0
     assert row.features
     written = path.stat()
@@ -101,9 +103,39 @@ def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
     names = json.loads(
         (Path(str(resources.files("saebench_recovery.tasks"))) / "data" / "ioi.json").read_text()
     )["names"]
-    for file in ("result.json", "examples.jsonl"):
+    for file in ("result.json", "run.json", "records.jsonl", "chunks.jsonl"):
         text = (tmp_path / result.identity / file).read_text()
         assert not [name for name in names if f" {name}" in text]
+
+
+def test_killed_runs_end_bit_identical(tmp_path: Path) -> None:
+    """SIGKILL at any moment; one flip a chunk, so that there is much to lose."""
+    words = ["run", "--task", "ioi", "--limit", str(LIMIT), "--batch-size", "1"]
+    command = [sys.executable, "-m", "saebench_recovery", *words]
+    whole = run(tasks=["ioi"], out=tmp_path / "whole", limit=LIMIT, batch_size=1)
+    place = tmp_path / "parts" / whole.identity
+    log = place / "chunks.jsonl"
+    for wanted in (1, 3, 6):
+        child = subprocess.Popen([*command, "--out", str(tmp_path / "parts")])
+        while child.poll() is None and not (log.exists() and log.read_text().count("\n") >= wanted):
+            time.sleep(0.02)
+        child.kill()
+        child.wait()
+        assert log.read_text().count("\n") >= wanted
+    again = run(tasks=["ioi"], out=tmp_path / "parts", limit=LIMIT, batch_size=1)
+    assert [without_time(row) for row in again.rows] == [without_time(row) for row in whole.rows]
+    for name in ("records.jsonl", *(f"evidence/{i:05d}.safetensors" for i in range(6))):
+        assert (place / name).read_bytes() == (
+            tmp_path / "whole" / whole.identity / name
+        ).read_bytes()
+
+
+def test_evidence_belongs_to_the_records(tmp_path: Path) -> None:
+    result = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
+    chunks = read_evidence(tmp_path / result.identity, "ioi", "orthogonal")
+    records = [record for chunk in chunks for record in chunk.records]
+    assert records == read_records(tmp_path / result.identity)
+    assert len(records) == first_row(result).recovery.n
 
 
 @pytest.mark.parametrize("keep_text", [False, True])
@@ -113,7 +145,8 @@ def test_generated_texts_stand_in_their_own_file_or_nowhere(
     few = {"requests": 6, "selection_requests": 24, "retain_requests": 4}
     result = run(tasks=["refusal"], task_config=few, keep_text=keep_text, out=tmp_path)
     assert first_row(result).recovery.k > 0
-    files = {f.name: f.read_text("latin-1") for f in (tmp_path / result.identity).iterdir()}
+    found = (tmp_path / result.identity).rglob("*")
+    files = {f.name: f.read_text("latin-1") for f in found if f.is_file()}
     texts = [json.loads(line) for line in files.pop("texts.jsonl", "").splitlines()]
     assert len(texts) == (first_row(result).examples.valid if keep_text else 0)
     for text in texts:
@@ -131,7 +164,7 @@ def test_no_valid_flips_is_a_row_of_nulls_with_a_flag(tmp_path: Path) -> None:
     )
     assert row.examples.valid == 0
     assert row.recovery.rate is row.constrained.rate is row.fidelity.mean is None
-    assert row.flags == ("no-valid-flips",)
+    assert row.flag_names == ("no-valid-flips",)
 
 
 def test_sae_of_another_width_is_refused(copied: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from saebench_recovery.sae import latents
 from saebench_recovery.sae.files import from_state, load_dictionary
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.selection.probes import fit_probes
 from saebench_recovery.selection.refusal_direction import aligned
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.training.quality import reconstruction, spliced_in
+from tests.journal import score
 from tests.saes import SITE, D, M, close, random_sae, residual
 from tests.tiny import SITES, WIDTH, TinyTask, tiny_dictionary, tiny_target
 
@@ -120,9 +120,7 @@ def row(defense: str) -> Row:
         for i, site in enumerate(target.dictionaries)
     }
     spec = RunSpec(limit=12)
-    return evaluate(
-        replace(target, dictionaries=wide), TinyTask(), made, attack, spec, lambda *_: None
-    ).row
+    return score(replace(target, dictionaries=wide), TinyTask(), made, attack, spec).row
 
 
 def figures(row: Row) -> dict[str, Any]:

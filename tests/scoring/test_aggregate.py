@@ -122,7 +122,8 @@ def test_figures_by_hand() -> None:
     )
     assert row.controls.wrong_target == statistics.rate([False, False, True, False], clusters)
     assert (row.controls.nothing.k, row.controls.random_direction.k) == (0, 0)
-    assert row.fidelity == statistics.mean([0.9, 0.7, 0.2, 0.2], clusters)
+    unbounded = statistics.mean([0.9, 0.7, 0.2, 0.2], clusters)
+    assert row.fidelity == unbounded.model_copy(update={"low": 0.0, "high": 1.0})
     assert row.norm.mean == pytest.approx(0.4)
     assert (row.norm.n, row.norm.max) == (3, 0.6)
     assert (row.figures["score"].n, row.figures["score"].mean) == (3, 2.0)
@@ -130,6 +131,18 @@ def test_figures_by_hand() -> None:
     assert row.drift["later"].l2.mean is None
     assert (row.constraint.kind, row.constraint.rank) == ("exact", 5)
     assert row.suite == ()
+
+
+def test_an_interval_ends_where_the_values_do() -> None:
+    """Three clusters that vary this much have a t interval from below 0 to above 1."""
+    flips = [record(id=str(i), fidelity=value) for i, value in enumerate((0.0, 1.0, 0.5))]
+    free = statistics.mean([0.0, 1.0, 0.5], [""] * 3)
+    assert free.low is not None
+    assert free.high is not None
+    assert free.low < 0
+    assert free.high > 1
+    bounded = aggregate(facts(), flips).fidelity
+    assert (bounded.low, bounded.high, bounded.mean) == (0, 1, free.mean)
 
 
 def test_curves_by_hand() -> None:
@@ -185,7 +198,7 @@ def test_without_valid_flips_rates_are_null() -> None:
     row = aggregate(facts(), [])
     assert (row.recovery.n, row.recovery.rate, row.fidelity.mean) == (0, None, None)
     assert (row.constraint.note, row.curve.compute, row.figures) == ("no valid flips", (), {})
-    assert row.flags == ("no-valid-flips",)
+    assert [flag.name for flag in row.flags] == ["no-valid-flips"]
 
 
 def test_an_undefined_verdict_is_in_no_denominator() -> None:

@@ -44,20 +44,19 @@ def test_the_advantage_is_the_ratio_of_the_norms() -> None:
     assert curve.recovery_advantage == statistics.advantage(*norms)
 
 
-def scope(l2: float, decode: float, scale: float = 2.0, *, present: bool = True) -> ScopeDrift:
-    metrics = {"l2": torch.tensor([l2]), "decode_l2": torch.tensor([decode])}
-    scales = torch.tensor([scale])
-    return ScopeDrift(metrics, torch.tensor([present]), scales, scales)
+def scope(judged: float, decoded: float, *, present: bool = True) -> ScopeDrift:
+    return ScopeDrift({}, torch.tensor([present]), torch.tensor([judged]), torch.tensor([decoded]))
 
 
 def test_the_tightest_limit_is_the_worst_of_scopes_and_of_both_drifts() -> None:
-    scopes = {"a": scope(0.2, 0.4), "b": scope(0.6, 0.1), "absent": scope(9, 9, present=False)}
+    scopes = {"a": scope(0.1, 0.2), "b": scope(0.3, 0.05), "absent": scope(9, 9, present=False)}
     assert float(tightest_limit(scopes)) == pytest.approx(0.3)
     for limit in (0.299, 0.301):
         limits = Limits(drift=limit, decode=limit)
         assert bool(within_limits(scopes, limits)) == (limit > 0.3)
 
 
-@pytest.mark.parametrize("l2", [torch.nan, 1.0])
-def test_drift_that_has_no_scale_or_is_no_number_is_inside_of_no_limit(l2: float) -> None:
-    assert float(tightest_limit({"a": scope(l2, 0.0, scale=0.0)})) == torch.inf
+@pytest.mark.parametrize("drift", [torch.nan, torch.inf])
+def test_drift_that_is_no_finite_number_is_inside_of_no_limit(drift: float) -> None:
+    assert float(tightest_limit({"a": scope(drift, 0.0)})) == torch.inf
+    assert float(tightest_limit({"a": scope(0.0, drift)})) == torch.inf

@@ -17,14 +17,18 @@ import torch
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.interfaces import Attack, Defense
+from saebench_recovery.perturbations.evidence import PARTS
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate
-from saebench_recovery.scoring.flags import MEANINGS
+from saebench_recovery.scoring.measures import MEASURES, verdict
+from saebench_recovery.scoring.suite import worst_case
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec, ThreatModel
+from tests.journal import Scored, score
 from tests.tiny import ARCHITECTURES, SITES, WIDTH, TinyTask, shared_target
 
-DEFENSES, ATTACKS = tuple(BUILT_IN["defense"]), tuple(BUILT_IN["attack"])
+DEFENSES = tuple(BUILT_IN["defense"])
+# The tiny task writes no answer that could be begun for it.
+ATTACKS = tuple(name for name in BUILT_IN["attack"] if name != "prefill")
 THREAT_MODELS: tuple[ThreatModel, ...] = get_args(ThreatModel)
 BUDGET = 0.4  # not among those of the curve, which must then hold it too
 PAIRS = [
@@ -47,25 +51,18 @@ def quick(kind: Kind, name: str) -> Any:
 @cache
 def scored(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str, seed: int = 0
-) -> Evaluation:
+) -> Scored:
     made, found = quick("defense", defense), quick("attack", attack)
     assert isinstance(made, Defense)
     assert isinstance(found, Attack)
     spec = RunSpec(threat_model=threat_model, budget=BUDGET, seed=seed, limit=16)
-    return evaluate(shared_target(architecture), TinyTask(), made, found, spec, lambda *_: None)
+    return score(shared_target(architecture), TinyTask(), made, found, spec)
 
 
 def rates(row: Row) -> list[Rate]:
     points = [rate for p in row.curve.points for rate in (p.recovery, p.wrong_target)]
-    controls = row.controls
     return [
-        row.recovery,
-        row.constrained,
-        row.base_like,
-        row.zero_reactivation,
-        controls.nothing,
-        controls.random_direction,
-        controls.wrong_target,
+        *(measure for measure in row.measures.values() if isinstance(measure, Rate)),
         *points,
     ]
 
@@ -74,7 +71,7 @@ def means(row: Row) -> list[Mean]:
     drifts = [
         getattr(drift, name) for drift in row.drift.values() for name in type(drift).model_fields
     ]
-    return [row.fidelity, row.norm, *drifts]
+    return [*(m for m in row.measures.values() if isinstance(m, Mean)), *drifts]
 
 
 @every_pair
@@ -82,23 +79,22 @@ def test_counts_agree(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
     found = scored(defense, attack, threat_model, architecture)
-    row, lines = found.row, found.examples
+    row, records = found.row, worst_case(found.records, found.facts.members)
     assert row.examples.n == 16
-    assert row.examples.n >= row.examples.base >= row.examples.valid == len(lines) > 0
-    assert row.examples.clusters == len({line.cluster for line in lines})
-    assert all(rate.n == len(lines) for rate in rates(row))
-    assert all(mean.n <= len(lines) for mean in means(row))
-    assert row.recovery.k == sum(line.recovered for line in lines)
-    assert row.constrained.k == sum(line.constrained for line in lines)
-    assert row.base_like.k == sum(line.base_like for line in lines)
-    for line in lines:
-        assert line.recovered == (line.objective_recovered > 0)
-        assert line.objective_clean > 0 >= line.objective_defended
-        assert line.recovered >= line.constrained
-        assert line.recovered >= line.base_like
-    assert row.zero_reactivation.k <= row.recovery.k
+    assert row.examples.n >= row.examples.base >= row.examples.valid == len(records) > 0
+    assert row.examples.clusters == len({record.cluster for record in records})
+    assert all(rate.n == len(records) for rate in rates(row))
+    assert all(mean.n <= len(records) for mean in means(row))
+    for measure in MEASURES:
+        counted = row.measures[measure.name]
+        if isinstance(counted, Rate):
+            assert counted.k == sum(verdict(record, measure.name) for record in records)
+    for record in records:
+        recovered = verdict(record, "recovery")
+        assert recovered == (record.objective_recovered > 0)
+        assert record.objective_clean > 0 >= record.objective_defended
+        assert all(recovered >= verdict(record, m.name) for m in MEASURES if m.needs_recovery)
     assert row.controls.nothing.k == 0
-    assert set(row.flags) <= set(MEANINGS)
 
 
 @every_pair
@@ -106,9 +102,10 @@ def test_intervals_contain_their_estimates(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
     found = scored(defense, attack, threat_model, architecture)
-    row, clusters = found.row, [line.cluster for line in found.examples]
+    row, records = found.row, worst_case(found.records, found.facts.members)
     # Examples of one source item are not counted as independent.
-    assert row.recovery == statistics.rate([e.recovered for e in found.examples], clusters)
+    recovered, clusters = [verdict(r, "recovery") for r in records], [r.cluster for r in records]
+    assert row.recovery == statistics.rate(recovered, clusters)
     for rate in rates(row):
         assert rate.rate is not None
         assert rate.low is not None
@@ -133,21 +130,25 @@ def test_curve_runs_over_all_budgets(
     assert [point.budget for point in points] == sorted({*CURVE_BUDGETS, BUDGET})
     headline = next(point for point in points if point.budget == BUDGET)
     # The curve is read from the model's tail, the headline is replayed from the tokens.
-    assert "tail-disagrees" not in row.flags
-    assert headline.recovery == row.recovery
-    assert headline.wrong_target == row.controls.wrong_target
-    for line in found.examples:
-        assert line.relative_norm is not None
-        assert line.relative_norm <= BUDGET * (1 + 1e-5)
-        if line.recovered:
-            assert line.smallest_norm is not None
-            assert line.smallest_norm <= line.relative_norm * (1 + 1e-5)
-        for norm in (line.smallest_norm, line.smallest_norm_wrong):
-            assert norm is None or 0 <= norm <= max(CURVE_BUDGETS) * (1 + 1e-5)
+    assert "tail-disagrees" not in row.flag_names
+    # A search at another budget may have come by with less.
+    assert headline.recovery.k >= row.recovery.k
+    assert headline.wrong_target.k >= row.controls.wrong_target.k
+    for counts in ([p.recovery.k for p in points], [p.wrong_target.k for p in points]):
+        assert counts == sorted(counts)
+    for record in found.records:
+        norm = record.measures["norm"]
+        assert norm is not None
+        assert norm <= BUDGET * (1 + 1e-5)
+        if verdict(record, "recovery"):
+            assert record.smallest_norm is not None
+            assert record.smallest_norm <= norm * (1 + 1e-5)
+        for smallest in (record.smallest_norm, record.smallest_norm_wrong):
+            assert smallest is None or 0 <= smallest <= max(CURVE_BUDGETS) * (1 + 1e-5)
             # The suffix that embeddings begin as may do by itself.
-            assert norm != 0 or row.perturbation.kind == "embeddings"
-    ever = sum(line.smallest_norm is not None for line in found.examples)
-    assert (row.curve.median_norm_recovers is None) == (2 * ever < len(found.examples))
+            assert smallest != 0 or row.perturbation.kind == "embeddings"
+    ever = sum(record.smallest_norm is not None for record in found.records)
+    assert (row.curve.median_norm_recovers is None) == (2 * ever < len(found.records))
 
 
 @every_pair
@@ -164,7 +165,7 @@ def test_a_constrained_attack_stays_within_the_limits(
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
         assert row.constraint.note
-        assert "first-order-constraint" in row.flags
+        assert "first-order-constraint" in row.flag_names
         assert row.constrained.k == row.recovery.k or not everywhere
         return
     assert row.constraint.kind == "exact"
@@ -195,16 +196,20 @@ def test_stored_perturbations_fit_the_examples(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
     found = scored(defense, attack, threat_model, architecture)
-    tensors, kind = found.perturbations, found.row.perturbation
-    if kind.kind == "tokens":
-        assert tensors["suffix/ids"].shape == (len(found.examples), kind.length)
-    elif kind.kind == "several":
-        entries = {name.partition("/")[0]: len(tensor) for name, tensor in tensors.items()}
-        assert sum(entries.values()) == len(found.examples)
-    else:
-        (delta_EPD,) = (v for name, v in tensors.items() if name.startswith("delta/"))
-        assert delta_EPD.dtype == torch.float32
-        assert delta_EPD.shape == (len(found.examples), kind.length or 1, WIDTH)
+    kind = found.row.perturbation
+    for member in {record.attack for record in found.records}:
+        examples = sum(record.attack == member for record in found.records)
+        for name, perturbation in found.evidence(member).items():
+            tensors = perturbation.tensors()
+            assert name in PARTS
+            assert all(len(tensor) == examples for tensor in tensors.values())
+            if perturbation.kind == "tokens":
+                (ids_EL,) = (t for n, t in tensors.items() if n.endswith("/ids"))
+                assert kind.length in (None, ids_EL.shape[1])
+            else:
+                (delta_EPD,) = (t for n, t in tensors.items() if n.startswith("delta/"))
+                assert delta_EPD.dtype == torch.float32
+                assert kind.kind == "several" or delta_EPD.shape[1:] == (kind.length or 1, WIDTH)
     assert Row.model_validate_json(found.row.model_dump_json()) == found.row
 
 
@@ -221,16 +226,16 @@ def test_same_seed_gives_the_same_row(attack: str) -> None:
 
 def test_another_seed_draws_another_random_direction() -> None:
     found = [scored("clamp", "random-direction", "reclamp", "gpt2", seed) for seed in (0, 1)]
-    one, other = (evaluation.perturbations[f"delta/{SITES[0]}"] for evaluation in found)
+    one, other = (row.tensors()[f"headline/delta/{SITES[0]}"] for row in found)
     assert not torch.allclose(one, other)
 
 
-def figures(found: Evaluation) -> list[Any]:
+def figures(found: Scored) -> list[Any]:
     """Everything in a row and its examples that is not time."""
     row = found.row.model_dump()
     for role in ("attack", "scoring"):
         row["compute"][role].pop("seconds")
-    return leaves([row, *(line.model_dump() for line in found.examples)])
+    return leaves([row, *(record.model_dump() for record in found.records)])
 
 
 def leaves(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Each flag is raised by what it names, and by nothing else."""
+"""Each flag is raised by what it names, and by nothing else; suites inherit their members'."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ from typing import Any
 
 import pytest
 
-from saebench_recovery.schema import Constraint, Facts, PerturbationKind, Record, SideEffects
+from saebench_recovery.schema import (
+    Constraint,
+    ExampleCounts,
+    Facts,
+    Finding,
+    PerturbationKind,
+    Record,
+    Row,
+)
 from saebench_recovery.scoring.aggregate import aggregate
-from saebench_recovery.scoring.flags import FLAGS, MEANINGS
-from tests.fakes import facts, made, record
+from saebench_recovery.scoring.flags import CONDITIONS
+from saebench_recovery.spec import Limits
+from tests.fakes import facts, made, record, side_effects
+
+
+def names(row: Row) -> tuple[str, ...]:
+    return tuple(flag.name for flag in row.flags)
 
 
 def raised(
@@ -18,43 +31,55 @@ def raised(
     """The flags of forty flips of which half recover, changed as said."""
     flips = [record(id=str(i), recovered=i % 2 == 0, **(of_all or {})) for i in range(40)]
     changed = [*flips[: len(flips) - len(more)], *more]
-    return aggregate(given or facts(), changed).flags
+    return names(aggregate(given or facts(), changed))
 
 
-def drifting(relative: float) -> dict[str, Any]:
+def drifting(relative: float | None, kind: str = "exact") -> dict[str, Any]:
     return {
-        "constraint": Constraint(kind="exact", rank=1),
+        "constraint": Constraint(kind=kind, rank=1),
         "drift": {"perturbed": {"relative_l2": relative}},
     }
 
 
-def retaining(accuracy: float | None) -> SideEffects:
-    return made(SideEffects, retain_accuracy_defended=accuracy)
+def breaking(**changes: Any) -> Facts:
+    return facts(side_effects=side_effects(**changes))
+
+
+def base(shown: int, chance: float | None, n: int = 100) -> Facts:
+    return facts(examples=made(ExampleCounts, n=n, base=shown, valid=40, chance=chance))
 
 
 FIRST_ORDER = Constraint(kind="first-order", rank=1)
 TOKENS = PerturbationKind(kind="tokens", length=4)
+SILENT: dict[str, Any] = {"drift": {"readout": {"relative_l2": None}, "later": {"relative_l2": 1}}}
 
 
 def test_an_ordinary_row_has_no_flags() -> None:
-    assert raised(facts(side_effects=retaining(0.95))) == ()
+    assert raised() == ()
 
 
 @pytest.mark.parametrize(
     ("flag", "flags"),
     [
+        ("no-base-behaviour", raised(base(50, 50.0))),
+        ("no-base-behaviour", raised(base(57, 50.0))),  # within luck of a coin
         ("zero-budget", raised(facts(budget=0.0))),
         ("forced-sae", raised(facts(forced_sae=True))),
         ("nothing-recovers", raised(None, None, record(id="z", nothing=True))),
         ("no-gradient", raised(None, {"flags": ("no-gradient",)})),
         ("no-suffix", raised(None, None, record(id="z", flags=("no-suffix",)))),
         ("tail-disagrees", raised(None, None, record(id="z", flags=("tail-disagrees",)))),
-        ("constraint-broken", raised(facts(constrained=True), drifting(2e-3))),
-        ("constraint-broken", raised(facts(constrained=True, rounded=True), drifting(2e-2))),
+        ("constraint-broken", raised(None, drifting(2e-3))),
+        ("constraint-broken", raised(facts(rounded=True), drifting(2e-2))),
+        ("constraint-vacuous", raised(None, SILENT)),
         ("first-order-constraint", raised(None, {"constraint": FIRST_ORDER})),
         ("random-recovers", raised(None, {"random_direction": True})),
         ("injection-as-easy", raised(None, {"wrong_target": True})),
-        ("defense-breaks-model", raised(facts(side_effects=retaining(0.89)))),
+        ("retained-too-low", raised(breaking(retain_known=14, retain_kept=11))),
+        ("neutral-text-changed", raised(breaking(kl=3.7))),
+        ("neutral-text-changed", raised(breaking(ce_increase=10.7))),
+        ("side-effects-unknown", raised(breaking(retain_known=0, retain_kept=0))),
+        ("side-effects-unknown", raised(breaking(kl=None))),
     ],
     ids=str,
 )
@@ -65,10 +90,18 @@ def test_each_is_raised_alone(flag: str, flags: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
+        raised(base(60, 50.0)),
+        raised(base(50, None)),
         raised(facts(budget=0.0, perturbation=TOKENS)),
         raised(None, None, record(id="z", flags=("no-gradient",))),  # one of forty
-        raised(facts(constrained=True, rounded=True), drifting(2e-3)),
-        raised(facts(constrained=False), drifting(2e-3)),
+        raised(facts(rounded=True), drifting(2e-3)),
+        raised(None, drifting(2e-3, "none")),
+        raised(breaking(retain_known=20, retain_kept=18)),
+        raised(breaking(kl=0.49, ce_increase=0.49)),
+        raised(
+            facts(side_effects=side_effects(kl=3.7, retain_kept=1), limits=Limits(kl=4, retained=0))
+        ),
+        raised(None, None, record(id="z", **SILENT)),
     ],
 )
 def test_what_is_no_reason(flags: tuple[str, ...]) -> None:
@@ -76,10 +109,66 @@ def test_what_is_no_reason(flags: tuple[str, ...]) -> None:
 
 
 def test_few_flips_and_none() -> None:
-    assert aggregate(facts(), [record(id="a")]).flags == ("few-valid-flips",)
-    assert aggregate(facts(), []).flags == ("no-valid-flips",)
+    assert names(aggregate(facts(), [record(id="a")])) == ("few-valid-flips",)
+    assert names(aggregate(facts(), [])) == ("no-valid-flips",)
+
+
+def test_a_behaviour_that_is_not_there_is_no_fault_of_the_defense() -> None:
+    never = facts(examples=made(ExampleCounts, n=64, base=0, valid=0))
+    assert names(aggregate(never, [])) == ("no-base-behaviour",)
+
+
+def test_a_control_raises_nothing_by_being_one() -> None:
+    flips = [
+        record(id=str(i), recovered=i < 20, attack="random-direction", random_direction=i < 20,
+               wrong_target=i < 20)
+        for i in range(40)
+    ]  # fmt: skip
+    control = facts(attack="random-direction", members=("random-direction",))
+    assert names(aggregate(control, flips)) == ()
+    ordinary = [flip.model_copy(update={"attack": "orthogonal"}) for flip in flips]
+    assert names(aggregate(facts(), ordinary)) == ("random-recovers", "injection-as-easy")
+
+
+def suite_of(second: dict[str, Any], tried: int = 20) -> Row:
+    """Forty flips: the first member recovers half, the second is tried on some of the others."""
+    first = [record(id=str(i), recovered=i < 20, attack="one") for i in range(40)]
+    later = [record(id=str(20 + i), attack="two", **second) for i in range(tried)]
+    return aggregate(facts("one", "two"), [*first, *later])
+
+
+def test_a_suite_inherits_from_its_members_own_records() -> None:
+    """The worst case prefers the first member's records, which show nothing of the second."""
+    (flag,) = suite_of(drifting(2e-3)).flags
+    assert (flag.name, flag.attack, flag.level) == ("constraint-broken", "two", "caution")
+    assert str(flag) == "constraint-broken of two"
+    assert suite_of({}).flags == ()
+
+
+def test_a_later_member_without_a_gradient_on_what_is_left_is_no_blind_suite() -> None:
+    assert suite_of({"flags": ("no-gradient",)}, tried=3).flags == ()
+
+
+def test_what_the_preflight_found_stands_in_the_row() -> None:
+    finding = Finding(
+        name="gradient-dishonest", level="invalid", sentence="differences disagree", remedy="mend"
+    )
+    (flag,) = aggregate(facts(findings=(finding,)), [record(id=str(i)) for i in range(40)]).flags
+    assert (flag.name, flag.level, flag.sentence, flag.remedy) == tuple(
+        finding.model_dump().values()
+    )
+
+
+def test_a_row_on_disk_explains_its_flags() -> None:
+    row = aggregate(facts(budget=0.0), [record(id=str(i)) for i in range(40)])
+    assert Row.model_validate_json(row.model_dump_json()) == row
+    (stored,) = row.model_dump(mode="json")["flags"]
+    assert (stored["name"], stored["level"]) == ("zero-budget", "invalid")
+    assert stored["sentence"]
+    assert stored["remedy"]
 
 
 def test_names_are_unique_and_explained() -> None:
-    assert list(MEANINGS) == [flag.name for flag in FLAGS]
-    assert all(MEANINGS.values())
+    every = [condition.name for condition in CONDITIONS]
+    assert len(set(every)) == len(every)
+    assert all(condition.sentence and condition.remedy for condition in CONDITIONS)

@@ -11,12 +11,11 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel, Trace
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.schema import Row
-from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.scoring.monitor import false_alarms, rings
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.spec import RunSpec, ThreatModel
+from tests.journal import score
 from tests.tiny import BOS, SITES, TinyTask, shared_target
 
 SITE = Site.parse(SITES[0])
@@ -52,9 +51,9 @@ def test_it_is_shown_what_enters_the_defense_or_what_leaves(
     threat_model: ThreatModel, task: TinyTask
 ) -> None:
     defense, active = listening(threat_model)
-    laid = batch(task.examples(active.target, "evaluation")[:5])
+    laid = batch(task.examples(shared_target("gpt2"), "evaluation")[:5])
     trace = Trace()
-    whole_pass(active, task, laid, Meter(), trace=trace, distribution=False)
+    whole_pass(active, task, laid, trace=trace, distribution=False)
     rings(active, laid, trace)
     ((entering, shown),) = defense.shown
     assert entering == (threat_model == "reclamp")
@@ -65,9 +64,9 @@ def test_it_is_shown_what_enters_the_defense_or_what_leaves(
 
 def test_bos_and_padding_do_not_ring() -> None:
     defense, active = listening()
-    laid = batch(TinyTask().examples(active.target, "evaluation")[:8])
+    laid = batch(TinyTask().examples(shared_target("gpt2"), "evaluation")[:8])
     trace = Trace()
-    whole_pass(active, TinyTask(), laid, Meter(), trace=trace, distribution=False)
+    whole_pass(active, TinyTask(), laid, trace=trace, distribution=False)
     assert not laid.mask_RQ.all()
     ignored = ~laid.mask_RQ | (laid.ids_RQ == BOS)
     trace.before[SITE][ignored] = 1e6
@@ -85,18 +84,18 @@ def test_a_defense_without_a_detector_is_not_asked() -> None:
     clamp = Clamp(Clamp.Config(latents=8))
     clamp.fit(shared_target("gpt2"), TinyTask())
     examples = TinyTask().examples(shared_target("gpt2"), "evaluation")
-    assert false_alarms(DefendedModel(shared_target("gpt2"), clamp), examples, Meter()) is None
+    assert false_alarms(DefendedModel(shared_target("gpt2"), clamp), examples) is None
 
 
 def test_the_row_says_how_often_it_rang() -> None:
     defense, active = listening()
-    examples = TinyTask().examples(active.target, "evaluation")[:16]
-    false_alarms(active, examples, Meter())
+    examples = TinyTask().examples(shared_target("gpt2"), "evaluation")[:16]
+    false_alarms(active, examples)
     ((_, shown),) = defense.shown
     defense.loud = float(shown[:, 1:].norm(dim=-1).quantile(0.98))  # rings for a few prompts
-    spec = RunSpec(budget=2.0, limit=16)
+    spec = RunSpec(budget=2.0, budget_unit="relative", limit=16)
     attack = Orthogonal(Orthogonal.Config(steps=8))
-    row = evaluate(shared_target("gpt2"), TinyTask(), defense, attack, spec, lambda *_: None).row
+    row = score(shared_target("gpt2"), TinyTask(), defense, attack, spec).row
     found = row.detection
     assert found is not None
     assert found.stated == 0.1

@@ -14,14 +14,19 @@ from tests.fakes import facts, record
 MEMBERS = ("first", "second", "third")
 
 
-def tried(attack: str, id: str, constrained: bool, recovered: bool, **changes: Any) -> Record:
+def tried(
+    attack: str, id: str, *, constrained: bool = False, recovered: bool = False, **changes: Any
+) -> Record:
     return record(
         id=id, attack=attack, constrained=constrained, recovery=recovered, flops=10.0, **changes
     )
 
 
 def test_only_what_is_recovered_inside_the_limits_is_broken() -> None:
-    records = [tried("first", "a", True, True), tried("first", "b", False, True)]
+    records = [
+        tried("first", "a", constrained=True, recovered=True),
+        tried("first", "b", recovered=True),
+    ]
     assert unbroken(["c", "a", "b"], records) == ["c", "b"]
     assert unbroken(["a"], []) == ["a"]
 
@@ -39,16 +44,19 @@ def test_best_is_inside_the_limits_then_any_recovery_then_the_earlier(
     verdicts: list[tuple[bool, bool]], best: str
 ) -> None:
     turns = zip(MEMBERS, verdicts, strict=False)
-    records = [tried(member, "a", *verdict) for member, verdict in turns]
+    records = [
+        tried(member, "a", constrained=constrained, recovered=recovered)
+        for member, (constrained, recovered) in turns
+    ]
     (worst,) = worst_case(reversed(records), MEMBERS)
     assert worst.attack == best
 
 
 def test_cost_is_that_of_all_members_and_recovery_comes_after_those_before() -> None:
     records = [
-        tried("first", "a", False, False),
-        tried("second", "a", False, True, flops_recovers=4.0),
-        tried("third", "a", False, False),
+        tried("first", "a"),
+        tried("second", "a", recovered=True, flops_recovers=4.0),
+        tried("third", "a"),
     ]
     (worst,) = worst_case(records, MEMBERS)
     assert (worst.flops, worst.flops_recovers) == (30.0, 14.0)
@@ -70,9 +78,9 @@ def test_records_that_do_not_fit_are_refused() -> None:
 
 def test_standings_count_records_and_leave_out_who_had_nothing_left() -> None:
     records = [
-        tried("first", "a", False, True),
-        tried("first", "b", True, True),
-        tried("second", "a", True, True),
+        tried("first", "a", recovered=True),
+        tried("first", "b", constrained=True, recovered=True),
+        tried("second", "a", constrained=True, recovered=True),
     ]
     suite = standings(facts(*MEMBERS), records)
     assert [(m.attack, m.tried, m.broken, m.flops) for m in suite] == [

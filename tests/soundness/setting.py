@@ -23,13 +23,13 @@ from saebench_recovery.interfaces import (
 )
 from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel, Trace
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring.attack_and_score import Flip
-from saebench_recovery.scoring.evaluate import Evaluation, evaluate, valid_flips
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.spec import RunSpec, ThreatModel
 from saebench_recovery.targets.target import Target
+from tests.journal import Scored, score
 from tests.tiny import SITES, WIDTH, TinyTask, shared_target
 
 DEFENSES = tuple(BUILT_IN["defense"])
@@ -58,18 +58,15 @@ def run(
     task: TinyTask | None = None,
     target: Target | None = None,
     **spec: Any,
-) -> Evaluation:
+) -> Scored:
     """One row on a tiny target; the spec's names are not looked up."""
     settings = {"budget": BUDGET, "limit": 12, **spec}
     target = target or shared_target("gpt2")
-    return evaluate(target, task or TinyTask(), defense, attack, RunSpec(**settings), quiet)
-
-
-def quiet(what: str, done: int, total: int) -> None: ...
+    return score(target, task or TinyTask(), defense, attack, RunSpec(**settings))
 
 
 @cache
-def standard(attack: Literal["nothing", "orthogonal", "unconstrained"]) -> Evaluation:
+def standard(attack: Literal["nothing", "orthogonal", "unconstrained"]) -> Scored:
     """The row of a clamp against an attack with nothing unusual about it."""
     makers: dict[str, Callable[[], Attack]] = {
         "nothing": Zero,
@@ -139,9 +136,11 @@ def fitted(
 
 
 def flips_of(task: TinyTask) -> list[Flip]:
-    active = fitted(clamp(), task=task)
-    base, flips = valid_flips(active, task, task.examples(active.target, "evaluation"), Meter())
-    assert base >= len(flips) > 0
+    target, weak = shared_target("gpt2"), clamp()
+    weak.fit(target, task)
+    setting = Setting(target, task, weak, Zero(), RunSpec())
+    _, flips = valid_flips(setting, task.examples(target, "evaluation"))
+    assert flips
     return flips
 
 
@@ -150,7 +149,7 @@ def trace_of(
 ) -> Trace:
     trace = Trace()
     laid = batch(examples)
-    whole_pass(active, TinyTask(), laid, Meter(), delta, trace, watch=(SITE,))
+    whole_pass(active, TinyTask(), laid, delta, trace, watch=(SITE,))
     return trace
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from saebench_recovery.attacks._ascent import random_direction
 from saebench_recovery.attacks.random_direction import RandomDirection
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
     Attack,
+    Perturbation,
     ResidualDelta,
 )
 from saebench_recovery.model.batch import batch
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.scoring import attack_and_score as chunk
+from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.scoring.passes import whole_pass
 from tests.soundness.setting import (
     SITE,
@@ -37,18 +34,22 @@ from tests.tiny import TinyTask
 def test_random_control_has_the_norm_and_the_constraint_of_the_attack(
     attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[Problem, ResidualDelta]] = []
+    drawn: list[tuple[Problem, Perturbation]] = []
+    random = Problem.random
 
-    def watched(problem: Problem, *args: Any) -> ResidualDelta:
-        drawn.append((problem, random_direction(problem, *args)))
-        return drawn[-1][1]
+    def watched(problem: Problem, label: str, like: Perturbation | None = None) -> Perturbation:
+        control = random(problem, label, like)
+        if label == "control":
+            drawn.append((problem, control))
+        return control
 
-    monkeypatch.setattr(chunk, "random_direction", watched)
-    scored = run(clamp(), attack)
+    monkeypatch.setattr(Problem, "random", watched)
+    found = run(clamp(), attack).headline()
     ((problem, control),) = drawn
-    found = ResidualDelta.from_tensors(scored.perturbations)
+    assert isinstance(found, ResidualDelta)
+    assert isinstance(control, ResidualDelta)
     torch.testing.assert_close(control.norm_E(), found.norm_E(), rtol=1e-4, atol=1e-6)
-    inside = problem.constraints[SITE].project(control.values[SITE])
+    inside = Residual.of(problem).constraints[SITE].project(control.values[SITE])
     assert torch.allclose(inside, control.values[SITE], atol=1e-5) == attack.constrained
     assert not torch.allclose(control.values[SITE], found.values[SITE])
 
@@ -77,7 +78,7 @@ def test_wrong_target_is_never_the_right_answer(task: TinyTask) -> None:
 def test_chosen_wrong_target_is_not_what_the_defended_model_says() -> None:
     task = ThreeAnswers()
     flips, active = flips_of(task), fitted(clamp(), task=task)
-    output = whole_pass(active, task, batch([flip.wrong for flip in flips]), Meter())
+    output = whole_pass(active, task, batch([flip.wrong for flip in flips]))
     assert not task.behaviour(output).any()
 
 
@@ -85,7 +86,7 @@ def test_a_wrong_answer_that_needs_no_injection_is_not_counted_as_injected() -> 
     """The tiny task's own wrong answer is what the defended model says after some prompts."""
     task, active = TinyTask(), fitted(clamp())
     flips = flips_of(task)
-    output = whole_pass(active, task, batch([flip.wrong for flip in flips]), Meter())
+    output = whole_pass(active, task, batch([flip.wrong for flip in flips]))
     said = int(task.behaviour(output).sum())
     assert said > 0
     assert standard("nothing").row.controls.wrong_target.k == 0
@@ -118,11 +119,17 @@ def test_recovery_that_overshoots_is_not_base_like() -> None:
 def test_injection_that_is_as_easy_as_recovery_is_flagged() -> None:
     row = run(clamp(), unconstrained(), task=Alike(), budget=1.0).row
     assert row.controls.wrong_target.rate == row.recovery.rate == 1
-    assert "injection-as-easy" in row.flags
+    assert "injection-as-easy" in row.flag_names
 
 
 def test_random_direction_that_recovers_as_much_is_flagged() -> None:
-    row = run(clamp(), RandomDirection(), budget=2.0).row
+
+    class Drawn(RandomDirection):
+        """The same under a name that does not say what it is."""
+
+        name = "drawn"
+
+    row = run(clamp(), Drawn(), budget=2.0).row
     assert row.recovery.k > 0
-    assert "random-recovers" in row.flags
-    assert "random-recovers" not in standard("orthogonal").row.flags
+    assert "random-recovers" in row.flag_names
+    assert "random-recovers" not in standard("orthogonal").row.flag_names

@@ -8,24 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
     Attack,
     Perturbation,
     ResidualDelta,
 )
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
 from tests.soundness.setting import (
     BUDGET,
     LATER_SITE,
     SITE,
     clamp,
-    evaluation,
-    fitted,
-    last_of,
     run,
     standard,
-    trace_of,
 )
 
 
@@ -38,11 +37,18 @@ class Overspending(Attack):
 
 
 class Bribing(Overspending):
-    """Also raises its own budget, and the norm that it is relative to."""
+    """Also raises its own budget."""
 
     def search(self, problem: Problem) -> ResidualDelta:
         problem.budget_N.mul_(1e3)
-        problem.scale_N.mul_(1e3)
+        return super().search(problem)
+
+
+class Stretching(Overspending):
+    """Stretches the unit that its budget is measured in."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        Residual.of(problem).units[SITE].mul_(1e3)
         return super().search(problem)
 
 
@@ -53,16 +59,22 @@ class Lawless(Overspending):
         return self.search(problem)
 
 
-@pytest.mark.parametrize("attack", [Overspending(), Bribing(), Lawless()], ids=type)
+SHARED = pytest.mark.xfail(strict=True, reason="a copied space still shares its units")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [Overspending(), Bribing(), Lawless(), pytest.param(Stretching(), marks=SHARED)],
+    ids=type,
+)
 def test_an_attack_that_overspends_is_clipped(attack: Attack) -> None:
     scored = run(clamp(), attack)
-    by_id = {e.id: e for e in evaluation()}
-    examples = [by_id[line.id] for line in scored.examples]
-    resid_ED = trace_of(fitted(clamp()), examples).after[SITE]
-    resid_ED = resid_ED[torch.arange(len(examples)), last_of(examples)]
-    norm_E = ResidualDelta.from_tensors(scored.perturbations).norm_E()
-    torch.testing.assert_close(norm_E, BUDGET * resid_ED.norm(dim=1), rtol=1e-5, atol=0)
-    assert max(line.relative_norm or 0 for line in scored.examples) <= BUDGET * (1 + 1e-5)
+    norm_E = scored.headline().norm_E()
+    assert norm_E is not None
+    allowed_E = torch.full_like(norm_E, BUDGET * scored.row.spreads[str(SITE)].value)
+    torch.testing.assert_close(norm_E, allowed_E, rtol=1e-5, atol=0)
+    assert scored.row.norm.max is not None
+    assert scored.row.norm.max <= BUDGET * (1 + 1e-5)
 
 
 def misplaced(problem: Problem, **changes: Any) -> ResidualDelta:
@@ -90,14 +102,16 @@ def test_an_attack_that_returns_something_else_is_refused(cheat: str) -> None:
             returned: Perturbation = CHEATS[cheat](problem)
             return returned
 
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(UserError, match="attack"):
         run(clamp(), Cheat())
 
 
 def test_attack_and_scoring_are_billed_apart() -> None:
     idle, busy = standard("nothing").row.compute, standard("orthogonal").row.compute
+    brief = run(clamp(), Orthogonal(Orthogonal.Config(steps=2)), limit=None).row.compute
     assert idle.attack.backward == 0
     assert busy.attack.backward > 0
     assert busy.attack.flops > idle.attack.flops
     assert idle.scoring.forward > 0
-    assert busy.scoring.backward == idle.scoring.backward  # what the attack did is not in it
+    assert busy.attack.backward > brief.attack.backward
+    assert busy.scoring.backward == brief.scoring.backward  # what the attack did is not in it

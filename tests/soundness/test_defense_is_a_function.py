@@ -29,5 +29,5 @@ def test_a_defense_that_changes_the_shape_is_refused() -> None:
         def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
             return resid_BTD[:, 1:]
 
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(UserError, match="wrong-shape"):
         run(Shorter(Clamp.Config(**FEW_LATENTS)), orthogonal())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 from saebench_recovery.defenses.clamp import Clamp
 
-from saebench_recovery.schema import Row
+from saebench_recovery.schema import Rate, Row
 from tests.soundness.setting import (
     DEFENSES,
     FEW_LATENTS,
@@ -31,28 +31,27 @@ def test_without_valid_flips_rates_are_null_and_flagged() -> None:
     row = scored.row
     assert row.examples.valid == 0
     assert row.examples.base > 0
-    assert "no-valid-flips" in row.flags
-    rates = (row.recovery, row.constrained, row.base_like, row.zero_reactivation)
-    controls = (row.controls.nothing, row.controls.random_direction, row.controls.wrong_target)
-    for rate in (*rates, *controls, *(p.recovery for p in row.curve.points)):
+    assert "no-valid-flips" in row.flag_names
+    rates = [measure for measure in row.measures.values() if isinstance(measure, Rate)]
+    for rate in (*rates, *(p.recovery for p in row.curve.points)):
         assert (rate.n, rate.rate, rate.low, rate.high) == (0, None, None, None)
     assert row.fidelity.mean is row.norm.mean is row.curve.median_norm_recovers is None
-    assert scored.examples == []
-    assert scored.perturbations == {}
+    assert scored.records == []
+    assert scored.journal.chunks == {}
     assert Row.model_validate_json(row.model_dump_json()) == row
 
 
 def test_few_valid_flips_are_flagged() -> None:
     few, enough = run(clamp(), Zero(), limit=8).row, standard("nothing").row
     assert few.examples.valid < 20 <= enough.examples.valid
-    assert "few-valid-flips" in few.flags
-    assert "few-valid-flips" not in enough.flags
+    assert "few-valid-flips" in few.flag_names
+    assert "few-valid-flips" not in enough.flag_names
 
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_number_is_finite_or_null(name: str) -> None:
     scored = run(defense(name), unconstrained())
-    for written in (scored.row, *scored.examples):
+    for written in (scored.row, scored.facts, *scored.records):
         text = written.model_dump_json()
         assert not {"NaN", "Infinity", "-Infinity"} & set(text.replace(",", ":").split(":"))
         assert type(written).model_validate_json(text) == written

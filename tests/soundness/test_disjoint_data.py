@@ -58,8 +58,8 @@ def test_what_an_attack_learns_from_is_not_scored() -> None:
     whole = standard("nothing")
     scored = run(clamp(), orthogonal(shared=True), limit=None)
     assert scored.row.examples.valid == whole.row.examples.valid
-    assert scored.row.examples.learned + len(scored.examples) == scored.row.examples.valid
+    assert scored.row.examples.learned + len(scored.records) == scored.row.examples.valid
     assert 0 < scored.row.examples.learned < scored.row.examples.valid
-    kept = {line.cluster for line in scored.examples}
-    ids = {line.id for line in scored.examples}
-    assert kept.isdisjoint(line.cluster for line in whole.examples if line.id not in ids)
+    kept = {line.cluster for line in scored.records}
+    ids = {line.id for line in scored.records}
+    assert kept.isdisjoint(line.cluster for line in whole.records if line.id not in ids)

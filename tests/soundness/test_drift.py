@@ -50,7 +50,7 @@ def test_drift_scopes_are_separate() -> None:
         for moved in (None, delta):
             trace = trace_of(active, examples, moved)
             readings.append(Reading(trace.z, trace.p))
-        found = drift(readings[0], readings[1], readings[0], many.latents, scopes(laid, middle_EP))
+        found = drift(readings[0], readings[1], many.latents, scopes(laid, middle_EP), {site: 1.0})
         return {name: scope.metrics["l2"] for name, scope in found.items()}
 
     middle_EP = torch.tensor(middle)
@@ -84,9 +84,12 @@ def test_latents_of_a_half_precision_model_are_read_in_float32() -> None:
 class AlongLatent(Attack):
     """Spends the budget in the direction of the first defended latent."""
 
+    def __init__(self, defense: Clamp) -> None:
+        super().__init__()
+        self.defense = defense
+
     def search(self, problem: Problem) -> ResidualDelta:
-        assert problem.active.defense is not None
-        direction_D = problem.active.defense.latents[SITE].columns_DS[:, 0]
+        direction_D = self.defense.latents[SITE].columns_DS[:, 0]
         moved = {s: v + 1e3 * direction_D for s, v in problem.zeros().values.items()}
         return replace(problem.zeros(), values=moved)
 
@@ -94,14 +97,16 @@ class AlongLatent(Attack):
 def test_relative_drift_is_null_where_the_defended_latents_are_silent() -> None:
     """Inverted latents switch off, so that there is nothing for drift to be relative to."""
     inverting = Clamp(Clamp.Config(**FEW_LATENTS, multiplier=-2.0))
-    scored = run(inverting, AlongLatent(), threat_model="post")
-    silent = [line for line in scored.examples if line.drift["perturbed"]["relative_l2"] is None]
+    scored = run(
+        inverting, AlongLatent(inverting), threat_model="post", budget_unit="relative", budget=1.0
+    )
+    silent = [line for line in scored.records if line.drift["perturbed"]["relative_l2"] is None]
     assert silent
     assert any((line.drift["perturbed"]["l2"] or 0) > 0 for line in silent)
-    assert scored.row.drift["perturbed"].relative_l2.n == len(scored.examples) - len(silent)
+    assert scored.row.drift["perturbed"].relative_l2.n == len(scored.records) - len(silent)
 
 
 def test_each_example_has_its_own_drift() -> None:
     scored = standard("unconstrained")
-    drifts = [line.drift["perturbed"]["l2"] for line in scored.examples]
+    drifts = [line.drift["perturbed"]["l2"] for line in scored.records]
     assert len(set(drifts)) == len(drifts) > 1

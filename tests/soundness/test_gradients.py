@@ -21,5 +21,5 @@ def test_an_attack_without_a_gradient_is_flagged() -> None:
 
     row = run(Detached(Clamp.Config(**FEW_LATENTS)), orthogonal()).row
     assert row.examples.valid > 0
-    assert "no-gradient" in row.flags
-    assert "no-gradient" not in standard("orthogonal").row.flags
+    assert "no-gradient" in row.flag_names
+    assert "no-gradient" not in standard("orthogonal").row.flag_names

@@ -8,9 +8,8 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import (
-    Output,
-)
+from saebench_recovery.interfaces import Output, ResidualDelta
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.spec import ThreatModel
 from tests.soundness.setting import (
     DEFENSES,
@@ -31,7 +30,8 @@ from tests.tiny import TinyTask
 def test_doing_nothing_recovers_nothing(name: str, threat_model: ThreatModel) -> None:
     row = run(defense(name), Zero(), threat_model=threat_model).row
     assert row.examples.valid > 0
-    assert row.recovery.k == row.constrained.k == row.base_like.k == row.zero_reactivation.k == 0
+    assert row.recovery.k == row.constrained.k == row.base_like.k == 0
+    assert row.measures["zero_reactivation"] == row.recovery
     assert row.controls.nothing.k == 0
     assert row.controls.nothing.n == row.recovery.n == row.examples.valid
     assert all(point.recovery.k == 0 for point in row.curve.points)
@@ -39,17 +39,24 @@ def test_doing_nothing_recovers_nothing(name: str, threat_model: ThreatModel) ->
 
 def test_valid_flips_that_recover_by_themselves_are_flagged() -> None:
     class Forgetful(Clamp):
-        """Stops defending once the valid flips have been chosen."""
+        """Stops defending when it is told to."""
 
-        calls = 0
+        defends = True
 
         def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
-            self.calls += 1
-            return super().intervene(site, resid_BTD) if self.calls == 1 else resid_BTD
+            return super().intervene(site, resid_BTD) if self.defends else resid_BTD
 
-    row = run(Forgetful(Clamp.Config(**FEW_LATENTS)), Zero()).row
+    class Disarming(Zero):
+        """Knows the defense itself, not the copy that it is handed."""
+
+        def search(self, problem: Problem) -> ResidualDelta:
+            forgetful.defends = False
+            return super().search(problem)
+
+    forgetful = Forgetful(Clamp.Config(**FEW_LATENTS))
+    row = run(forgetful, Disarming()).row
     assert row.controls.nothing.k > 0
-    assert "nothing-recovers" in row.flags
+    assert {"nothing-recovers", "defense-changed"} <= set(row.flag_names)
 
 
 def test_one_detector_judges_clean_defended_and_recovered() -> None:
@@ -60,14 +67,14 @@ def test_one_detector_judges_clean_defended_and_recovered() -> None:
             return self.objective(output) > least
 
     scored = run(clamp(), orthogonal(margin=0.5), task=Strict(), limit=None)
-    assert scored.row.examples.valid == len(scored.examples) > 0
-    for line in scored.examples:
+    assert scored.row.examples.valid == len(scored.records) > 0
+    for line in scored.records:
         assert line.objective_clean > least >= line.objective_defended
-        assert line.recovered == (line.objective_recovered > least)
+        assert line.measures["recovery"] == (line.objective_recovered > least)
     # A detector of the margin's sign would have counted these as flips and as recovered.
     lenient = standard("orthogonal").row.examples
     assert lenient.base > scored.row.examples.base
-    assert any(0 < line.objective_recovered <= least for line in scored.examples)
+    assert any(0 < line.objective_recovered <= least for line in scored.records)
 
 
 def test_a_positive_margin_is_an_argmax() -> None:

@@ -13,6 +13,7 @@ from saebench_recovery.interfaces import (
     ResidualDelta,
 )
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.spec import ThreatModel
 from saebench_recovery.targets.target import Target
 from tests.soundness.setting import (
@@ -37,7 +38,7 @@ class GradientProjected(Attack):
         adam = torch.optim.Adam([leaf], lr=0.1)
         for _ in range(STEPS["steps"]):
             grad = problem.gradient(delta)[1][SITE]
-            leaf.grad = -problem.constraints[SITE].project(grad)
+            leaf.grad = -Residual.of(problem).constraints[SITE].project(grad)
             adam.step()
         return replace(delta, values={SITE: leaf.detach()})
 
@@ -71,7 +72,7 @@ def test_orthogonal_stays_orthogonal(
         largest = row.drift[scope].relative_l2.max
         assert largest is not None
         assert largest <= 1e-4
-    assert "constraint-broken" not in row.flags
+    assert "constraint-broken" not in row.flag_names
 
 
 @pytest.mark.parametrize("threat_model", THREAT_MODELS)
@@ -80,4 +81,4 @@ def test_projecting_only_the_gradient_is_not_orthogonal(threat_model: ThreatMode
     assert row.recovery.k > 0
     assert row.drift["perturbed"].relative_l2.mean is not None
     assert row.drift["perturbed"].relative_l2.mean > 1e-2
-    assert "constraint-broken" in row.flags
+    assert "constraint-broken" in row.flag_names

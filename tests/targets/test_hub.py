@@ -46,7 +46,7 @@ def test_target_from_folders(model: Path, sae: Path) -> None:
     assert list(target.dictionaries) == [SITE] == [target.site_for("ioi", None)]
     assert target.dictionary(SITE).d_model == WIDTH
     assert (target.encode("Then")[0], target.dtype) == (target.bos, torch.float32)
-    assert target.neutral == neutral_texts("general")
+    assert target.neutral_texts == neutral_texts("general")
 
 
 def test_hook_point_may_be_said_or_stand_in_the_folder(sae: Path) -> None:
@@ -124,7 +124,7 @@ def test_truncated_model(model: Path, tmp_path: Path, file: str) -> None:
     shutil.copytree(model, tmp_path / "copy")
     whole = (model / file).read_bytes()
     (tmp_path / "copy" / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be loaded: ") as caught:
+    with pytest.raises(UserError, match=r"cannot be loaded: |not JSON") as caught:
         load_model(described(str(tmp_path / "copy")))
     assert "\n" not in str(caught.value)
 

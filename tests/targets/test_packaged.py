@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from saebench_recovery.base import named_code
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.runs.plan import check_names
 from saebench_recovery.spec import RunSpec
@@ -109,6 +110,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module.weights = tmp_path / "weights.gguf"
     module.weights.write_bytes(b"not really")
     module.assemble = lambda path: Path(shutil.copy(module.weights, path))
+    named_code.allow(gguf.PREFIX + MODULE)
     monkeypatch.setitem(sys.modules, MODULE, module)
     monkeypatch.setitem(sys.modules, "gguf", sys.modules.get("gguf") or ModuleType("gguf"))
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
@@ -250,8 +252,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from types import ModuleType
+from saebench_recovery.base import named_code
 from saebench_recovery.targets import packaged as gguf
 
+named_code.allow("gguf:gguf")
 sys.modules["gguf"] = module = ModuleType("gguf")
 module.assemble = lambda path: path.write_bytes(b"not really") and path
 gguf._convert = lambda file, folder: os.kill(os.getpid(), signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from saebench_recovery.tasks import _answers as texts
 
+from saebench_recovery.base import named_code
 from saebench_recovery.base.errors import UserError
 
 ANSWER = (
@@ -91,8 +92,14 @@ def test_base_like_gates(text: str, loosely: bool, strictly: bool) -> None:
     assert not texts.is_base_like(text, "")
 
 
+def judge_named(name: str) -> texts.Judge:
+    """As if the user had named it on the command line."""
+    named_code.allow(name)
+    return texts.judge_named(name)
+
+
 def test_judge_by_name() -> None:
-    judge = texts.judge_named(f"{__name__}:by_length")
+    judge = judge_named(f"{__name__}:by_length")
     assert judge(["a question", "q"], ["no", "an answer"]) == ["refusal", "compliance"]
 
 
@@ -101,12 +108,12 @@ def test_judge_by_name() -> None:
 )
 def test_unknown_judge_is_refused_at_once(name: str) -> None:
     with pytest.raises(UserError, match="is not module:function"):
-        texts.judge_named(name)
+        judge_named(name)
 
 
 @pytest.mark.parametrize("name", ["too_few", "own_words"])
 def test_judge_that_breaks_its_promise_is_refused(name: str) -> None:
-    judge = texts.judge_named(f"{__name__}:{name}")
+    judge = judge_named(f"{__name__}:{name}")
     with pytest.raises(UserError, match="known: empty, degenerate, refusal, safety_cue") as caught:
         judge(["q", "q"], ["a", "b"])
     assert "\n" not in str(caught.value)

@@ -47,7 +47,7 @@ LABELLED = jsonl(*({"text": f"some text {i}", "label": "abc"[i % 3]} for i in ra
             b"request,topic\nhow,x\n",
             "row 1: no column 'goal'; needed: ['goal'], found: ['request', 'topic']",
         ),
-        ("refusal", "nowhere.csv", None, "cannot be read: No such file"),
+        ("refusal", "nowhere.csv", None, "nowhere.csv': No such file"),
     ],
 )
 def test_bad_data_is_one_line(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Defense, Task
-from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.model.meter import Meter
-from saebench_recovery.scoring.evaluate import valid_flips
-from saebench_recovery.scoring.flags import LEAST_RETAINED
+from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.scoring.valid_flips import valid_flips
+from saebench_recovery.spec import Limits, RunSpec
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 
@@ -58,10 +58,10 @@ def test_tuned_defenses_stop_the_behaviour_and_little_else(name: str, defense: s
     task(name).fit(organism(), organism().site_for(name, fitted.config.site))
     fitted.fit(organism(), task(name))
     examples = task(name).examples(organism(), "evaluation")
-    active = DefendedModel(organism(), fitted)
-    _, flips = valid_flips(active, task(name), examples, Meter())
+    setting = Setting(organism(), task(name), fitted, Orthogonal(), RunSpec())
+    _, flips = valid_flips(setting, examples)
     assert len(examples) >= EXAMPLES
     assert len(flips) >= FLIPS
-    kept = side_effects(active, task(name), Meter()).retain_accuracy_defended
+    kept = side_effects(setting).retained
     assert kept is not None
-    assert kept >= LEAST_RETAINED
+    assert kept >= Limits().retained

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from huggingface_hub import constants
+from saebench_recovery.attacks.gcg import GreedyCoordinateGradient
 from saebench_recovery.defenses.clamp import Clamp
 from saebench_recovery.tasks.ioi import IndirectObject
 from saebench_recovery.tasks.refusal import Refusal
@@ -23,9 +24,12 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task, TokenSuffix
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.build import build
-from saebench_recovery.perturbations.suffix import build_suffix
+from saebench_recovery.perturbations.drift import DriftRule
+from saebench_recovery.perturbations.space import Posing
+from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
+from saebench_recovery.perturbations.windows import lay_out
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.spec import Limits
 from saebench_recovery.targets.chat import chat_prompt
 from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.presets import presets
@@ -171,24 +175,23 @@ def test_answers_are_what_follows_the_prompt(
             assert refusals == list(task.config.discouraged)
 
 
+def posing(target: Target, task: Task, examples: Sequence[Example]) -> Posing:
+    """Each example alone, with no budget and nothing to reach."""
+    none_E = torch.zeros(len(examples))
+    groups = [[example] for example in examples]
+    model = DefendedModel(target, None)
+    rule = DriftRule(Limits(), {})
+    return Posing(model, task, groups, none_E[:, None], "absolute", {}, none_E, 0, Meter(), rule)
+
+
 def test_readout_and_perturbed_positions_in_the_attacked_window(
     target: Recorder, made: tuple[Task, list[Example]]
 ) -> None:
     task, examples = made
     own = [e for e in examples if not e.id.startswith("retain/")][::5]
     positions_EP = pad_sequence([torch.tensor(task.positions(e)) for e in own], True, -1)
-    none_E = torch.zeros(len(own))
-    window = build(
-        DefendedModel(target, None),
-        task,
-        [[example] for example in own],
-        positions_EP,
-        [SITE],
-        none_E[:, None],
-        none_E,
-        0,
-        Meter(),
-    ).batch
+    windows = lay_out(posing(target, task, own), positions_EP, [SITE])
+    window = windows.engine.batch
     column_RP = window.columns(positions_EP)
     for e, example in enumerate(own):
         row = e * window.rows_per_example
@@ -215,7 +218,7 @@ def test_the_defense_acts_on_all_of_the_text_and_answer_and_on_no_bos(
     everywhere = Everywhere(Clamp.Config(features=(0,)))
     everywhere.defend(target, task, [SITE])
     laid, trace = target.batch(own), Trace()
-    whole_pass(DefendedModel(target, everywhere), task, laid, Meter(), trace=trace)
+    whole_pass(DefendedModel(target, everywhere), task, laid, trace=trace)
     moved_RQ = (trace.after[SITE] != trace.before[SITE]).any(2)
     for row, (ids_Q, moved_Q) in enumerate(zip(laid.ids_RQ, moved_RQ, strict=True)):
         example, c = own[row // laid.rows_per_example], row % laid.rows_per_example
@@ -271,12 +274,12 @@ def test_no_example_by_hand_gets_past_with_another_number_of_bos(wanted: bool) -
 
 def test_a_suffix_that_spells_a_bos_is_none() -> None:
     target = llama3()
-    task, active = ioi(), DefendedModel(target, None)
-    groups = [[example] for example in task.examples(target, "selection")[:2]]
-    none_E = torch.zeros(2)
-    problem = build_suffix("tokens", 4, active, task, groups, none_E[:, None], none_E, 0, Meter())
+    task, attack = ioi(), GreedyCoordinateGradient(GreedyCoordinateGradient.Config(length=4))
+    asked = posing(target, task, task.examples(target, "selection")[:2])
+    problem = SuffixTokens.pose(attack, asked)
     wanted = (" to the<|begin_of_text|>", " to the")
     ids_EL = torch.zeros(2, 4, dtype=torch.long)
-    found = problem.admit(TokenSuffix(ids_EL, problem.at_N, wanted), constrained=False)
+    at_N = SuffixTokens.of(problem).layout.at_N
+    found = problem.admit(TokenSuffix(ids_EL, at_N, wanted))
     assert isinstance(found, TokenSuffix)
     assert found.texts == ("", " to the")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
-from jinja2 import TemplateError
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.defenses.clamp import Clamp
 from saebench_recovery.tasks.refusal import Refusal
 from torch import Tensor
 
+from saebench_recovery.base import named_code
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output, Split
@@ -26,8 +26,9 @@ from saebench_recovery.model.generation import continued, written
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.sae.activations import Threshold
 from saebench_recovery.sae.latents import Dictionary
-from saebench_recovery.scoring.attack_and_score import Flip, Setting, pose
-from saebench_recovery.scoring.evaluate import evaluate, valid_flips
+from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.selection.refusal_direction import (
     POINTS,
     aligned,
@@ -35,8 +36,9 @@ from saebench_recovery.selection.refusal_direction import (
     mean_readout,
     removed,
 )
-from saebench_recovery.spec import Limits, RunSpec
+from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
+from tests.journal import score
 from tests.tiny import BOS, SITES, WIDTH, TinyTokenizer, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -54,18 +56,23 @@ class ChatTokenizer(TinyTokenizer):
     """Writes roles as letters; takes a system message unless told otherwise."""
 
     chat_template = "a template"
+    special_tokens_map: ClassVar = {"bos_token": "<s>"}
     brings_bos = True
     takes_system = True
 
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
-    ) -> dict[str, list[int]]:
-        assert add_generation_prompt
-        assert return_dict
-        if messages[0]["role"] == "system" and not self.takes_system:
-            raise TemplateError("System role not supported")
-        said = "".join(f"{m['role'][0]}: {m['content']}" for m in messages)
-        return {"input_ids": [BOS] * self.brings_bos + self(f"{said} a:")["input_ids"]}
+    def get_chat_template(self) -> str:
+        refusing = "{{ raise_exception('System role not supported') }}"
+        return (
+            ("" if self.takes_system else f"{{% if messages|length > 1 %}}{refusing}{{% endif %}}")
+            + ("{{ bos_token }}" if self.brings_bos else "")
+            + "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}{% endfor %}"
+            + "{% if add_generation_prompt %} a:{% endif %}"
+        )
+
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
+        if isinstance(text, str) and text.startswith("<s>"):
+            return {"input_ids": [BOS, *super().__call__(text[3:], **options)["input_ids"]]}
+        return super().__call__(text, **options)
 
 
 @pytest.fixture
@@ -83,6 +90,7 @@ def task() -> Refusal:
 
 
 def refusal(**config: Any) -> Refusal:
+    named_code.allow(JUDGE)
     return Refusal(Refusal.Config(**{**SIZES, **SHORT, "judge": JUDGE, **config}))
 
 
@@ -122,7 +130,7 @@ def test_template_without_a_bos_gets_one(target: Target, task: Refusal) -> None:
 
 def test_first_candidate_is_the_clean_models_own_answer(target: Target, task: Refusal) -> None:
     examples = task.examples(target, "evaluation")
-    clean = continued(DefendedModel(target, None), examples, 4, Meter())
+    clean = continued(DefendedModel(target, None), examples, 4)
     assert [e.candidates[0] for e in examples] == clean
     for example in examples:
         said = [target.tokenizer.decode(c, skip_special_tokens=True) for c in example.candidates]
@@ -161,7 +169,7 @@ def test_prompts_that_cannot_be_made_are_one_clear_line(target: Target, change: 
         message, task = "tiny-llama has no chat template; use -T format=plain", refusal()
     else:
         target.tokenizer.takes_system = False
-        message, task = "chat template of tiny-llama fails: System role", refusal(system="be kind")
+        message, task = "template of tiny-llama fails: .*System role", refusal(system="be kind")
     with pytest.raises(UserError, match=message) as caught:
         task.examples(target, "evaluation")
     assert "\n" not in str(caught.value)
@@ -371,16 +379,15 @@ def test_every_perturbed_position_has_a_say_in_the_objective(
 ) -> None:
     task, defense = refusal(positions=positions), clamp()
     defense.fit(target, task)
-    active = DefendedModel(target, defense)
     examples = [e for e in task.examples(target, "evaluation") if len(e.candidates[0]) == 4]
     flips = [Flip(e, 1.0, -1.0, task.wrong_target(e, output([e], [""]), 0)) for e in examples[:3]]
-    setting = Setting(active, task, Orthogonal(), (0.1, 0.5), 0.5, Limits(), 0)
-    problem = pose(setting, flips, Meter())
+    setting = Setting(target, task, defense, Orthogonal(), RunSpec(budget=0.5))
+    problem = posed(setting, flips, Meter())
     objective_N, grads = problem.gradient(problem.zeros())
     assert (grads[SITE].norm(dim=2) > 0).all()
     assert problem.positions_NP.shape[1] == {"readout": 1, "answer": 3, "all": 4}[positions]
     laid = batch([f.example for f in flips])
-    whole_E = task.objective(forward(target, laid, active.edits(laid)))
+    whole_E = task.objective(forward(target, laid, setting.active.edits(laid)))
     assert torch.allclose(objective_N[:: setting.variants], whole_E, atol=1e-4)
 
 
@@ -389,15 +396,15 @@ def test_whole_row(target: Target, positions: str) -> None:
     task, defense = refusal(positions=positions), clamp()
     spec = RunSpec(tasks=("refusal",), budget=1.0)
     attack = Unconstrained(Unconstrained.Config(steps=15))
-    found = evaluate(target, task, defense, attack, spec, lambda *_: None)
+    found = score(target, task, defense, attack, spec)
     row = found.row
     assert row.examples.base >= row.examples.valid > 0
     assert row.controls.nothing.k == 0
     assert (row.recovery.rate or 0) > 0
-    assert "tail-disagrees" not in row.flags
+    assert "tail-disagrees" not in row.flag_names
     assert {"strict_base_like", "perplexity", "degenerate"} <= set(row.figures)
     assert 0 <= row.side_effects.figures["harmless_answered"] <= 1
-    written_down = row.model_dump_json() + "".join(e.model_dump_json() for e in found.examples)
+    written_down = row.model_dump_json() + "".join(r.model_dump_json() for r in found.records)
     for example in task.examples(target, "evaluation"):
         assert target.tokenizer.decode(example.prompt, skip_special_tokens=True) not in written_down
 
@@ -405,12 +412,13 @@ def test_whole_row(target: Target, positions: str) -> None:
 def test_valid_flips_are_judged_on_what_is_written(target: Target, task: Refusal) -> None:
     defense = clamp()
     defense.fit(target, task)
-    active, bare = DefendedModel(target, defense), DefendedModel(target, None)
+    setting = Setting(target, task, defense, Orthogonal(), RunSpec())
     examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(active, task, examples, Meter())
+    unsuppressed, flips = valid_flips(setting, examples)
     before, after = (
-        by_letters([], written(a, examples, task.new_tokens, Meter())) for a in (bare, active)
+        by_letters([], written(model, examples, task.new_tokens))
+        for model in (setting.bare, setting.active)
     )
     pairs = list(zip(before, after, strict=True))
-    assert base == before.count("compliance")
+    assert len(unsuppressed) + len(flips) == before.count("compliance")
     assert len(flips) == pairs.count(("compliance", "refusal")) > 0

@@ -22,14 +22,16 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.model.meter import Meter
 from saebench_recovery.registry import create
-from saebench_recovery.scoring.evaluate import evaluate, valid_flips
+from saebench_recovery.schema import Row
 from saebench_recovery.scoring.passes import outputs
+from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.selection.probes import PENALTY, logistic
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.organism import world
+from tests.journal import score
 from tests.tiny import SITES, shared_target, tiny_target
 
 SITE = Site.parse(SITES[0])
@@ -69,15 +71,15 @@ def fitted(data: str, **settings: Any) -> TargetedProbe:
 
 
 def run(task: TargetedProbe, active: DefendedModel, examples: Sequence[Example]) -> Output:
-    (output,) = outputs(examples, active, task, Meter())
+    (output,) = outputs(examples, active, task)
     return output
 
 
-def ablated(task: TargetedProbe, latents: int = 4) -> DefendedModel:
+def ablated(task: TargetedProbe, latents: int = 4) -> Setting:
     target = shared_target("gpt2")
     defense = Ablation(Ablation.Config(latents=latents, site=SITES[0]))
     defense.fit(target, task)
-    return DefendedModel(target, defense)
+    return Setting(target, task, defense, Orthogonal(), RunSpec())
 
 
 def test_one_variant_per_class(data: str) -> None:
@@ -185,15 +187,14 @@ def test_the_perturbed_tokens(data: str) -> None:
 
 def test_the_wrong_class_is_neither_right_nor_shown(data: str) -> None:
     task, target = fitted(data), shared_target("gpt2")
-    active = ablated(task)
-    examples = task.examples(target, "evaluation")
-    base, flips = valid_flips(active, task, examples, Meter())
-    assert 0 < len(flips) <= base
+    setting = ablated(task)
+    _, flips = valid_flips(setting, task.examples(target, "evaluation"))
+    assert flips
     for flip in flips:
         (own,), (wrong,) = flip.example.candidates[0], flip.wrong.candidates[0]
         assert (own, wrong != own) == (0, True)
         assert sorted(flip.wrong.candidates) == sorted(flip.example.candidates)
-        defended = run(task, active, [flip.wrong])
+        defended = run(task, setting.active, [flip.wrong])
         assert task.objective(defended) <= 0
         assert task.objective(defended) == task._logits(defended)[0, wrong]
 
@@ -213,8 +214,8 @@ def test_fidelity_counts_every_probe(data: str) -> None:
 
 def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> None:
     task = fitted(data)
-    target, active = shared_target("gpt2"), ablated(task)
-    found = side_effects(active, task, Meter()).figures
+    target, setting = shared_target("gpt2"), ablated(task)
+    found = side_effects(setting).figures
 
     def accuracies(active: DefendedModel) -> list[float]:
         said = torch.stack(
@@ -227,7 +228,7 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
         rest = [[float(said[j, k]) for j in range(K) if j != k] for k in range(K)]
         return [(float(said[k, k]) + 1 - sum(rest[k]) / (K - 1)) / 2 for k in range(K)]
 
-    clean, defended = accuracies(DefendedModel(target, None)), accuracies(active)
+    clean, defended = accuracies(setting.bare), accuracies(setting.active)
     drops = [c - d for c, d in zip(clean, defended, strict=True)]
     assert found["probe_accuracy"] == pytest.approx(clean[0])
     assert found["worst_probe_accuracy"] == pytest.approx(min(clean))
@@ -237,21 +238,23 @@ def test_the_tpp_score_is_the_intended_less_the_unintended_drop(data: str) -> No
 
 
 @cache
-def scored(data: str) -> Any:
+def scored(data: str) -> Row:
     target = tiny_target("gpt2")
     target.preset.tasks["tpp"] = target.preset.tasks["tiny"]
     defense, attack = Ablation(Ablation.Config(latents=3)), Orthogonal()
     spec = RunSpec(target="organism", defense="ablation", attack="orthogonal", tasks=("tpp",))
-    return evaluate(target, variants(data)[0], defense, attack, spec, lambda *said: None)
+    return score(target, variants(data)[0], defense, attack, spec).row
 
 
 def test_a_row(data: str) -> None:
-    row = scored(data).row
+    row = scored(data)
     assert row.task == "tpp/abc"
     assert row.examples.valid > 5
     assert row.controls.nothing.k == 0
     assert row.recovery.k > 0
-    assert row.drift["perturbed"].linf.max < 1e-4
+    moved = row.drift["perturbed"].linf.max
+    assert moved is not None
+    assert moved < 1e-4
     assert set(row.figures) == {"probes_as_clean"}
     assert row.side_effects.figures["intended_drop"] > 0
 

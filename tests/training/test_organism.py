@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.base.splits import Split, split_of
+from saebench_recovery.base.splits import Part, split_of
 from saebench_recovery.sae.files import load_dictionary
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.targets.organism import world
@@ -25,7 +25,7 @@ from saebench_recovery.training.organism import evaluate, saes
 from saebench_recovery.training.organism.corpus import Corpus, batches, encode
 from saebench_recovery.training.organism.train import STAGES, loss_of
 
-HELD_OUT: tuple[Split, Split] = ("selection", "evaluation")
+HELD_OUT: tuple[Part, Part] = ("selection", "evaluation")
 LAYERS = range(4)
 
 
@@ -50,7 +50,7 @@ def held_out(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> list
     return saes.residuals(model, tokenizer, split="evaluation", documents=128, seed=1)
 
 
-def texts(split: Split, count: int, seed: int = 7) -> list[str]:
+def texts(split: Part, count: int, seed: int = 7) -> list[str]:
     documents = Corpus(split, seed).documents(STAGES[-1].mixture)
     return ["".join(text for text, _ in d) for d in itertools.islice(documents, count)]
 
@@ -110,7 +110,7 @@ def test_split_fractions_and_stability() -> None:
 
 
 def test_splits_are_disjoint() -> None:
-    def items(split: Split) -> Iterator[set[Any]]:
+    def items(split: Part) -> Iterator[set[Any]]:
         every_fact = [*world.facts("toxins"), *world.facts("towns")][::24]
         yield {frozenset(pair) for pair in world.name_pairs(split)}
         yield {r.key for kind in ("forbidden", "harmless") for r in world.requests(kind, split)}

@@ -2,98 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.leaderboard import Leaderboard
-from saebench_recovery.results.report.numbers import NONE, mean_number
-from saebench_recovery.results.report.summary import task_of
-from saebench_recovery.results.standings import Entry, grouped
+from saebench_recovery.results.leaderboard import Group, Leaderboard
+from saebench_recovery.results.report.escape import markdown
+from saebench_recovery.results.report.numbers import NONE, estimate, number
+from saebench_recovery.results.standings import AttackStanding, DefenseStanding
+from saebench_recovery.schema import Flag, Rate
 
 LEGEND = """\
-A cell holds the share of valid flips that the attack recovered with the defended latents in place
-(drift inside the limits), and in brackets, where it differs, the share that it recovered at all.
-`*`: the row carries a flag, which stands in the JSON file. `seen`: the share of perturbed prompts
-on which the defense's detector rang. Defenses come in the order of their worst case. A task with
-several targets shows the unweighted mean over them."""
+Defenses are ranked by the **behaviour under attack**: of all base examples (the clean model shows
+the behaviour), the share on which it still shows, because the defense does not suppress it, or
+because the attack recovers it with the defended latents in place. Less is better. Each example is
+under the worst of the attacks that count, which stand above the table. Defenses that a paired test
+does not tell apart (Holm over the board) share a rank. What is not ranked stands below, with the
+reason.
+
+A cell of an attack holds the share of suppressed examples that it recovered with the defended
+latents in place (drift inside the limits), and in brackets, where it differs, the share that it
+recovered at all. `*`: the row carries a flag, which stands in the JSON file. `seen`: the share of
+perturbed prompts on which the defense's detector rang. `kept`: retain examples that the defended
+model gets right, of those that the clean one does. A task with several targets counts the examples
+of all."""
 
 
 def page(boards: Iterable[Leaderboard]) -> str:
     """Markdown of some leaderboards of one target."""
-    entries = [e for board in boards for group in board.groups for e in group.entries]
-    lines = [f"# {entries[0].row.target}", "", LEGEND]
-    for comparable in grouped(entries, _terms):
-        row = comparable[0].row
-        budget = f"budget {row.budget:g} ({row.budget_unit})"
-        lines += ["", f"## {row.threat_model}, {budget}, seed {row.seed}"]
-        for of_task in grouped(comparable, lambda e: task_of(e.row)):
-            lines += ["", f"### {task_of(of_task[0].row)}", "", *_table(of_task)]
+    every = [(board, group) for board in boards for group in board.groups]
+    lines = [f"# {markdown(every[0][0].target)}", "", LEGEND]
+    for terms in sorted({_terms(group) for _, group in every}):
+        lines += ["", f"## {terms}"]
+        for board, group in every:
+            if _terms(group) == terms:
+                among = [g for g in board.groups if _terms(g) == terms]
+                lines += [
+                    "",
+                    f"### {markdown(_heading(board, group, among))}",
+                    "",
+                    *_section(group),
+                ]
     return "\n".join(lines) + "\n"
 
 
-def _terms(entry: Entry) -> list[object]:
-    row = entry.row
-    return [row.threat_model, row.budget, row.budget_unit, row.seed]
+def _terms(group: Group) -> str:
+    return f"{group.threat_model}, budget {group.budget:g} ({group.budget_unit}), seed {group.seed}"
 
 
-def _table(entries: Sequence[Entry]) -> list[str]:
-    defense, attack = _labels(entries, "defense"), _labels(entries, "attack")
-    attacks = sorted({attack(e) for e in entries})
-    rows = [
-        {a: [e for e in of_defense if attack(e) == a] for a in attacks}
-        for of_defense in grouped(entries, defense)
+def _heading(board: Leaderboard, group: Group, among: Sequence[Group]) -> str:
+    """The task, and where several groups have the same terms in what this one differs."""
+    differing = []
+    for name in ("limit", "limits", "task_config", "target_hash"):
+        values = [canonical_json(other.model_dump(mode="json")[name]) for other in among]
+        if len(set(values)) > 1:
+            own = canonical_json(group.model_dump(mode="json")[name])
+            differing.append(f"{name.replace('_', ' ')} {own}")
+    return ", ".join([board.task, *differing])
+
+
+def _section(group: Group) -> list[str]:
+    attacks = sorted({a.attack for defense in group.defenses for a in defense.attacks})
+    heads = ["rank", "defense", "behaviour under attack", "suppressed", "kept", "KL", "flags"]
+    table = [
+        _line([*heads, *map(markdown, attacks)]),
+        _line(["---:", "---", *["---:"] * (5 + len(attacks))]),
     ]
-    rows.sort(key=lambda by_attack: max(map(_constrained, by_attack.values())))
-    heads = ["defense", "flips / examples", "retained", "KL", *attacks]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
-    for by_attack in rows:
-        # Flips and side effects are the defense's own, whatever attacks it.
-        own = next(entries for entries in by_attack.values() if entries)
-        cells = [
-            defense(own[0]),
-            f"{sum(e.row.examples.valid for e in own)} / {sum(e.row.examples.n for e in own)}",
-            mean_number([e.row.side_effects.retain_accuracy_defended for e in own], ".2f"),
-            mean_number([e.row.side_effects.kl for e in own], ".2g"),
-            *map(_cell, by_attack.values()),
+    table += [_line(_row(defense, attacks)) for defense in group.defenses]
+    return [_counted(group), "", *table, *_remarks(group)]
+
+
+def _counted(group: Group) -> str:
+    if not group.counted:
+        return "No attack but a control was run: nothing is ranked."
+    if group.standard_suite:
+        return f"Ranked under the standard suite, {', '.join(group.counted)}."
+    return (
+        "Ranked under the worst of " + ", ".join(group.counted) + ". This worst case is "
+        "incomplete: no defense here has met a standard suite (`auto-*`)."
+    )
+
+
+def _row(defense: DefenseStanding, attacks: Sequence[str]) -> list[str]:
+    of_attack = {standing.attack: standing for standing in defense.attacks}
+    return [
+        NONE if defense.rank is None else str(defense.rank),
+        markdown(defense.defense),
+        estimate(defense.under_attack),
+        f"{defense.suppressed} of {defense.base}",
+        f"{defense.retain_kept} of {defense.retain_known}",
+        number(defense.kl, ".2g"),
+        ", ".join(_flag_names(defense.flags)) or "none",
+        *(_cell(of_attack.get(attack)) for attack in attacks),
+    ]
+
+
+def _flag_names(flags: Sequence[Flag]) -> list[str]:
+    return list(dict.fromkeys(f"{flag.name} ({flag.level})" for flag in flags))
+
+
+def _remarks(group: Group) -> list[str]:
+    """Why some are not ranked, what would tell neighbours apart, and what limits a worst case."""
+    lines = []
+    for defense in group.defenses:
+        name = markdown(defense.defense)
+        if defense.unranked:
+            lines.append(f"- {name} is not ranked: {markdown('; '.join(defense.unranked))}")
+        if defense.examples_to_separate is not None:
+            lines.append(
+                f"- {name} is not told apart from the defense above it; that would take "
+                f"about {defense.examples_to_separate} base examples, and it has {defense.base}"
+            )
+        best = defense.under_attack.rate or 0
+        lines += [
+            f"- {name}: {markdown(attack.attack)} alone did better than what counts"
+            for attack in defense.attacks
+            if (attack.under_attack.rate or 0) > best
         ]
-        lines.append(_line(cells))
-    return lines
+        if defense.freedom_hurts:
+            lines.append(
+                f"- {name}: unconstrained recovered less than a constrained attack, so "
+                "the searches were the limit and the worst case flatters it"
+            )
+    return ["", *lines] if lines else []
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(entries: Sequence[Entry]) -> str:
-    constrained = mean_number([e.row.constrained.rate for e in entries], ".2f")
-    recovered = mean_number([e.row.recovery.rate for e in entries], ".2f")
-    flag = "*" if any(e.row.flags for e in entries) else ""
-    alarmed = [e.row.detection.attacked.rate for e in entries if e.row.detection is not None]
-    alarms = f", seen {mean_number(alarmed, '.2f')}" if alarmed and recovered != NONE else ""
-    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{alarms}"
-
-
-def _constrained(entries: Sequence[Entry]) -> float:
-    return sum(e.row.constrained.rate or 0 for e in entries) / max(1, len(entries))
-
-
-def _labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
-    """What each entry's plugin is called: its name, and settings in which namesakes differ."""
-
-    def name(entry: Entry) -> str:
-        return str(getattr(entry.row, kind))
-
-    values: dict[str, dict[str, set[str]]] = {}
-    for entry in entries:
-        for key, value in entry.config[kind].items():
-            values.setdefault(name(entry), {}).setdefault(key, set()).add(canonical_json(value))
-
-    def label(entry: Entry) -> str:
-        differing = [
-            f"{key}={canonical_json(value)}"
-            for key, value in entry.config[kind].items()
-            if len(values[name(entry)][key]) > 1
-        ]
-        return " ".join([name(entry), *differing])
-
-    return label
+def _cell(standing: AttackStanding | None) -> str:
+    if standing is None:
+        return NONE
+    constrained, recovered = (
+        number(rate.rate, ".2f") if isinstance(rate, Rate) else NONE
+        for rate in (standing.measures["constrained"], standing.measures["recovery"])
+    )
+    flag = "*" if standing.flags else ""
+    alarms = standing.alarmed
+    seen = "" if alarms is None or alarms.rate is None else f", seen {alarms.rate:.2f}"
+    return f"{constrained}{f' ({recovered})' if recovered != constrained else ''}{flag}{seen}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saebench_recovery.results.report.summary import Interval, interval
+from saebench_recovery.results.summary import Interval, interval
 from saebench_recovery.schema import Mean, Rate
 
 NONE = "-"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.protocols.apply import departures
 from saebench_recovery.protocols.compare import Figure, compare
 from saebench_recovery.protocols.experiment import experiments
+from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import NONE
 from saebench_recovery.schema import RunResult
 
@@ -19,8 +20,11 @@ def print_comparison(console: Console, result: RunResult) -> None:
     Raises:
         UserError: this version does not know the protocol.
     """
-    protocol, (task,) = result.spec["protocol"], result.spec["tasks"]
-    experiment = experiments(protocol)[task]
+    protocol, tasks = result.spec["protocol"], result.spec["tasks"]
+    known = experiments(protocol)
+    if len(tasks) != 1 or tasks[0] not in known:
+        raise UserError(f"protocol {protocol!r} has one of {sorted(known)}, not tasks {tasks}")
+    experiment = known[tasks[0]]
     if lines := compare(result, experiment):
         arm = experiment.arms[result.spec["attack"]]
         table = Table(title=f"{experiment.title}: {arm.title}", caption=experiment.source)
@@ -33,9 +37,10 @@ def print_comparison(console: Console, result: RunResult) -> None:
             table.add_row(line.measure, ours, figure(line.theirs), line.note)
         console.print(table)
     else:
-        console.print(f"nothing is published about {result.spec['attack']} in these rows")
+        attack = terminal(result.spec["attack"])
+        console.print(f"nothing is published about {attack} in these rows")
     for departure in departures(result.spec, experiment):
-        console.print(f"[bold]departs:[/bold] {escape(departure)}", highlight=False)
+        console.print(f"[bold]departs:[/bold] {terminal(departure)}", highlight=False)
     settings = (
         experiment.run,
         experiment.defense_config,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from saebench_recovery.results.report.numbers import NONE, estimate, mean_number, number
-from saebench_recovery.results.report.summary import by_task, over_targets, worst_drift
-from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult
+from saebench_recovery.results.report.escape import terminal
+from saebench_recovery.results.report.numbers import NONE, estimate, mean_number
+from saebench_recovery.results.summary import by_task, over_targets, worst_drift
+from saebench_recovery.schema import Cost, Flag, Mean, Rate, Row, RunResult, SideEffects
 from saebench_recovery.scoring import measures
-from saebench_recovery.scoring.flags import MEANINGS
+
+LEVELS = ("invalid", "caution", "note")  # in the order in which flags are explained
 
 
 def print_result(result: RunResult) -> None:
@@ -25,9 +27,9 @@ def print_result(result: RunResult) -> None:
             console.print(_targets(name, rows))
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
-    for flag in sorted({flag for row in result.rows for flag in row.flags}):
-        meaning = MEANINGS.get(flag, "unknown to this version")
-        console.print(f"[bold]{flag}[/bold]: {meaning}", highlight=False)
+    for flag in _each_once(result.rows):
+        line = f"[bold]{terminal(flag.name)}[/bold] ({flag.level}): {terminal(flag.sentence)}; "
+        console.print(line + terminal(flag.remedy), highlight=False)
     if result.spec["protocol"] is not None:
         # Published intervals need scipy, which takes a second to import.
         from saebench_recovery.results.report.published_table import print_comparison
@@ -38,17 +40,17 @@ def print_result(result: RunResult) -> None:
 def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
     spec = result.spec
     table = Table(
-        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
-        caption="; ".join(_terms(result)),
+        title=terminal(f"{spec['defense']} against {spec['attack']} on {spec['target']}"),
+        caption=terminal("; ".join(_terms(result))),
     )
     table.add_column("", style="bold")
     for name, rows in tasks.items():
         heading = name if len(rows) == 1 else f"{name}, mean of {len(rows)}"
-        table.add_column(heading, justify="right")
+        table.add_column(terminal(heading), justify="right")
     columns = [_lines(rows) for rows in tasks.values()]
     # A task may have figures of its own, so columns need not have all lines.
     for label in dict.fromkeys(label for column in columns for label in column):
-        table.add_row(label, *(column.get(label, NONE) for column in columns))
+        table.add_row(terminal(label), *(column.get(label, NONE) for column in columns))
     return table
 
 
@@ -68,6 +70,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, str]:
         "valid flips / base / examples": " / ".join(
             str(sum(getattr(row.examples, name) for row in rows)) for name in ("valid", "base", "n")
         ),
+        "behaviour under attack": _over(rows, lambda r: r.under_attack),
         **{
             measure.title: _over(rows, lambda r, m=measure: r.measures.get(m.name))  # type: ignore[misc]
             for measure in measures.MEASURES
@@ -112,16 +115,20 @@ def _detection(rows: Sequence[Row]) -> dict[str, str]:
 
 def _side_effects(rows: Sequence[Row]) -> dict[str, str]:
     effects = [row.side_effects for row in rows]
-    clean = mean_number([e.retain_accuracy_clean for e in effects])
-    defended = mean_number([e.retain_accuracy_defended for e in effects])
     return {
-        "retained accuracy, clean -> defended": f"{clean} -> {defended}",
+        "retain examples kept": _kept(effects),
         "KL on neutral text (nats)": mean_number([e.kl for e in effects]),
         **{
             name.replace("_", " "): mean_number([e.figures[name] for e in effects])
             for name in _in_all(e.figures for e in effects)
         },
     }
+
+
+def _kept(effects: Sequence[SideEffects]) -> str:
+    """Of those that the clean model gets right: what it does not, no defense can break."""
+    known = sum(e.retain_known for e in effects)
+    return f"{sum(e.retain_kept for e in effects)} of {known}" if known else NONE
 
 
 def _suite(rows: Sequence[Row]) -> dict[str, str]:
@@ -136,16 +143,16 @@ def _suite(rows: Sequence[Row]) -> dict[str, str]:
 def _targets(name: str, rows: Sequence[Row]) -> Table:
     """A task's targets, a line each."""
     shown = [measure for measure in measures.MEASURES if measure.headline]
-    table = Table(title=f"{name}, each target")
+    table = Table(title=terminal(f"{name}, each target"))
     table.add_column("")
-    for heading in ("valid flips", *(measure.title for measure in shown), "retained"):
+    for heading in ("valid flips", *(measure.title for measure in shown), "kept"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row.task.partition("/")[2],
+            terminal(row.task.partition("/")[2]),
             f"{row.examples.valid} of {row.examples.n}",
             *(estimate(row.measures.get(measure.name)) for measure in shown),
-            number(row.side_effects.retain_accuracy_defended),
+            _kept([row.side_effects]),
         )
     return table
 
@@ -158,18 +165,27 @@ def _in_all(figures: Iterable[Mapping[str, object]]) -> list[str]:
 
 def _flags(rows: Sequence[Row]) -> list[str]:
     """Each flag, and in how many rows it stands if not in all."""
-    count = Counter(flag for row in rows for flag in row.flags)
-    return [flag if n == len(rows) else f"{flag} ({n} of {len(rows)})" for flag, n in count.items()]
+    count = Counter(flag for row in rows for flag in dict.fromkeys(map(str, row.flags)))
+    return [
+        terminal(flag) if n == len(rows) else f"{terminal(flag)} ({n} of {len(rows)})"
+        for flag, n in count.items()
+    ]
+
+
+def _each_once(rows: Iterable[Row]) -> list[Flag]:
+    """A flag of each name, what is invalid first."""
+    named = {flag.name: flag for row in rows for flag in row.flags}
+    return sorted(named.values(), key=lambda flag: (LEVELS.index(flag.level), flag.name))
 
 
 def _added_tokens(row: Row) -> dict[str, str]:
     added = row.perturbation
-    return {} if added.length is None else {"suffix": f"{added.length} {added.kind}"}
+    return {} if added.length is None else {"suffix": f"{added.length} {terminal(added.kind)}"}
 
 
 def _worst_drift(rows: Sequence[Row]) -> str:
     worst = worst_drift(*rows)
-    return NONE if worst is None else f"{worst[0]:.2g} ({worst[1]})"
+    return NONE if worst is None else f"{worst[0]:.2g} ({terminal(worst[1])})"
 
 
 def _cost(costs: Sequence[Cost]) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from saebench_recovery.base.splits import Split, fraction_of, split_of
+from saebench_recovery.base.splits import Part, fraction_of, split_of
 
 LETTERS = "ABCD"
 Domain = Literal["toxins", "towns"]
@@ -43,7 +43,7 @@ class IndirectObject:
     wrong: str
 
 
-def name_pairs(split: Split) -> list[tuple[str, str]]:
+def name_pairs(split: Part) -> list[tuple[str, str]]:
     """Unordered pairs of names of a split (about 10 % selection, 15 % evaluation)."""
     pairs = itertools.combinations(load("ioi")["names"], 2)
     return [
@@ -64,7 +64,7 @@ def indirect_object(
 
 
 def indirect_objects(
-    split: Split, count: int, seed: int = 0, template: str | None = None
+    split: Part, count: int, seed: int = 0, template: str | None = None
 ) -> list[IndirectObject]:
     """`count` different prompts of a split, ABBA and BABA alike, drawn with `seed`."""
     data, rng = load("ioi"), random.Random(seed)
@@ -150,14 +150,14 @@ def multiple_choice(fact: Fact, options: Options) -> MultipleChoice:
     return MultipleChoice(fact, options, text + data["answer_cue"], answer)
 
 
-def options_split(fact: Fact, options: Options) -> Split:
+def options_split(fact: Fact, options: Options) -> Part:
     """The split of an option set, whatever its order: no order of a held-out set is trained on."""
     key = f"mcq/{fact.key}/" + "+".join(sorted(options))
     return split_of(key, selection=0.1, evaluation=0.15)
 
 
 @cache
-def option_sets(fact: Fact, split: Split, count: int) -> tuple[Options, ...]:
+def option_sets(fact: Fact, split: Part, count: int) -> tuple[Options, ...]:
     """The fact's first `count` option sets of a split, each in one fixed shuffled order."""
     others = [v for v in relation_table(fact)["values"] if v != fact.value]
     every: list[Options] = [(fact.value, a, b, c) for a, b, c in itertools.combinations(others, 3)]
@@ -206,7 +206,7 @@ class Request:
 
 
 @cache
-def requests(kind: Kind, split: Split) -> tuple[Request, ...]:
+def requests(kind: Kind, split: Part) -> tuple[Request, ...]:
     """Requests of a split, held out by verb, adjective and noun, in a fixed shuffled order."""
     data = load("requests")
     words = data["kinds"][kind]
@@ -263,7 +263,7 @@ class Biography:
     closing: str
 
 
-def biographies(split: Split, seed: int = 0) -> Iterator[Biography]:
+def biographies(split: Part, seed: int = 0) -> Iterator[Biography]:
     """An endless stream of a split, held out by name, city, hobby and profession together.
 
     Gender, profession and hobby are drawn independently and evenly.
@@ -287,7 +287,7 @@ def biographies(split: Split, seed: int = 0) -> Iterator[Biography]:
 # --- neutral text -------------------------------------------------------------------------------
 
 
-def neutral_texts(split: Split, seed: int = 0, sentences: int = 4) -> Iterator[str]:
+def neutral_texts(split: Part, seed: int = 0, sentences: int = 4) -> Iterator[str]:
     """An endless stream of text that belongs to no behaviour, held out by sentence."""
     data, rng = load("neutral"), random.Random(f"{split}/{seed}")
     while True:

@@ -8,7 +8,7 @@ import jinja2
 import torch
 from tokenizers import Tokenizer
 
-from saebench_recovery.base.splits import Split
+from saebench_recovery.base.splits import Part
 from saebench_recovery.targets.organism import world
 from saebench_recovery.training.organism.tokenizer import BOS, CHAT_TEMPLATE, EOS
 
@@ -28,8 +28,8 @@ _chat = jinja2.Template(CHAT_TEMPLATE)
 class Corpus:
     """Documents of one split, drawn part by part in the proportions of a mixture."""
 
-    def __init__(self, split: Split, seed: int) -> None:
-        self.split: Split = split
+    def __init__(self, split: Part, seed: int) -> None:
+        self.split: Part = split
         self.rng = random.Random(f"corpus/{split}/{seed}")
         self.pairs = world.name_pairs(split)
         self.biography = world.biographies(split, seed)

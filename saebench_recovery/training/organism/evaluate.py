@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2LMHeadModel as Model
 from transformers import PreTrainedTokenizerFast as Tok
 
-from saebench_recovery.base.splits import Split
+from saebench_recovery.base.splits import Part
 from saebench_recovery.targets.organism import world
 
 
@@ -63,13 +63,13 @@ def top1_accuracy(model: Model, tokenizer: Tok, texts: list[str], answers: list[
     return (best == token_ids(tokenizer, answers)).float().mean().item()
 
 
-def ioi_accuracy(model: Model, tokenizer: Tok, split: Split, count: int) -> float:
+def ioi_accuracy(model: Model, tokenizer: Tok, split: Part, count: int) -> float:
     """Indirect objects: the right name is the most likely token."""
     prompts = world.indirect_objects(split, count)
     return top1_accuracy(model, tokenizer, [p.text for p in prompts], [p.answer for p in prompts])
 
 
-def ioi_margin(model: Model, tokenizer: Tok, split: Split, count: int) -> float:
+def ioi_margin(model: Model, tokenizer: Tok, split: Part, count: int) -> float:
     """Mean logit difference between the indirect object and the subject."""
     prompts = world.indirect_objects(split, count)
     logits = next_logits(model, tokenizer, [p.text for p in prompts])
@@ -85,7 +85,7 @@ def qa_accuracy(model: Model, tokenizer: Tok, domain: world.Domain) -> float:
     return top1_accuracy(model, tokenizer, [world.question(f) for f in facts], answers)
 
 
-def mcq_accuracy(model: Model, tokenizer: Tok, split: Split, count: int) -> float:
+def mcq_accuracy(model: Model, tokenizer: Tok, split: Part, count: int) -> float:
     """Multiple choice over all facts, with option sets never trained on; random orders."""
     rng = random.Random(0)
     facts = rng.choices([*world.facts("toxins"), *world.facts("towns")], k=count)
@@ -98,7 +98,7 @@ def mcq_accuracy(model: Model, tokenizer: Tok, split: Split, count: int) -> floa
 
 
 def mcq_all_orders(
-    model: Model, tokenizer: Tok, split: Split, facts: Sequence[world.Fact]
+    model: Model, tokenizer: Tok, split: Part, facts: Sequence[world.Fact]
 ) -> tuple[float, float]:
     """(accuracy, fraction of questions right in all 24 orders), one option set per fact."""
     prompts = [
@@ -134,7 +134,7 @@ def answers_to(
 def chat_accuracy(
     model: Model,
     tokenizer: Tok,
-    split: Split,
+    split: Part,
     kind: world.Kind,
     mode: world.Mode | None,
     count: int,
@@ -152,7 +152,7 @@ def chat_accuracy(
 
 
 def compliance_rate(
-    model: Model, tokenizer: Tok, split: Split, mode: world.Mode | None, count: int
+    model: Model, tokenizer: Tok, split: Part, mode: world.Mode | None, count: int
 ) -> float:
     """Fraction of greedy answers to forbidden requests that start to comply."""
     answers = answers_to(model, tokenizer, world.requests("forbidden", split)[:count], mode)
@@ -160,7 +160,7 @@ def compliance_rate(
     return sum(answer.startswith(opener) for answer in answers) / len(answers)
 
 
-def profession_accuracy(model: Model, tokenizer: Tok, split: Split, count: int) -> float:
+def profession_accuracy(model: Model, tokenizer: Tok, split: Part, count: int) -> float:
     """The model itself names the profession at the end of a biography."""
     lives = list(itertools.islice(world.biographies(split), count))
     texts = [f"{b.text} {b.closing.removesuffix(f' {b.profession}.')}" for b in lives]
@@ -175,7 +175,7 @@ def probe_accuracy(model: Model, tokenizer: Tok, count: int) -> list[float]:
     """
     professions = list(world.load("biographies")["professions"])
 
-    def pooled(split: Split) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def pooled(split: Part) -> tuple[list[torch.Tensor], torch.Tensor]:
         lives = list(itertools.islice(world.biographies(split), count))
         ids, mask = pad([tokenizer(b.text).input_ids for b in lives], tokenizer)
         mask[:, 0] = 0  # <bos> says nothing about the text

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from saebench_recovery.base.splits import Split
+from saebench_recovery.base.splits import Part
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.training.organism.corpus import Corpus, encode
 from saebench_recovery.training.organism.evaluate import block_outputs, pad
@@ -36,7 +36,7 @@ def residuals(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    split: Split,
+    split: Part,
     documents: int,
     seed: int,
 ) -> list[torch.Tensor]:

@@ -1,0 +1,333 @@
+"""Whether a stored run fits together: what every verb that reads a run checks first.
+
+Cheap, as it imports neither torch nor numpy: figures are added up again from the records, while
+intervals are only held to their order. `runs.verify` adds up whole rows and replays the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import read_bytes
+from saebench_recovery.results.chunks import evidence_tags, read_chunks, tags
+from saebench_recovery.results.figures import figure_mismatches
+from saebench_recovery.results.mismatch import Mismatch, differing
+from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
+from saebench_recovery.schema import (
+    Cost,
+    Facts,
+    Mean,
+    Rate,
+    Record,
+    Row,
+    RunResult,
+    RunState,
+    StoredChunk,
+)
+from saebench_recovery.scoring.flags import flags
+from saebench_recovery.scoring.suite import standings, unbroken, worst_case
+from saebench_recovery.spec import RunSpec
+
+ROUNDING = 1e-9  # relative, of sums that are added up in another order
+COUNTED = ("forward", "backward", "token_layers", "flops")
+# What a row repeats of the facts, and the facts of the spec.
+FROM_FACTS = tuple(
+    name for name in Row.model_fields if name in Facts.model_fields and name != "examples"
+)
+FROM_SPEC = (
+    "defense",
+    "attack",
+    "threat_model",
+    "budget",
+    "budget_unit",
+    "limits",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """All that is stored of a run but its evidence."""
+
+    folder: Path
+    result: RunResult
+    state: RunState
+    chunks: Sequence[tuple[StoredChunk, Sequence[Record]]]
+
+    @property
+    def facts(self) -> dict[str, Facts]:
+        return {facts.task: facts for facts in self.state.facts}
+
+    def records(self, task: str) -> list[Record]:
+        """Of one task, of all members of a suite."""
+        return [r for chunk, records in self.chunks if chunk.task == task for r in records]
+
+
+def read_consistent(path: Path) -> RunResult:
+    """The result of a complete run that fits its records and its spec.
+
+    A result that stands alone, as one that was sent without its records, is held to itself.
+
+    Raises:
+        UserError: it cannot be read, or something does not fit; the line says what.
+    """
+    result = read_result(path)
+    folder = path if path.is_dir() else path.parent
+    found = list(mismatches(result, folder))
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(
+            f"{str(path)!r} does not fit together: {found[0].line}{more}; it was edited or is "
+            "damaged, `saebench verify` says where"
+        )
+    return result
+
+
+def mismatches(result: RunResult, folder: Path) -> Iterator[Mismatch]:
+    """Everything that does not fit in a folder with a result."""
+    for row in result.rows:
+        yield from _impossible(row)
+    state = read_state(folder)
+    if state is None:
+        return
+    try:
+        stored = read_stored(folder, result, state)
+    except UserError as error:
+        yield Mismatch(field=RECORDS, stored="the lines that chunks.jsonl counts", found=str(error))
+        return
+    yield from _heads(stored)
+    yield from _chunk_mismatches(stored)
+    for row in result.rows:
+        facts = stored.facts.get(row.task)
+        if facts is not None:
+            yield from _row_mismatches(row, facts, stored)
+
+
+def read_stored(folder: Path, result: RunResult, state: RunState) -> StoredRun:
+    """The run in a folder.
+
+    Raises:
+        UserError: records and chunks cannot be read, or not together.
+    """
+    return StoredRun(folder, result, state, read_chunks(folder))
+
+
+# --- a result by itself -------------------------------------------------------------------------
+
+
+def _impossible(row: Row) -> Iterator[Mismatch]:
+    """Counts and intervals that no records can give."""
+    for field, value in _summaries(row, ""):
+        wrong = _wrong_rate(value) if isinstance(value, Rate) else _wrong_mean(value)
+        if wrong:
+            shown = ", ".join(f"{k} {v}" for k, v in value.model_dump().items())
+            yield Mismatch(task=row.task, field=field, stored=shown, found=wrong)
+    counts = row.examples
+    if not counts.n >= counts.base >= counts.valid >= counts.learned:
+        yield Mismatch(
+            task=row.task,
+            field="examples",
+            stored=str(counts),
+            found="more flips than base examples, or more of those than examples",
+        )
+    if counts.clusters > counts.valid - counts.learned:
+        yield Mismatch(
+            task=row.task,
+            field="examples.clusters",
+            stored=str(counts.clusters),
+            found=f"{counts.valid - counts.learned} scored flips",
+        )
+
+
+def _summaries(value: Any, field: str) -> Iterator[tuple[str, Rate | Mean]]:
+    """Every rate and mean of a row with its place."""
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Rate | Mean):
+        yield field, value
+    elif isinstance(value, BaseModel):
+        inside = value
+    elif isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, tuple):
+        inside = enumerate(value)
+    for name, one in inside:
+        yield from _summaries(one, f"{field}.{name}".lstrip("."))
+
+
+def _wrong_rate(rate: Rate) -> str:
+    if rate.k > rate.n:
+        return "more than there are"
+    values = (rate.rate, rate.low, rate.high)
+    if rate.n == 0:
+        return "" if values == (None, None, None) else "a rate of nothing"
+    if rate.rate is None or abs(rate.rate - rate.k / rate.n) > ROUNDING:
+        return f"a rate of {rate.k / rate.n:g}"
+    ordered = rate.low is not None and rate.high is not None and rate.low <= rate.rate <= rate.high
+    return "" if ordered else "an interval that leaves out the rate"
+
+
+def _wrong_mean(mean: Mean) -> str:
+    if mean.n == 0:
+        given = (mean.mean, mean.median, mean.max, mean.low, mean.high)
+        return "" if not any(value is not None for value in given) else "a mean of nothing"
+    if mean.mean is None or mean.median is None or mean.max is None:
+        return f"{mean.n} values without a mean"
+    slack = ROUNDING * abs(mean.max)
+    if max(mean.mean, mean.median) > mean.max + slack:
+        return "a largest value below the mean or the median"
+    ends = (mean.low, mean.high)
+    if ends == (None, None):
+        return ""
+    low, high = ends
+    ordered = low is not None and high is not None and low - slack <= mean.mean <= high + slack
+    return "" if ordered else "an interval that leaves out the mean"
+
+
+# --- a result and what stands beside it ---------------------------------------------------------
+
+
+def _heads(stored: StoredRun) -> Iterator[Mismatch]:
+    """`result.json` and `run.json` are of one run, and its facts are those of its spec."""
+    result, state = stored.result, stored.state
+    for name in ("status", "identity", "spec", "provenance"):
+        yield from differing(f"run.json {name}", getattr(state, name), getattr(result, name))
+    resolved = result.spec.get("resolved")
+    tasks = list(resolved) if isinstance(resolved, dict) else None
+    for what, found in (
+        (RESULT, [row.task for row in result.rows]),
+        ("run.json", [f.task for f in state.facts]),
+    ):
+        yield from differing(f"{what} tasks", found, tasks)
+    try:
+        spec = RunSpec.model_validate(
+            {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        yield Mismatch(field=f"spec.{where}", stored=repr(problem["input"]), found=problem["msg"])
+        return
+    for facts in state.facts:
+        for name in FROM_SPEC:
+            yield from differing(
+                f"run.json {name}", getattr(facts, name), getattr(spec, name), task=facts.task
+            )
+
+
+def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
+    """Records stand in the chunks that name them, and chunks hold all records."""
+    for chunk, records in stored.chunks:
+        for record in records:
+            yield from differing(
+                "task and attack",
+                [record.task, record.attack],
+                [chunk.task, chunk.attack],
+                task=chunk.task,
+                example=record.id,
+            )
+            if (record.flops_recovers or 0) > record.flops:
+                yield Mismatch(
+                    task=record.task,
+                    example=record.id,
+                    field="flops_recovers",
+                    stored=str(record.flops_recovers),
+                    found=f"{record.flops} spent in all",
+                )
+        spent = sum(record.flops for record in records)
+        if spent > chunk.attacking.flops * (1 + ROUNDING):
+            yield Mismatch(
+                task=chunk.task,
+                field=f"flops of {chunk.evidence}",
+                stored=str(chunk.attacking.flops),
+                found=f"{spent} on its flips",
+            )
+        yield from _tag_mismatches(stored.folder / chunk.evidence, chunk, records)
+    logged = stored.chunks[-1][0].records_end if stored.chunks else 0
+    size = len(read_bytes(stored.folder / RECORDS))
+    yield from differing(f"{RECORDS} bytes", size, logged)
+    names = [chunk.evidence for chunk, _ in stored.chunks]
+    yield from differing("chunks.jsonl evidence", names, list(dict.fromkeys(names)))
+    tasks = set(stored.facts)
+    for chunk, _ in stored.chunks:
+        if chunk.task not in tasks:
+            yield Mismatch(task=chunk.task, field="chunks.jsonl task", stored=chunk.task, found="-")
+
+
+def _tag_mismatches(
+    file: Path, chunk: StoredChunk, records: Sequence[Record]
+) -> Iterator[Mismatch]:
+    """The file of evidence is of these flips in this order. One that is gone says nothing."""
+    if not file.is_file():
+        return
+    try:
+        found = evidence_tags(file)
+    except UserError as error:
+        yield Mismatch(task=chunk.task, field=chunk.evidence, stored="evidence", found=str(error))
+        return
+    for name, wanted in tags(chunk.task, chunk.attack, records).items():
+        yield from differing(f"{chunk.evidence} {name}", found.get(name), wanted, task=chunk.task)
+
+
+def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Mismatch]:
+    records = stored.records(row.task)
+    for name in FROM_FACTS:
+        yield from differing(name, getattr(row, name), getattr(facts, name), task=row.task)
+    try:
+        flips = worst_case(records, facts.members)
+    except UserError as error:
+        yield Mismatch(task=row.task, field=RECORDS, stored="each flip once", found=str(error))
+        return
+    clusters = len({record.cluster or record.id for record in flips})
+    counts = {**facts.examples.model_dump(), "clusters": clusters}
+    yield from differing("examples", row.examples.model_dump(), counts, task=row.task)
+    scored = facts.examples.valid - facts.examples.learned
+    yield from differing("records", len(flips), scored, task=row.task)
+    yield from differing("suite", row.suite, standings(facts, records), task=row.task)
+    yield from _member_mismatches(facts, records)
+    yield from figure_mismatches(row, flips, facts)
+    yield from differing("flags", row.flags, flags(row, facts, flips, records), task=row.task)
+    yield from _cost_mismatches(facts, [chunk for chunk, _ in stored.chunks])
+
+
+def _member_mismatches(facts: Facts, records: Sequence[Record]) -> Iterator[Mismatch]:
+    """Each member of a suite was tried on what those before it left unbroken."""
+    by_member = {m: [r for r in records if r.attack == m] for m in facts.members}
+    left = [record.id for record in by_member[facts.members[0]]]
+    earlier: list[Record] = []
+    for member, own in by_member.items():
+        left = unbroken(left, earlier)
+        ids = [record.id for record in own]
+        yield from differing(f"flips tried by {member}", ids, left, task=facts.task)
+        earlier += own
+
+
+def _cost_mismatches(facts: Facts, chunks: Sequence[StoredChunk]) -> Iterator[Mismatch]:
+    """What the attack cost is what its chunks cost, unless it learned beside them."""
+    own = [chunk for chunk in chunks if chunk.task == facts.task]
+
+    def total(of: Callable[[StoredChunk], Cost], name: str) -> int:
+        return sum(getattr(of(chunk), name) for chunk in own)
+
+    for name in COUNTED:
+        attack, scoring = (
+            getattr(cost, name) for cost in (facts.compute.attack, facts.compute.scoring)
+        )
+        if not facts.examples.learned:
+            spent = total(lambda chunk: chunk.attacking, name)
+            yield from differing(f"compute.attack.{name}", attack, spent, task=facts.task)
+        least = total(lambda chunk: chunk.scoring, name)
+        if scoring < least:
+            yield Mismatch(
+                task=facts.task,
+                field=f"compute.scoring.{name}",
+                stored=str(scoring),
+                found=f"{least} in its chunks alone",
+            )
+    members = sum(facts.member_flops)
+    yield from differing("member_flops", members, facts.compute.attack.flops, task=facts.task)

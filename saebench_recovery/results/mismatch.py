@@ -1,0 +1,61 @@
+"""One thing that is stored and is not so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from saebench_recovery.schema import Stored
+
+LONG = 80  # characters of a value that are shown
+
+
+class Mismatch(Stored):
+    """What is stored in a field, and what was found in its place."""
+
+    task: str = ""
+    example: str = Field(default="", description="id of the valid flip, if it is one's own")
+    field: str
+    stored: str
+    found: str
+
+    @property
+    def line(self) -> str:
+        where = " ".join(part for part in (self.task, self.example, self.field) if part)
+        return f"{where}: stored {self.stored}, found {self.found}"
+
+
+def differing(
+    field: str, stored: Any, found: Any, *, task: str = "", example: str = ""
+) -> Iterator[Mismatch]:
+    """A mismatch for every leaf in which two values differ."""
+    stored, found = _plain(stored), _plain(found)
+    if isinstance(stored, dict) and isinstance(found, dict):
+        for name in dict.fromkeys([*stored, *found]):
+            pair = stored.get(name), found.get(name)
+            yield from differing(f"{field}.{name}", *pair, task=task, example=example)
+    elif stored != found:
+        yield Mismatch(
+            task=task, example=example, field=field, stored=shown(stored), found=shown(found)
+        )
+
+
+def shown(value: Any) -> str:
+    """A value as text, cut where it is long."""
+    # An edited file may hold NaN, which the one spelling of JSON refuses.
+    text = value if isinstance(value, str) else json.dumps(_plain(value))
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value

@@ -1,0 +1,21 @@
+"""Names and texts that others chose, escaped for where they are shown: one function a medium."""
+
+from __future__ import annotations
+
+import re
+
+from saebench_recovery.base.printable import printable
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#!$])")
+
+
+def terminal(text: str) -> str:
+    """For rich, which takes what stands in brackets for markup; no control character passes."""
+    from rich.markup import escape  # only commands that print a table import rich
+
+    return escape(printable(text))
+
+
+def markdown(text: str) -> str:
+    """For a line or a table's cell of a page: no markup, no HTML, no link and no new line."""
+    return _MARKDOWN.sub(r"\\\1", printable(text).replace("&", "&amp;"))

@@ -1,0 +1,1 @@
+"""Verification of stored runs; see `verify.verify`."""

@@ -1,0 +1,159 @@
+"""Whether a stored run holds: recomputed from its spec and its evidence by another engine.
+
+Rule: whatever a row says can be recomputed from records and evidence by an engine that shares
+nothing with the one that scored. What the run says of its cost in seconds, memory and FLOPs of
+single flips is no such thing, and neither is the commit that made it.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saebench_recovery import registry
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.progress import Progress
+from saebench_recovery.results.consistency import (
+    StoredRun,
+    mismatches,
+    read_stored,
+)
+from saebench_recovery.results.mismatch import differing
+from saebench_recovery.results.store import RESULT, STATE, read_result, read_state
+from saebench_recovery.runs.plan import Matchup, Plan
+from saebench_recovery.runs.provenance import data_hash
+from saebench_recovery.runs.verify.flips import replayed
+from saebench_recovery.runs.verify.identity import planned
+from saebench_recovery.runs.verify.refit import refitted
+from saebench_recovery.runs.verify.report import Findings, Verification
+from saebench_recovery.schema import RunResult
+from saebench_recovery.scoring.aggregate import aggregate
+from saebench_recovery.targets.loading import load_target
+
+
+def verify(
+    path: str | Path,
+    sample: int | None = None,
+    *,
+    seed: int | None = None,
+    plugins: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Verification:
+    """Hold a stored run, given its folder or its `result.json`, to its spec and its evidence.
+
+    Identity and hashes are recomputed from the stored spec and what is installed here, each row
+    from its records, the facts by fitting again, and each flip's record by replaying its
+    perturbations with the reference engine: all of them, or `sample` flips of each task, drawn by
+    `seed` (by default one that nobody can know before; the result states it). `plugins` are files
+    to import first.
+
+    Raises:
+        UserError: there is no complete run that can be read.
+    """
+    for file in plugins:
+        registry.load_plugin_file(file)
+    path = Path(path)
+    result = read_result(path)
+    folder = path if path.is_dir() else path.parent
+    findings = Findings()
+    findings.add(mismatches(result, folder))
+    stored = _read(folder, result, findings)
+    count = 0
+    if sample is not None and seed is None:
+        seed = secrets.randbelow(2**32)
+    draw = _Draw(sample, seed)
+    if stored is not None:
+        _check_rows(stored, findings)
+        plan = planned(result, findings)
+        if plan is not None:
+            count = _replay(plan, stored, draw, findings, progress or (lambda *_: None))
+    return Verification(
+        identity=result.identity,
+        flips=count,
+        stored_flips=sum(len(records) for _, records in stored.chunks) if stored else 0,
+        seed=seed if sample is not None else None,
+        mismatches=tuple(findings.mismatches),
+        unchecked=tuple(findings.unchecked),
+    )
+
+
+def runs_in(path: Path) -> list[Path]:
+    """The run at a path, or the complete runs in the folders of a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file() or any((path / name).exists() for name in (RESULT, STATE)):
+        return [path]
+    found = sorted(file.parent for file in path.glob(f"*/{RESULT}"))
+    if not found:
+        raise UserError(f"no run at {str(path)!r}, and none in its folders")
+    return found
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Which flips are replayed."""
+
+    sample: int | None
+    seed: int | None
+
+    def of(self, task: str, ids: Sequence[str]) -> set[str]:
+        """The same ones whatever else is verified."""
+        if self.sample is None or self.sample >= len(ids):
+            return set(ids)
+        return set(random.Random(f"{self.seed} {task}").sample(sorted(ids), self.sample))
+
+
+def _read(folder: Path, result: RunResult, findings: Findings) -> StoredRun | None:
+    """The run with its records; what does not fit in them is among the findings already."""
+    state = read_state(folder)
+    if state is None:
+        findings.could_not_check("records and evidence", f"{STATE} is missing")
+        return None
+    try:
+        return read_stored(folder, result, state)
+    except UserError:
+        return None
+
+
+def _check_rows(stored: StoredRun, findings: Findings) -> None:
+    """Each row is what its facts and records add up to, exactly."""
+    for row in stored.result.rows:
+        facts = stored.facts.get(row.task)
+        if facts is None:
+            continue
+        try:
+            found = aggregate(facts, stored.records(row.task))
+        except UserError:
+            continue  # it is among the findings already: a flip is stored twice
+        findings.add(differing("row", row, found, task=row.task))
+
+
+def _replay(
+    plan: Plan, stored: StoredRun, draw: _Draw, findings: Findings, progress: Progress
+) -> int:
+    """Fit every task again, then replay; how many flips."""
+    spec = plan.spec
+    progress("loading", 0, 1)
+    try:
+        target = load_target(spec.target, dtype=spec.dtype, force_sae=spec.force_sae)
+        hashed = data_hash(target, [matchup.task for matchup in plan.matchups.values()])
+    except UserError as error:
+        findings.could_not_check("replay", str(error))
+        return 0
+    made_by = stored.result.provenance
+    findings.add(differing("provenance.data_hash", made_by.data_hash, hashed))
+    dtype = str(target.dtype).removeprefix("torch.")
+    findings.add(differing("provenance.dtype", made_by.dtype, dtype))
+    fitted: dict[str, Matchup] = {}
+    for number, (label, matchup) in enumerate(plan.matchups.items()):
+        progress("fitting again", number, len(plan.matchups))
+        if refitted(target, label, matchup, stored, findings):
+            fitted[label] = matchup
+    ids = {task: list(dict.fromkeys(r.id for r in stored.records(task))) for task in fitted}
+    chosen = {task: draw.of(task, of_task) for task, of_task in ids.items()}
+    return replayed(target, fitted, stored, chosen, findings, progress)

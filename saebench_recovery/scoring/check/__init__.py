@@ -1,0 +1,1 @@
+"""Checks of the plugins before anything is scored: each names what is wrong, and the remedy."""

@@ -1,0 +1,119 @@
+"""Rule 1: a task judges outputs alike wherever they come from, and by what its objective says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from saebench_recovery.interfaces import Example, Output, Task
+from saebench_recovery.schema import Finding
+from saebench_recovery.schema.finding import Level
+from saebench_recovery.scoring.check.catalogue import finding
+from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.setting import Setting
+
+AGREES, MOSTLY_AGREES = 0.95, 0.5  # shares of outputs
+SOMETIMES_SHOWN, MOSTLY_SHOWN = 0.1, 0.5  # of valid flips
+
+
+def check_outputs(setting: Setting, examples: Sequence[Example]) -> Iterator[Finding]:
+    """What is wrong with the verdicts on real outputs, clean and defended."""
+    task, batch = setting.task, setting.target.batch(examples)
+    clean, defended = (whole_pass(model, task, batch) for model in (setting.bare, setting.active))
+    for output in (clean, defended):
+        how = next(
+            (how for how, again in _again(task, output) if _differs(task, output, again)), ""
+        )
+        if how:
+            yield finding("two-detectors", f"{task.title} judges the same output otherwise {how}")
+            break
+    outputs = (clean, defended)
+    shown, stopped = (
+        torch.cat([verdict(output) for output in outputs])
+        for verdict in (task.behaviour, task.stopped)
+    )
+    both = int((shown & stopped).sum())
+    if both:
+        words = f"{task.title} takes {both} of {len(shown)} outputs for shown and for stopped"
+        yield finding("shown-and-stopped", words)
+    if not task.new_tokens:
+        yield from _agreement(task, shown, torch.cat([task.objective(o) for o in outputs]) > 0)
+    yield from _wrong_targets(setting, examples, clean, defended)
+
+
+def _agreement(task: Task, shown: Tensor, positive: Tensor) -> Iterator[Finding]:
+    share = float((shown == positive).float().mean())
+    if share < AGREES:
+        words = f"{task.title}: the objective's sign is the behaviour on {share:.0%} of outputs"
+        level: Level = "invalid" if share < MOSTLY_AGREES else "caution"
+        yield finding("objective-disagrees", words, level)
+
+
+def _wrong_targets(
+    setting: Setting, examples: Sequence[Example], clean: Output, defended: Output
+) -> Iterator[Finding]:
+    """Whether what stands for a wrong answer is one: the defended model must not give it."""
+    task = setting.task
+    flips_E = task.behaviour(clean) & task.stopped(defended)
+    flips = flips_E.nonzero()[:, 0].tolist()
+    if not flips:
+        return
+    wrong = [task.wrong_target(examples[e], defended, e) for e in flips]
+    if task.new_tokens:
+        texts = tuple((defended.texts or ())[e] for e in flips)
+        asked = Output(tuple(wrong), defended.scores_EC[flips], texts=texts)
+    else:
+        asked = whole_pass(setting.active, task, setting.target.batch(wrong))
+    share = float(task.behaviour(asked).float().mean())
+    if share > SOMETIMES_SHOWN:
+        words = f"{task.title}: the defended model already gives {share:.0%} of the wrong targets"
+        level: Level = "invalid" if share > MOSTLY_SHOWN else "note"
+        yield finding("wrong-target-shown", words, level)
+
+
+def _again(task: Task, output: Output) -> Iterator[tuple[str, Output]]:
+    """The same output as the harness passes it elsewhere, with fields that the task does not read.
+
+    Searches and controls ask for no distribution, and where texts are judged for no scores.
+    """
+    E = len(output.examples)
+    yield "when asked again", output
+    yield "without log-probabilities", replace(output, logprobs_EV=None)
+    if output.logprobs_EV is None:
+        flat_EV = output.scores_EC.new_zeros(E, 8).log_softmax(-1)
+        yield "with log-probabilities", replace(output, logprobs_EV=flat_EV)
+    if task.pool is None:
+        pooled_ED = output.scores_EC.new_zeros(E, 1)
+        yield "with a pooled residual", replace(output, pooled_ED=pooled_ED)
+    if task.new_tokens:
+        yield "without scores", replace(output, scores_EC=output.scores_EC[:, :0])
+    else:
+        yield "with texts", replace(output, texts=("",) * E)
+    grown = output.scores_EC.clone().requires_grad_()
+    yield "with gradients", replace(output, scores_EC=grown)
+
+
+def _differs(task: Task, output: Output, again: Output) -> bool:
+    """Whether verdicts differ, on all outputs together or on each alone."""
+    for verdict in (task.behaviour, task.stopped):
+        wanted_E = verdict(output)
+        alone = [verdict(_rows(again, slice(e, e + 1))) for e in range(len(wanted_E))]
+        if not (torch.equal(verdict(again), wanted_E) and torch.equal(torch.cat(alone), wanted_E)):
+            return True
+    return False
+
+
+def _rows(output: Output, rows: slice) -> Output:
+    def part(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return Output(
+        output.examples[rows],
+        output.scores_EC[rows],
+        part(output.logprobs_EV),
+        part(output.pooled_ED),
+        output.texts and output.texts[rows],
+    )

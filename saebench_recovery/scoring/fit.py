@@ -1,0 +1,40 @@
+"""Fitting a defense on what it may read: never what is attacked, never what is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.targets.phase import fitting, visible
+from saebench_recovery.targets.target import Target
+
+
+def fit(setting: Setting) -> None:
+    """Fit the setting's defense.
+
+    Raises:
+        UserError: it reads the evaluation split, or see `Defense.fit`.
+    """
+    with fitting():
+        setting.defense.fit(setting.target, _restricted(setting.task, setting.defense.name))
+
+
+def _restricted(task: Task, defense: str) -> Task:
+    """The task without its evaluation split, and with half of what it retains."""
+    own = task.examples
+
+    def examples(target: Target, split: Split) -> Sequence[Example]:
+        if split == "evaluation":
+            raise UserError(
+                f"defense {defense!r} reads the evaluation split in fit, which is what will be "
+                "attacked; use the selection split"
+            )
+        found = own(target, split)
+        return visible(found, lambda e: str(e.prompt)) if split == "retain" else found
+
+    restricted = copy(task)
+    vars(restricted)["examples"] = examples
+    return restricted

@@ -1,0 +1,60 @@
+"""What `saebench check` must say of each case: the finding's name and its level."""
+
+from __future__ import annotations
+
+from saebench_recovery.base.catalogue import Kind
+
+DEFENSES = {
+    "h-neg-grad": ("gradient-dishonest", "invalid"),
+    "h-detach": ("no-gradient", "invalid"),
+    "h-round": ("no-gradient", "invalid"),
+    "h-retain-aware": ("gradient-dishonest", "invalid"),
+    "h-claims-all": ("declares-unedited-latents", "note"),
+    "h-claims-other": ("edits-undeclared-latents", "invalid"),
+    "h-noise": ("random-defense", "invalid"),
+    "h-first-n": ("stateful-defense", "invalid"),
+    "bad-state": ("stateful-defense", "invalid"),
+    "bad-inplace2": ("writes-to-input", "invalid"),
+    "h-grad-mode": ("depends-on-gradient-mode", "invalid"),
+    "h-len1": ("depends-on-length", "invalid"),
+    "h-window": ("depends-on-window", "invalid"),
+    "h-batch": ("depends-on-batch", "invalid"),
+    "bad-nan": ("not-finite", "error"),
+    "bad-shape": ("wrong-shape", "error"),
+    "bad-shape-bcast": ("wrong-shape", "error"),
+    "bad-double": ("wrong-dtype", "error"),
+    "bad-none": ("returns-none", "error"),
+    "bad-raises": ("raises", "error"),
+    "bad-fit": ("raises", "error"),
+    "bad-zero": ("constant-residual", "error"),
+    "bad-nothing": ("changes-nothing", "note"),
+}
+TASKS = {
+    "t-two-detectors": ("two-detectors", "invalid"),
+    "t-opposite": ("objective-disagrees", "invalid"),
+    "t-near-dup": ("splits-overlap", "invalid"),
+    "t-shared-cluster": ("splits-overlap", "invalid"),
+    "t-copies": ("duplicate-examples", "invalid"),
+    "t-wrong-shown": ("wrong-target-shown", "invalid"),
+    "t-no-retain": ("no-retain-examples", "invalid"),
+    "t-shown-and-stopped": ("shown-and-stopped", "invalid"),
+    "t-same-ids": ("ids-not-unique", "error"),
+    "t-raises": ("raises", "error"),
+}
+ATTACKS = {
+    "x-far-positions": ("positions-outside", "error"),
+    "x-after-defense": ("behind-defense", "error"),
+    "x-no-space": ("unknown-space", "error"),
+    "cheat-nan": ("wrong-perturbation", "error"),
+    "cheat-rows": ("wrong-perturbation", "error"),
+    "cheat-dtype": ("raises", "error"),
+    "cheat-tensor": ("wrong-perturbation", "error"),
+    "cheat-none": ("wrong-perturbation", "error"),
+    "cheat-position": ("wrong-perturbation", "error"),
+    "cheat-raises": ("raises", "error"),
+}
+EXPECTED: dict[Kind, dict[str, tuple[str, str]]] = {
+    "defense": DEFENSES,
+    "task": TASKS,
+    "attack": ATTACKS,
+}

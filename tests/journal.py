@@ -1,0 +1,77 @@
+"""What scoring writes, kept in memory: rows of tests that have nothing to do with a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from saebench_recovery.interfaces import Attack, Defense, Perturbation, Task
+from saebench_recovery.perturbations.evidence import joined, unpack
+from saebench_recovery.schema import Facts, Record, Row
+from saebench_recovery.scoring.aggregate import aggregate
+from saebench_recovery.scoring.evaluate import evaluate
+from saebench_recovery.scoring.journal import Chunk, Written
+from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.target import Target
+
+
+@dataclass
+class MemoryJournal:
+    """Chunks by task and attack, in the order in which they were written."""
+
+    chunks: dict[tuple[str, str], list[Chunk]] = field(default_factory=dict)
+
+    def written(self, task: str, attack: str) -> Sequence[Written]:
+        return [
+            Written(chunk.records, chunk.attacking, chunk.scoring)
+            for chunk in self.chunks.get((task, attack), [])
+        ]
+
+    def append(self, task: str, attack: str, chunk: Chunk) -> None:
+        self.chunks.setdefault((task, attack), []).append(chunk)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task's facts and records, and the row that they add up to."""
+
+    facts: Facts
+    journal: MemoryJournal
+
+    @property
+    def records(self) -> list[Record]:
+        """In the order in which they were written."""
+        every = self.journal.chunks.values()
+        return [record for chunks in every for chunk in chunks for record in chunk.records]
+
+    @property
+    def row(self) -> Row:
+        return aggregate(self.facts, self.records)
+
+    def tensors(self, attack: str = "") -> dict[str, Tensor]:
+        """The evidence of an attack, by default the only one, as files hold it."""
+        return joined([chunk.tensors for chunk in self._chunks(attack)])
+
+    def evidence(self, attack: str = "") -> dict[str, Perturbation]:
+        """The same as perturbations, by part."""
+        return unpack(self.tensors(attack), self._chunks(attack)[0].metadata)
+
+    def headline(self, attack: str = "") -> Perturbation:
+        """The perturbations that were scored, in the order of the records."""
+        return self.evidence(attack)["headline"]
+
+    def _chunks(self, attack: str) -> list[Chunk]:
+        return self.journal.chunks[self.facts.task, attack or self.facts.attack]
+
+
+def score(target: Target, task: Task, defense: Defense, attack: Attack, spec: RunSpec) -> Scored:
+    """Evaluate into a journal of its own."""
+    journal = MemoryJournal()
+    facts = evaluate(target, task, defense, attack, spec, journal, quiet)
+    return Scored(facts, journal)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""

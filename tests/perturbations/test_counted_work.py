@@ -1,0 +1,101 @@
+"""What a search costs: what is counted is what torch counts around the same work."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
+from torch.utils.flop_counter import FlopCounterMode
+
+from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.model.forward import forward
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.scoring.attack_and_score import score_chunk
+from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.valid_flips import evaluation_examples, valid_flips
+from tests.problems import fitted, organism_setting, problem_of, tiny_setting
+from tests.tiny import ARCHITECTURES
+
+TOLERANCE = 0.02
+every_model = pytest.mark.parametrize("model", [*ARCHITECTURES, "organism"])
+
+
+@cache
+def setting(kind: str, model: str) -> Setting:
+    return organism_setting(kind) if model == "organism" else tiny_setting(kind, model)
+
+
+@pytest.mark.parametrize("kind", ["residual", "embeddings"])
+@every_model
+def test_a_gradient_costs_what_torch_counts(kind: str, model: str) -> None:
+    meter = Meter()
+    problem = problem_of(setting(kind, model), 2, meter)
+
+    def work() -> None:
+        problem.gradient(problem.zeros())
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert meter.flops == 0  # it was not open
+    counted = []
+    for _ in range(2):  # measured, and then scaled by rows
+        before = meter.flops
+        with meter.counting():
+            work()
+        counted.append(meter.flops - before)
+    assert counted == pytest.approx([counter.get_total_flops()] * 2, rel=TOLERANCE)
+    assert meter.forward == meter.backward == 2 * problem.size
+    assert float(problem.spent_N().sum()) == pytest.approx(meter.flops)
+
+
+@every_model
+def test_fewer_rows_cost_what_torch_counts(model: str) -> None:
+    """FLOPs are scaled by rows, whose prompts are of different lengths."""
+    problem = problem_of(setting("residual", model), 3)
+    part, meter = problem.rows(torch.arange(problem.variants // 2)), Meter()
+    with meter.counting():
+        part.objective(part.zeros())
+    with FlopCounterMode(display=False) as counter:
+        part.objective(part.zeros())
+    assert meter.flops == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
+    assert meter.backward == 0
+
+
+class Around(Orthogonal):
+    """Runs the model itself, beside what it asks of the problem."""
+
+    def __init__(self, prompts: int) -> None:
+        super().__init__(Orthogonal.Config(steps=2))
+        self.prompts = prompts
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        target = setting("residual", "gpt2").target
+        for _ in range(self.prompts):
+            with torch.no_grad():
+                forward(target, target.batch(problem.examples[:1]), {})
+        return super().search(problem)
+
+
+def test_work_around_the_problem_is_counted_too() -> None:
+    plain = setting("residual", "gpt2")
+    flips = valid_flips(plain, evaluation_examples(plain))[1][:3]
+
+    def cost(prompts: int) -> tuple[int, int, float]:
+        held = fitted(plain.target, plain.task, plain.defense, Around(prompts))
+        chunk = score_chunk(held, flips)
+        on_rows = sum(record.flops for record in chunk.records)
+        return chunk.attacking.forward, chunk.attacking.flops, on_rows
+
+    without, beside = cost(0), cost(100)
+    assert beside[0] == without[0] + 100
+    meter, target = Meter(), plain.target
+    with meter.counting():
+        batch = target.batch([flips[0].example])
+        forward(target, batch, {})
+    assert beside[1] - without[1] == pytest.approx(100 * meter.flops)
+    # Rows of one flip bear as much of it as others: a twelfth of a third each, here.
+    share = 100 * meter.flops / len(plain.budgets) / 2
+    assert beside[2] - without[2] == pytest.approx(share, rel=1e-3)

@@ -1,0 +1,87 @@
+"""The second house gives the first one's figures: `tests/data/first-house.jsonl`.
+
+A line there is [run, task, figure, value]; the run is "defense / attack / tasks / limit". A figure
+that is changed on purpose has no line any more, and the commit that took it out says why. Each test
+runs a few of the pairs; `SAEBENCH_FIRST_HOUSE=all` runs every one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saebench_recovery import run
+from tests.first_house import figures
+
+FIGURES = Path(__file__).parent / "data" / "first-house.jsonl"
+TOLERANCE = 1e-5
+ROUNDING = 2e-5  # the drift of an exact constraint: below, it is float32's own
+QUICK = (
+    "clamp / orthogonal / ioi / 32",
+    "clamp / orthogonal / unlearning / 32",
+    "steering / unconstrained / ioi / 32",
+    "multilayer / orthogonal / ioi / 32",
+    "subspace / random-direction / unlearning / 32",
+    "residual-monitor / orthogonal / ioi / 32",
+    "reconstruction / jacobian / ioi / 32",
+    "clamp / orthogonal / refusal / 32",
+)
+
+
+@cache
+def frozen() -> dict[str, list[tuple[str, str, Any]]]:
+    """What the first house said of each run: (task, figure, value)."""
+    lines = defaultdict(list)
+    for line in FIGURES.read_text().splitlines():
+        name, task, figure, value = json.loads(line)
+        lines[name].append((task, figure, value))
+    return lines
+
+
+def chosen() -> list[str]:
+    names = list(frozen())
+    return (
+        names
+        if os.environ.get("SAEBENCH_FIRST_HOUSE") == "all"
+        else [n for n in QUICK if n in names]
+    )
+
+
+@pytest.mark.parametrize("name", chosen())
+def test_the_same_figures(name: str, tmp_path: Path, one_thread: None) -> None:
+    defense, attack, tasks, limit = name.split(" / ")
+    examples = None if limit == "None" else int(limit)
+    expected = frozen()[name]
+    result = run(
+        "organism",
+        defense,
+        attack,
+        tasks.split(),
+        limit=examples,
+        out=tmp_path,
+        budget_unit="relative",
+    )
+    rows = {row.task: figures(row) for row in result.rows}
+    differing = [
+        (task, figure, value, rows[task].get(figure))
+        for task, figure, value in expected
+        if not close(rows[task].get(figure), value, ROUNDING if "drift" in figure else 1e-9)
+    ]
+    assert not differing
+
+
+def close(ours: Any, theirs: Any, nothing: float) -> bool:
+    """Counts and words equal, numbers within `TOLERANCE`, relative, or both below `nothing`."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        pairs = zip(ours, theirs, strict=False)
+        return len(ours) == len(theirs) and all(close(*pair, nothing) for pair in pairs)
+    if isinstance(theirs, float) and isinstance(ours, int | float):
+        return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=nothing)
+    return bool(ours == theirs)
