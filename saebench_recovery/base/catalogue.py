@@ -54,6 +54,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.lagrangian:Lagrangian",
             "residual delta with a rising price on the drift that the row is scored by",
         ),
+        "minimal": (
+            "saebench_recovery.attacks.minimal:Minimal",
+            "residual delta of the smallest norm that recovers, in the null space",
+        ),
         "query": (
             "saebench_recovery.attacks.query:Query",
             "residual delta in the null space, found by random search without gradients",
