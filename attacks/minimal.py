@@ -57,6 +57,8 @@ class Minimal(ResidualAttack):
 class Trajectory:
     """A delta of norm `norm_N` for each row, and the smallest that has shown the behaviour.
 
+    Norms are in the budget's unit, of which `_unit` gives the length.
+
     `smallest_N` is infinite where none has; `smallest` then points uphill from zero. The
     behaviour counts as shown where the objective is above `least_N`.
     """
@@ -76,7 +78,8 @@ class Trajectory:
         objective_N, grads = problem.gradient(zeros)
         uphill = _on_sphere(problem, grads, problem.budget_N)
         slope_N = _along(grads, uphill).clamp_min(1e-30)
-        norm_N = torch.minimum(-objective_N.clamp(max=0) / slope_N, problem.budget_N)
+        length_N = -objective_N.clamp(max=0) / slope_N
+        norm_N = torch.minimum(length_N / _unit(problem), problem.budget_N)
         momentum = {s: torch.zeros_like(g) for s, g in grads.items()}
         delta = _on_sphere(problem, uphill.values, norm_N)
         nothing_N = torch.full_like(norm_N, torch.inf)
@@ -88,12 +91,13 @@ class Trajectory:
         objective_N, grads = problem.gradient(delta)
         beyond_N = objective_N - self.least_N
         self._keep((beyond_N > 0) & (norm_N < self.smallest_N))
-        change_N = -beyond_N / (_along(grads, delta) * norm_N).clamp_min(1e-30)
+        reach_N = norm_N * _unit(problem)
+        change_N = -beyond_N / (_along(grads, delta) * reach_N).clamp_min(1e-30)
         self.norm_N = (norm_N * (1 + change_N.clamp(-share, share))).minimum(problem.budget_N)
         scale_N = (1 - MOMENTUM) / total_norm(grads).clamp_min(1e-30)
         for site, grad in grads.items():
             self.momentum[site] = MOMENTUM * self.momentum[site] + scale_N[:, None, None] * grad
-        length_N = turn * norm_N / total_norm(self.momentum).clamp_min(1e-30)
+        length_N = turn * reach_N / total_norm(self.momentum).clamp_min(1e-30)
         moved = {s: v + length_N[:, None, None] * self.momentum[s] for s, v in delta.values.items()}
         self.delta = _on_sphere(problem, moved, self.norm_N)
 
@@ -134,9 +138,14 @@ def _shortened(problem: Problem, state: Trajectory, bisections: int) -> Residual
 
 def _on_sphere(problem: Problem, values: Mapping[Site, Tensor], norm_N: Tensor) -> ResidualDelta:
     """The allowed delta of this norm in a direction."""
-    far_N = FAR * norm_N / total_norm(values).clamp_min(1e-30)
+    far_N = FAR * norm_N * _unit(problem) / total_norm(values).clamp_min(1e-30)
     far = {s: v * far_N[:, None, None] for s, v in values.items()}
     return problem.space.project(replace(problem.zeros(), values=far), norm_N)
+
+
+def _unit(problem: Problem) -> Tensor:
+    """The length [N] of a delta of norm 1, over all sites and positions together."""
+    return problem.pooled_radius_N / problem.budget_N.clamp_min(1e-30)
 
 
 def _along(grads: Mapping[Site, Tensor], delta: ResidualDelta) -> Tensor:

@@ -54,9 +54,9 @@ class Batch:
 
     @cached_property
     def answers(self) -> tuple[Tensor, Tensor]:
-        """The different candidate tokens [U], and where among them each [E, C] is."""
-        ids_U, place_EC = torch.unique(self.candidate_EC.clamp(min=0), return_inverse=True)
-        return ids_U, place_EC
+        """The different candidate tokens [K], and where among them each [E, C] is."""
+        ids_K, place_EC = torch.unique(self.candidate_EC.clamp(min=0), return_inverse=True)
+        return ids_K, place_EC
 
     def columns(self, position_EP: Tensor) -> Tensor:
         """Window column [R, P] of absolute positions, -1 where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -279,24 +279,25 @@ def run_tokens(
 ) -> Tensor:
     """Final-norm output of a batch's tokens; what the attention sees is up to `mask`, `cache`."""
     model: Any = target.model
+    architecture: Any = type(model.base_model)
     output = model.base_model(
         input_ids=batch.ids_RQ,
         attention_mask=mask.long(),
         position_ids=batch.position_RQ,
         use_cache=cache is not None,
-        **{_cache_argument(type(model.base_model)): cache},
+        **{_cache_argument(architecture): cache},
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.to(batch.ids_RQ.device)
 
 
 @functools.cache
-def _cache_argument(model: Hashable) -> str:
+def _cache_argument(model: Any) -> str:
     """What the installed transformers calls the cache of a class of models.
 
     It was renamed in 5.24.
     """
-    named = inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
+    named = inspect.signature(model.forward).parameters
     return "cache" if "cache" in named else "past_key_values"
 
 
@@ -306,9 +307,9 @@ def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     if batch.forced_RQ is None:
         readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
         present_EC = batch.candidate_EC >= 0
-        ids_U, place_EC = batch.answers
-        if len(ids_U) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
-            logits_EC = target.logits_among(readout_ED, ids_U).gather(1, place_EC)
+        ids_K, place_EC = batch.answers
+        if len(ids_K) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
+            logits_EC = target.logits_among(readout_ED, ids_K).gather(1, place_EC)
         else:
             logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
         return logits_EC.masked_fill(~present_EC, -torch.inf)

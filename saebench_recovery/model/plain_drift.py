@@ -117,15 +117,14 @@ def drift_of(
     typical: Mapping[Site, float],
     *,
     held: Mapping[Site, Any] | None = None,
-    longer: Example | None = None,
-    insertion: int = 0,
+    inserted: tuple[Example, int] | None = None,
 ) -> PlainDrift:
     """Drift of the pass under `conditions` from that under their defense alone.
 
     `positions` are the perturbed tokens of the prompt, -1 for none. `held` are the latents that are
-    read, by default all that the defense declares. `longer` is the example with
-    tokens put in before its token `insertion`: those are left out, and the longer prompt's last
-    token is compared with the prompt's last one.
+    read, by default all that the defense declares. `inserted` is the example with tokens put in,
+    and before which token: those are left out, and the longer prompt's last token is compared
+    with the prompt's last one.
 
     Raises:
         ValueError: the conditions have no defense.
@@ -140,13 +139,14 @@ def drift_of(
         seen = model.run(_row(what), under, sites).after
         return read(model, seen, latents)
 
-    put_in = 0 if longer is None else len(longer.prompt) - len(example.prompt)
+    longer, insertion = inserted or (example, 0)
+    put_in = len(longer.prompt) - len(example.prompt)
     readout = len(example.prompt) - 1
     tokens = range(len(_row(example)))
     moved = [t if t < min(insertion, readout) else t + put_in for t in tokens]
     return drift(
         passed(example, Conditions(defense)),
-        passed(longer or example, conditions).at(moved),
+        passed(longer, conditions).at(moved),
         scopes(example, positions),
         typical,
     )

@@ -91,10 +91,12 @@ def problem_of(attack: Attack, task: str, limit: int, *, wrong: bool) -> Problem
         setting.task,
         [[flip.wrong if wrong else flip.example] for flip in flips],
         torch.full((len(flips), 1), BUDGET),
-        [False],
+        "relative",
+        {},
         torch.tensor([flip.clean for flip in flips]),
         0,
         Meter(),
+        setting.drift_rule,
     )
     return pose(attack.space, attack, posing)
 
@@ -115,7 +117,9 @@ def smallest_norms(attack: Attack, task: str, limit: int, *, wrong: bool) -> Ten
     setting = replace(setting, attack=attack)
     problem = posed(setting, flips, Meter())
     ladder = climbed(problem, Attack.run(attack, problem), setting.head)
-    return ladder.smallest_norm_E(wrong=wrong) * problem.scale_N[:: problem.variants]
+    unit_N = problem.pooled_radius_N / problem.budget_N
+    norm_E: Tensor = ladder.smallest_norm_E(wrong=wrong) * unit_N[:: problem.variants]
+    return norm_E
 
 
 def ratios(optima: Sequence[Optimum | None], norm_E: Tensor, budget_E: Tensor) -> Array:

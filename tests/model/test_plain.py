@@ -168,9 +168,7 @@ def test_drift_of_a_prompt_with_a_suffix_leaves_the_suffix_out(insertion: int) -
     assert len(example.prompt) == 7
     wanted = {1: [0, 4, 5, 6, 7, 8, 9], 4: [0, 1, 2, 3, 7, 8, 9], 7: [0, 1, 2, 3, 4, 5, 9]}[at]
     scale = typical(active.defense)
-    found = drift_of(
-        model, example, Conditions(active.defense), [6], scale, longer=longer, insertion=at
-    )
+    found = drift_of(model, example, Conditions(active.defense), [6], scale, inserted=(longer, at))
     sites = tuple(active.defense.latents)
     readings: list[fast_drift.Reading] = []
     for shown in (example, longer):

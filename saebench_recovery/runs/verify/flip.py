@@ -109,8 +109,7 @@ class ReplayedFlip:
             self.setting.attack.positions(self.setting.task, self.example),
             self.setting.drift_rule.typical,
             held=self.setting.active.latents,
-            longer=None if at_E is None else headline.perturbed,
-            insertion=0 if at_E is None else int(at_E),
+            inserted=None if at_E is None else (headline.perturbed, int(at_E)),
         )
 
     @cached_property
