@@ -118,8 +118,8 @@ def smallest_norms(attack: Attack, task: str, limit: int, *, wrong: bool) -> Ten
     problem = posed(setting, flips, Meter())
     ladder = climbed(problem, Attack.run(attack, problem), setting.head)
     unit_N = problem.pooled_radius_N / problem.budget_N
-    norm_E: Tensor = ladder.smallest_norm_E(wrong=wrong) * unit_N[:: problem.variants]
-    return norm_E
+    smallest_E: Tensor = ladder.smallest_norm_E(wrong=wrong) * unit_N[:: problem.variants]
+    return smallest_E
 
 
 def ratios(optima: Sequence[Optimum | None], norm_E: Tensor, budget_E: Tensor) -> Array:

@@ -39,7 +39,7 @@ def rows(task: str, limit: int, *, wrong: bool) -> list[str]:
     lines = []
     for name, config in ATTACKS:
         searching = attack(name, config)
-        budget_E = problem_of(searching, task, limit, wrong=wrong).budget_N
+        budget_E = problem_of(searching, task, limit, wrong=wrong).pooled_radius_N
         found = ratios(best, smallest_norms(searching, task, limit, wrong=wrong), budget_E)
         reached = found[np.isfinite(found)]
         figures = [*np.quantile(reached, (0.5, 0.9, 1.0))] if len(reached) else [np.nan] * 3

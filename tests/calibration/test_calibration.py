@@ -15,7 +15,7 @@ CASES = [(task, wrong) for task, targets in TARGETS.items() for wrong in targets
 
 def found(name: str, task: str, *, wrong: bool, **config: object) -> Array:
     searching = attack(name, config)
-    budget_E = problem_of(searching, task, LIMIT, wrong=wrong).budget_N
+    budget_E = problem_of(searching, task, LIMIT, wrong=wrong).pooled_radius_N
     best = optima(task, LIMIT, wrong=wrong)
     norm_E = smallest_norms(searching, task, LIMIT, wrong=wrong)
     return ratios(best, norm_E, budget_E)
