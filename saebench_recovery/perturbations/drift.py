@@ -128,11 +128,20 @@ def drift(
         }
         present_R = scope_RQ.any(1)
         silent_R = scope_norm(active, scope_RQ) / every <= SILENT
+        off_R = silent_R | (decode_z0 == 0)
+        # Divided by 1 where it is not asked: a gradient of x / 0 would be NaN there too.
+        relative, decode_relative = (
+            value / scale.masked_fill(unasked_R, 1)
+            for value, scale, unasked_R in (
+                (l2, z0_norm, silent_R),
+                (decode_l2, decode_z0, off_R),
+            )
+        )
         return ScopeDrift(
             {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
             present_R,
-            torch.where(silent_R, displacement, l2 / z0_norm),
-            torch.where(silent_R | (decode_z0 == 0), displacement, decode_l2 / decode_z0),
+            torch.where(silent_R, displacement, relative),
+            torch.where(off_R, displacement, decode_relative),
         )
 
     return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}

@@ -19,7 +19,7 @@ STEPS = ResidualAscent.Config(steps=48)
 def found(goal: float) -> tuple[Tensor, Tensor, Tensor]:
     """Objectives [N] at the start and after the ascent, and what each row has cost."""
     meter = Meter()
-    problem = problem_of(tiny_setting("residual"), meter=meter)
+    problem = problem_of(tiny_setting("residual", budget_unit="relative"), meter=meter)
     problem = replace(problem, goal_N=torch.full_like(problem.goal_N, goal))
     with meter.counting():
         delta = ascend(problem, STEPS)
