@@ -37,6 +37,7 @@ CLAMPS: dict[str, dict[str, Any]] = {
     "refusal": {"latents": 16, "multiplier": 4.0},
 }
 BUDGET = 1.0
+EDGE = 0.99  # of the budget: whether more is inside is a matter of steps
 
 
 @cache
@@ -123,14 +124,14 @@ def smallest_norms(attack: Attack, task: str, limit: int, *, wrong: bool) -> Ten
 
 
 def ratios(optima: Sequence[Optimum | None], norm_E: Tensor, budget_E: Tensor) -> Array:
-    """Found over exact for each flip whose verified optimum is inside the budget.
+    """Found over exact for each flip whose verified optimum is clearly inside the budget.
 
     Where the wrong answer is shown already, there is nothing to find.
     """
     each = [
         float(norm) / optimum.norm
         for optimum, norm, budget in zip(optima, norm_E, budget_E, strict=True)
-        if optimum is not None and optimum.verified and 0 < optimum.norm <= float(budget)
+        if optimum is not None and optimum.verified and 0 < optimum.norm <= EDGE * float(budget)
     ]
     return np.array(each)
 
