@@ -9,7 +9,7 @@ import torch
 
 from tests.fake_engine import Engine
 
-pytest_plugins = ["tests.hub_fixtures"]
+pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 
 
 @pytest.fixture

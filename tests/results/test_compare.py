@@ -17,6 +17,8 @@ from saebench_recovery.scoring.measures import MEASURES
 from saebench_recovery.spec import RunSpec
 from tests.fakes import SITE, record, row, run_result, write_run
 
+pytestmark = pytest.mark.usefixtures("made_up_runs")
+
 Stored = Callable[..., Path]
 
 

@@ -18,6 +18,8 @@ from saebench_recovery.schema import BaseExample, Constraint, Detection
 from saebench_recovery.spec import RunSpec
 from tests.fakes import SITE, flag, made, rate, record, row, run_result, write_run
 
+pytestmark = pytest.mark.usefixtures("made_up_runs")
+
 Stored = Callable[..., Path]
 
 
