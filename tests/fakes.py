@@ -118,7 +118,7 @@ def record(
     measures: dict[str, Any] = {m.name: 0.5 if m.kind == "mean" else False for m in MEASURES}
     measures["recovery"] = measures["constrained"] = recovered
     measures |= {name: changes.pop(name) for name in measures if name in changes}
-    still = {"readout": {"relative_l2": 0.0}}
+    still = {"readout": {"relative_l2": 0.0, "preactivation_relative": 0.0}}
     standard = {
         "task": task, "attack": "orthogonal", "id": id, "measures": measures, "drift": still
     }  # fmt: skip

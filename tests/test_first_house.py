@@ -1,15 +1,14 @@
 """The second house gives the first one's figures: `tests/data/first-house.jsonl`.
 
 A line there is [run, task, figure, value]; the run is "defense / attack / tasks / limit". A figure
-that is changed on purpose has no line any more, and the commit that took it out says why. Each test
-runs a few of the pairs; `SAEBENCH_FIRST_HOUSE=all` runs every one.
+that is changed on purpose has no line any more, and the commit that took it out says why. The
+figures are compared under the first house's budget unit and its choice between two names (ioi).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -23,16 +22,6 @@ from tests.first_house import figures
 FIGURES = Path(__file__).parent / "data" / "first-house.jsonl"
 TOLERANCE = 1e-5
 ROUNDING = 2e-5  # the drift of an exact constraint: below, it is float32's own
-QUICK = (
-    "clamp / orthogonal / ioi / 32",
-    "clamp / orthogonal / unlearning / 32",
-    "steering / unconstrained / ioi / 32",
-    "multilayer / orthogonal / ioi / 32",
-    "subspace / random-direction / unlearning / 32",
-    "residual-monitor / orthogonal / ioi / 32",
-    "reconstruction / jacobian / ioi / 32",
-    "clamp / orthogonal / refusal / 32",
-)
 
 
 @cache
@@ -45,16 +34,7 @@ def frozen() -> dict[str, list[tuple[str, str, Any]]]:
     return lines
 
 
-def chosen() -> list[str]:
-    names = list(frozen())
-    return (
-        names
-        if os.environ.get("SAEBENCH_FIRST_HOUSE") == "all"
-        else [n for n in QUICK if n in names]
-    )
-
-
-@pytest.mark.parametrize("name", chosen())
+@pytest.mark.parametrize("name", sorted(frozen()))
 def test_the_same_figures(name: str, tmp_path: Path, one_thread: None) -> None:
     defense, attack, tasks, limit = name.split(" / ")
     examples = None if limit == "None" else int(limit)
@@ -67,6 +47,7 @@ def test_the_same_figures(name: str, tmp_path: Path, one_thread: None) -> None:
         limit=examples,
         out=tmp_path,
         budget_unit="relative",
+        task_config={"against": "subject"} if tasks == "ioi" else {},
     )
     rows = {row.task: figures(row) for row in result.rows}
     differing = [

@@ -28,7 +28,7 @@ from saebench_recovery.targets import hub, rendering
 from saebench_recovery.targets.hub import load_model
 from saebench_recovery.targets.presets import Preset, preset
 from tests.cli.test_cli import saebench
-from tests.fakes import row, run_result, write_run
+from tests.fakes import flag, row, run_result, write_run
 from tests.layouts import write_model
 from tests.saes import SITE
 
@@ -259,11 +259,12 @@ CHAT = [{"role": "user", "content": "hi"}]
 HOSTILE = "a[/bold]\x1b]0;owned\x07|<script>alert(1)</script>\n# heading `x` [l](javascript:1)"
 
 
+@pytest.mark.usefixtures("made_up_runs")
 def test_names_in_a_terminal(
     tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = {**run_result().spec, "target": HOSTILE, "attack": HOSTILE}
-    shown = row(HOSTILE, target=HOSTILE, attack=HOSTILE, flags=(HOSTILE,))
+    shown = row(HOSTILE, target=HOSTILE, attack=HOSTILE, flags=(flag(HOSTILE),))
     run = write_run(tmp_path / "run", run_result(shown, spec=spec), [])
     assert saebench(monkeypatch, "show", str(run)) == 0
     printed = capsys.readouterr().out

@@ -128,23 +128,20 @@ def drift(
         }
         present_R = scope_RQ.any(1)
         silent_R = scope_norm(active, scope_RQ) / every <= SILENT
-        off_R = silent_R | (decode_z0 == 0)
-        # Divided by 1 where it is not asked: a gradient of x / 0 would be NaN there too.
-        relative, decode_relative = (
-            value / scale.masked_fill(unasked_R, 1)
-            for value, scale, unasked_R in (
-                (l2, z0_norm, silent_R),
-                (decode_l2, decode_z0, off_R),
-            )
-        )
         return ScopeDrift(
             {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
             present_R,
-            torch.where(silent_R, displacement, relative),
-            torch.where(off_R, displacement, decode_relative),
+            _relative(l2, z0_norm, silent_R, displacement),
+            _relative(decode_l2, decode_z0, silent_R | (decode_z0 == 0), displacement),
         )
 
     return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+
+
+def _relative(moved_R: Tensor, scale_R: Tensor, silent_R: Tensor, displacement_R: Tensor) -> Tensor:
+    """How far a reading moved relative to its scale, or its displacement [R] where it is silent."""
+    # Divided by 1 where it is not asked: a gradient of x / 0 would be NaN there too.
+    return torch.where(silent_R, displacement_R, moved_R / scale_R.masked_fill(silent_R, 1))
 
 
 def scopes(laid: Batch, positions_EP: Tensor) -> dict[str, Tensor]:

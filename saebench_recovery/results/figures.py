@@ -22,7 +22,11 @@ def figure_mismatches(row: Row, flips: Sequence[Record], facts: Facts) -> Iterat
         values: Values = [record.measures.get(measure.name) for record in flips]
         if measure.per_space and several:
             values = [None] * len(flips)
-        yield from _summary(f"measures.{measure.name}", row.measures[measure.name], values, row)
+        field = f"measures.{measure.name}"
+        if (stored := row.measures.get(measure.name)) is None:
+            yield from differing(field, None, f"{len(values)} values", task=row.task)
+        else:
+            yield from _summary(field, stored, values, row)
     for name, mean in row.figures.items():
         yield from _summary(f"figures.{name}", mean, [r.figures.get(name) for r in flips], row)
     for scope, drift in row.drift.items():

@@ -65,7 +65,8 @@ class WrongShown(IndirectObject):
         found = super().examples(target, split)
         if split != "evaluation":
             return found
-        return [replace(example, wrong=example.candidates[1]) for example in found]
+        pairs = [(example, example.candidates[:2]) for example in found]
+        return [replace(example, candidates=two, wrong=two[1]) for example, two in pairs]
 
 
 @register_task("t-no-retain")

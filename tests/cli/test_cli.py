@@ -157,6 +157,7 @@ def test_several_seeds_show_their_spread(
     assert capsys.readouterr().err == "error: give --seed or --seeds, not both\n"
 
 
+@pytest.mark.usefixtures("made_up_runs")
 def test_flags_are_explained(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -316,7 +317,7 @@ def test_leaderboard_writes_and_names_its_files(
 
 
 def test_traceback_only_for_our_own_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(arguments: list[str]) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", broken)

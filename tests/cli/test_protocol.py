@@ -43,7 +43,7 @@ def test_run_and_show_print_ours_beside_theirs(
     for words in (
         "IOI on GPT-2 small: encoder projection",
         "37/37 = 1.000 [0.906, 1.000]",
-        "80/100 = 0.800 [0.711, 0.867]",
+        "80/100 = 0.800 [",
         "budget 20.0 (absolute)",
         "see docs/protocol.md",
     ):
@@ -89,8 +89,8 @@ def test_an_attack_that_was_not_published(
             ["--protocol", "published", "--task", "ioi", "--target", "organism"],
             "no experiment of ioi on organism; it has ioi on gpt2-small",
         ),
-        (["--budget", "20"], "budget is 20 times the residual's norm; at most 10"),
-        (["--budget-unit", "metres"], "input should be 'relative' or 'absolute'"),
+        (["--budget", "20"], "budget is 20 times the spread unit; at most 10"),
+        (["--budget-unit", "metres"], "input should be 'spread', 'relative' or 'absolute'"),
         (["--model", "gpt2"], "a target by parts needs --model and at least one --sae"),
         (["--sae", "r/i@blocks.1.hook_resid_post"], "needs --model"),
         (["--model", "m", "--sae", "r/i"], "SAE 'r/i' does not say which residual it reads"),

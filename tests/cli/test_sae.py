@@ -53,7 +53,7 @@ def test_an_sae_is_trained_and_measured(
         (["--hook", HOOK], "is too short to train on"),
         (
             ["--hook", HOOK, "--width", "10000000", "--tokens", "10000000"],
-            "GB are free on cpu; give a --width of at most",
+            "less than or equal to 4194304",
         ),
     ],
 )

@@ -113,7 +113,7 @@ class TestNullSpace:
         A_DS = columns(192, 32)
         constraint = NullSpace(A_DS)
         kept = constraint.project(torch.randn(R, P, 192))
-        shorter = constraint.shrink(kept, torch.tensor([1.0, 0.3, 0.0]))
+        shorter = constraint.shrink(kept, torch.tensor([[1.0], [0.3], [0.0]]))
         assert displacement(shorter[:2], A_DS) <= 1e-6
         torch.testing.assert_close(shorter[1].norm(), 0.3 * kept[1].norm())
         assert not shorter[2].any()
@@ -144,7 +144,7 @@ class TestSphere:
         delta = constraint.project(torch.randn(R, P, 96) * 3)
         assert delta.norm() > 0.5 * base.norm()  # a large move, out of the linear regime
         for state in (base, base + edit):
-            for moved in (delta, constraint.shrink(delta, torch.tensor([1.0, 0.5, 0.01]))):
+            for moved in (delta, constraint.shrink(delta, torch.tensor([[1.0], [0.5], [0.01]]))):
                 z, p = latents.read(state), latents.preactivation(state)
                 torch.testing.assert_close(latents.read(state + moved), z, rtol=1e-5, atol=3e-6)
                 torch.testing.assert_close(
@@ -176,10 +176,10 @@ class TestSphere:
             kept = constraint.project(delta)
             assert torch.all(kept.norm(dim=-1) <= delta.norm(dim=-1) * (1 + 1e-6))
             torch.testing.assert_close(constraint.project(kept), kept, rtol=1e-5, atol=1e-5 * size)
-            factor = torch.tensor([0.9, 0.2, 0.0])
-            shorter = constraint.shrink(kept, factor)
+            factor_RP = torch.tensor([[0.9], [0.2], [0.0]])
+            shorter = constraint.shrink(kept, factor_RP)
             torch.testing.assert_close(
-                shorter.norm(dim=-1), kept.norm(dim=-1) * factor[:, None], rtol=1e-5, atol=1e-7
+                shorter.norm(dim=-1), kept.norm(dim=-1) * factor_RP, rtol=1e-5, atol=1e-7
             )
 
     def test_inwards_never_longer_and_still_on_the_sphere(self) -> None:
@@ -202,7 +202,7 @@ class TestSphere:
         constraint = Sphere(A_DS, base, torch.zeros_like(base), centred=False)
         for t in (1.5, 2.0, 3.0):
             away = constraint.project(-t * base)
-            for kept in (away, constraint.shrink(away, torch.tensor([0.5]))):
+            for kept in (away, constraint.shrink(away, torch.tensor([[0.5]]))):
                 assert displacement(kept[:, :1], A_DS) <= 1e-6
                 assert kept.isfinite().all()
                 assert kept[0, 1].norm() <= 1e-5 * base[0, 1].norm()
@@ -247,7 +247,7 @@ def test_free_changes_nothing() -> None:
     assert Free().kind == "none"
     assert torch.equal(Free().project(delta), delta)
     assert torch.equal(Free().rows(torch.tensor([0])).project(delta), delta)
-    torch.testing.assert_close(Free().shrink(delta, torch.full((R,), 0.5)), delta / 2)
+    torch.testing.assert_close(Free().shrink(delta, torch.full((R, P), 0.5)), delta / 2)
 
 
 def test_projecting_only_gradients_leaves_drift() -> None:

@@ -207,7 +207,7 @@ class TestStandardSuite:
         assert group.defenses[2].unranked == ("auto-v1 was not run",)
         text = page_of(group)
         assert "Ranked under the standard suite, auto-v1." in text
-        assert "- ablation: orthogonal alone did better than the attacks that count" in text
+        assert "- ablation: orthogonal alone did better than what counts" in text
 
     def test_the_latest_counts(self, stored: Stored) -> None:
         group = group_of([stored("clamp", f"auto-v{n}") for n in (2, 9, 10)])

@@ -160,7 +160,7 @@ def test_a_constrained_attack_stays_within_the_limits(
         assert (row.constraint.kind, row.constraint.rank) == ("none", 0)
         return
     everywhere = attack == "jacobian"
-    assert row.constraint.rank == (sum(map(len, row.features.values())) if everywhere else 8)
+    assert 0 < row.constraint.rank <= (sum(map(len, row.features.values())) if everywhere else 8)
     local = quick("defense", defense).sees_only_latents or threat_model == "post"
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
@@ -187,8 +187,9 @@ def test_attack_and_scoring_are_both_billed(
         assert cost.token_layers > cost.forward
         assert cost.flops > 0
         assert cost.seconds > 0
-    assert (compute.attack.backward > 0) == (attack != "random-direction")
-    assert compute.attack.backward <= compute.attack.forward
+    assert (compute.attack.backward > 0) == (attack not in ("random-direction", "query"))
+    if attack not in ("jacobian", "auto-v1"):  # a Jacobian's rows share their forward pass
+        assert compute.attack.backward <= compute.attack.forward
 
 
 @every_pair
