@@ -37,7 +37,7 @@ def raised(
 def drifting(relative: float | None, kind: str = "exact") -> dict[str, Any]:
     return {
         "constraint": Constraint(kind=kind, rank=1),
-        "drift": {"perturbed": {"relative_l2": relative}},
+        "drift": {"perturbed": {"relative_l2": relative, "preactivation_relative": relative}},
     }
 
 
