@@ -120,7 +120,7 @@ def organism_workload() -> Workload:
 
 def _setting(target: Target, task: Task, defense: Clamp) -> Setting:
     attack = Orthogonal(Orthogonal.Config(steps=STEPS))
-    return Setting(target, task, defense, attack, RunSpec(budget=0.25))
+    return Setting(target, task, defense, attack, RunSpec(budget=0.25, budget_unit="relative"))
 
 
 def _endless(flip: Flip) -> Flip:

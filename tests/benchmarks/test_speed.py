@@ -66,10 +66,6 @@ def test_gcg(benchmark: BenchmarkFixture) -> None:
     benchmark.extra_info |= {"plain_s": round(plain_s, 2), "ratio": round(plain_s / engine_s, 1)}
 
 
-@pytest.mark.xfail(
-    reason="open fault: the two searches differ by 22 % on the tiny shape, and it is not known why",
-    strict=False,
-)
 def test_report_of_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
     """The command that times a large model, on a tiny one: both ways find the same deltas."""
     main(["--shape", "tiny"])
