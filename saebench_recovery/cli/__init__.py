@@ -49,7 +49,7 @@ app.command()(schema)
 app.add_typer(sae, name="sae")
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(*, asked: bool) -> None:
     if asked:
         print(__version__)
         raise typer.Exit

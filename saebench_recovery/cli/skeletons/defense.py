@@ -7,9 +7,9 @@ saebench run --plugin my_defense.py --defense my-defense --task ioi --limit 64
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery import register_defense
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
+from saebench_recovery.registry import register_defense
 
 
 @register_defense("my-defense")
