@@ -9,7 +9,7 @@ import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from torch.utils.flop_counter import FlopCounterMode
 
-from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
@@ -67,15 +67,15 @@ def test_fewer_rows_cost_what_torch_counts(model: str) -> None:
 class Around(Orthogonal):
     """Runs the model itself, beside what it asks of the problem."""
 
-    def __init__(self, prompts: int) -> None:
+    def __init__(self, prompts: int, example: Example) -> None:
         super().__init__(Orthogonal.Config(steps=2))
-        self.prompts = prompts
+        self.prompts, self.example = prompts, example
 
     def search(self, problem: Problem) -> ResidualDelta:
         target = setting("residual", "gpt2").target
         for _ in range(self.prompts):
             with torch.no_grad():
-                forward(target, target.batch(problem.examples[:1]), {})
+                forward(target, target.batch([self.example]), {})
         return super().search(problem)
 
 
@@ -84,7 +84,7 @@ def test_work_around_the_problem_is_counted_too() -> None:
     flips = valid_flips(plain, evaluation_examples(plain))[1][:3]
 
     def cost(prompts: int) -> tuple[int, int, float]:
-        held = fitted(plain.target, plain.task, plain.defense, Around(prompts))
+        held = fitted(plain.target, plain.task, plain.defense, Around(prompts, flips[0].example))
         chunk = score_chunk(held, flips)
         on_rows = sum(record.flops for record in chunk.records)
         return chunk.attacking.forward, chunk.attacking.flops, on_rows
