@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
+from saebench_recovery.defenses.clamp import Clamp
 from torch.utils.flop_counter import FlopCounterMode
 
 from saebench_recovery.interfaces import Example, ResidualDelta
@@ -14,10 +15,12 @@ from saebench_recovery.model.forward import forward
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.attack_and_score import score_chunk
+from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples, valid_flips
+from saebench_recovery.targets.target import Target
 from tests.problems import fitted, organism_setting, problem_of, tiny_setting
-from tests.tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES, tiny_target
 
 TOLERANCE = 0.02
 every_model = pytest.mark.parametrize("model", [*ARCHITECTURES, "organism"])
@@ -99,3 +102,22 @@ def test_work_around_the_problem_is_counted_too() -> None:
     # Rows of one flip bear as much of it as others: a twelfth of a third each, here.
     share = 100 * meter.flops / len(plain.budgets) / 2
     assert beside[2] - without[2] == pytest.approx(share, rel=1e-3)
+
+
+def test_a_defense_costs_the_same_whatever_ran_on_the_model_before() -> None:
+    """FLOPs are measured once for each kind of pass, and defenses are among what makes a kind."""
+    plain = setting("residual", "gpt2")
+    examples = evaluation_examples(plain)[:2]
+
+    def cost(target: Target, latents: int) -> float:
+        defense = Clamp(Clamp.Config(latents=latents))
+        held = fitted(target, plain.task, defense, plain.attack)
+        meter = Meter()
+        with meter.counting():
+            list(outputs(examples, held.active, plain.task))
+        return meter.flops
+
+    fresh = cost(tiny_target("gpt2"), 2)
+    used = tiny_target("gpt2")
+    assert cost(used, 8) > fresh
+    assert cost(used, 2) == fresh
