@@ -1,14 +1,17 @@
 """What each member of the standard suite breaks alone: `python -m tests.ablation.table`.
 
 A column for each defense and task: of its valid flips, those that an attack recovers inside the
-limits, and in brackets those that it alone does. Each attack meets every flip, and its search may
-spend the same FLOPs on each. Attacks that are no members stand below, to be seen as superfluous.
+limits, and in brackets those that no member but this one does. Then the same without the limits.
+Each attack meets every flip, and its search may spend the same FLOPs on each. Attacks that are no
+members stand below, to be seen as superfluous.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -30,13 +33,13 @@ from saebench_recovery.targets.target import Target
 STRONG = {"latents": 32, "multiplier": -2.0}
 IOI = ("ioi", {"against": "subject"})
 CELLS: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]], int]] = {
-    "clamp, ioi": ("clamp", STRONG, IOI, 64),
-    "reconstruction, ioi": ("reconstruction", {}, IOI, 64),
-    "trajectory, ioi": ("trajectory", {}, IOI, 64),
-    "negated gradient, ioi": ("h-neg-grad", {"latents": 32}, IOI, 64),
-    "rounded, ioi": ("h-round", {"latents": 32}, IOI, 64),
-    "reconstruction, refusal": ("reconstruction", {}, ("refusal", {}), 24),
-    "trajectory, refusal": ("trajectory", {}, ("refusal", {}), 24),
+    "clamp, ioi": ("clamp", STRONG, IOI, 32),
+    "reconstruction, ioi": ("reconstruction", {}, IOI, 32),
+    "trajectory, ioi": ("trajectory", {}, IOI, 32),
+    "negated gradient, ioi": ("h-neg-grad", {"latents": 32}, IOI, 32),
+    "rounded, ioi": ("h-round", {"latents": 32}, IOI, 32),
+    "reconstruction, refusal": ("reconstruction", {}, ("refusal", {}), 16),
+    "trajectory, refusal": ("trajectory", {}, ("refusal", {}), 16),
 }
 NO_MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("random-direction", TASK),
@@ -44,22 +47,27 @@ NO_MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def broken(member: Setting, flips: Sequence[Flip]) -> tuple[set[str], float]:
-    """The flips that an attack recovers inside the limits, and the FLOPs that it spent on each."""
+@dataclass(frozen=True)
+class Cell:
+    """Valid flips of a defense, and which each attack recovers, inside the limits and at all."""
+
+    flips: int
+    inside: Mapping[str, AbstractSet[str]]
+    at_all: Mapping[str, AbstractSet[str]]
+
+
+def replayed(member: Setting, flips: Sequence[Flip]) -> Replay:
+    """What an attack found for the right answer, from the tokens."""
     meter = Meter()
     with meter.counting():
         whole = posed(member, flips, meter)
         problem = whole.rows(torch.arange(len(flips)) * whole.variants + member.head)
-        before = meter.flops
         found = Attack.run(member.attack, problem)
-        spent = (meter.flops - before) / max(1, len(flips))
-    replay = Replay(member, [flip.example for flip in flips], found)
-    inside_E = (replay.recovered_E & replay.within_E).tolist()
-    return {f.example.id for f, inside in zip(flips, inside_E, strict=True) if inside}, spent
+    return Replay(member, [flip.example for flip in flips], found)
 
 
-def cell(target: Target, name: str, spec: RunSpec) -> tuple[int, Mapping[str, set[str]]]:
-    """Valid flips, and those that each attack breaks."""
+def cell(target: Target, name: str, spec: RunSpec) -> Cell:
+    """All attacks that apply, on all flips."""
     defense_name, defense_config, (task_name, task_config), limit = CELLS[name]
     task = cast("Task", registry.create("task", task_name, task_config))
     own = target.preset.tasks[task_name].defenses.get(defense_name, {})
@@ -69,46 +77,52 @@ def cell(target: Target, name: str, spec: RunSpec) -> tuple[int, Mapping[str, se
     examples = evaluation_examples(setting)
     fit(setting)
     _, flips = valid_flips(setting, examples)
-    found: dict[str, set[str]] = {}
+    inside: dict[str, set[str]] = {}
+    at_all: dict[str, set[str]] = {}
+    members = setting.members
     others = [cast("Attack", registry.create("attack", *one)) for one in NO_MEMBERS]
-    members = [m.attack for m in setting.members]
-    for attack in (*members, *others):
-        member = Setting(target, task, defense, attack, setting.spec, in_suite=True)
-        vars(member).update(drift_rule=setting.drift_rule)
-        found[attack.name], spent = broken(member, flips)
-        count = len(found[attack.name])
-        print(f"{name}, {attack.name}: {count} of {len(flips)}, {spent:.2g} FLOPs", flush=True)
-    return len(flips), found
+    for member in (*members, *(replace(members[0], attack=other) for other in others)):
+        replay = replayed(member, flips)
+        attack = member.attack.name
+        for of, shown_E in (
+            (inside, replay.recovered_E & replay.within_E),
+            (at_all, replay.recovered_E),
+        ):
+            shown = zip(flips, shown_E.tolist(), strict=True)
+            of[attack] = {flip.example.id for flip, yes in shown if yes}
+        print(f"{name}, {attack}: {len(inside[attack])} of {len(flips)}", flush=True)
+    return Cell(len(flips), inside, at_all)
 
 
-def table(cells: Mapping[str, tuple[int, Mapping[str, set[str]]]]) -> str:
+def table(found: Mapping[str, tuple[int, Mapping[str, AbstractSet[str]]]]) -> str:
     """A row for each attack, a column for each cell."""
     attacks = [name for name, _ in (*AutoV2.members, *NO_MEMBERS)]
-    heads = [f"{name} ({flips} flips)" for name, (flips, _) in cells.items()]
+    heads = [f"{name} ({flips} flips)" for name, (flips, _) in found.items()]
     lines = [["attack", *heads], ["---"] * (1 + len(heads))]
     for attack in attacks:
-        lines.append([f"`{attack}`", *(_shown(found, attack) for _, found in cells.values())])
+        lines.append([f"`{attack}`", *(_shown(of, attack) for _, of in found.values())])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _shown(found: Mapping[str, set[str]], attack: str) -> str:
+def _shown(found: Mapping[str, AbstractSet[str]], attack: str) -> str:
     if attack not in found:
-        return "no such answer"
-    outside = {name for name, _ in NO_MEMBERS} - {attack}
-    others = [ids for name, ids in found.items() if name != attack and name not in outside]
-    alone = found[attack].difference(*others)
+        return "-"
+    members = {name for name, _ in AutoV2.members} - {attack}
+    alone = found[attack].difference(*(ids for name, ids in found.items() if name in members))
     return f"{len(found[attack])} ({len(alone)})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", choices=list(CELLS), action="append")
-    parser.add_argument("--flops", type=float, default=None, help="on each flip")
+    parser.add_argument("--flops", type=float, default=3e8, help="on each flip")
     parser.add_argument("--budget-unit", default="relative")
     given = parser.parse_args()
     spec = RunSpec(budget_unit=given.budget_unit, flops=given.flops)
     target = load_target("organism", "cpu")
-    print(table({name: cell(target, name, spec) for name in given.cell or CELLS}))
+    cells = {name: cell(target, name, spec) for name in given.cell or CELLS}
+    print(table({name: (one.flips, one.inside) for name, one in cells.items()}), end="\n\n")
+    print(table({name: (one.flips, one.at_all) for name, one in cells.items()}))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_failures_of_members_survive_a_kill_in_the_middle_of_a_line(folder: Path
     resumed.fail("alpha", "orthogonal", "three")
     assert RunJournal(folder).failure("alpha", "orthogonal") == "three"
     file.write_bytes(b"x" + file.read_bytes()[1:])
-    with pytest.raises(UserError, match="failures.jsonl"):
+    with pytest.raises(UserError, match=r"failures\.jsonl"):
         RunJournal(folder)
 
 
