@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from saebench_recovery.attacks.auto import TASK, AutoV2
+from saebench_recovery.attacks.auto import TASK, AutoV1, AutoV2
 
 import tests.cases.defenses  # noqa: F401  # registers defenses with dishonest gradients
 from saebench_recovery import registry
@@ -38,12 +38,14 @@ CELLS: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]], int]] = 
     "trajectory, ioi": ("trajectory", {}, IOI, 32),
     "negated gradient, ioi": ("h-neg-grad", {"latents": 32}, IOI, 32),
     "rounded, ioi": ("h-round", {"latents": 32}, IOI, 32),
-    "reconstruction, refusal": ("reconstruction", {}, ("refusal", {}), 16),
-    "trajectory, refusal": ("trajectory", {}, ("refusal", {}), 16),
+    "clamp, refusal": ("clamp", {}, ("refusal", {}), 12),
+    "reconstruction, refusal": ("reconstruction", {}, ("refusal", {}), 12),
+    "trajectory, refusal": ("trajectory", {}, ("refusal", {}), 12),
 }
-NO_MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("random-direction", TASK),
-    ("minimal", TASK),
+# Those of the first suite that the present one does without, and one that asks for other figures.
+NO_MEMBERS = (
+    *(one for one in AutoV1.members if one[0] not in dict(AutoV2.members)),
+    ("minimal", TASK | {"steps": 30, "bisections": 12}),
 )
 
 
