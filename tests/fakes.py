@@ -130,6 +130,7 @@ def seen(examples: int, **changes: Any) -> Seen:
     false_E, half_E = torch.zeros(examples, dtype=torch.bool), torch.full((examples,), 0.5)
     numbers = {"fidelity_E": half_E, "norm_E": half_E}
     tensors = dict.fromkeys((field.name for field in dataclasses.fields(Seen)), false_E)
+    tensors["bound_E"] = ~false_E
     return Seen(**{**tensors, **numbers, **changes})
 
 

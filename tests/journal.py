@@ -22,6 +22,7 @@ class MemoryJournal:
     """Chunks by task and attack, in the order in which they were written."""
 
     chunks: dict[tuple[str, str], list[Chunk]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def written(self, task: str, attack: str) -> Sequence[Written]:
         return [
@@ -31,6 +32,12 @@ class MemoryJournal:
 
     def append(self, task: str, attack: str, chunk: Chunk) -> None:
         self.chunks.setdefault((task, attack), []).append(chunk)
+
+    def failure(self, task: str, attack: str) -> str:
+        return self.failures.get((task, attack), "")
+
+    def fail(self, task: str, attack: str, line: str) -> None:
+        self.failures[task, attack] = line
 
 
 @dataclass(frozen=True)

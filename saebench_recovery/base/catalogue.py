@@ -46,6 +46,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.orthogonal:Orthogonal",
             "residual delta kept in the null space of the defended encoder directions",
         ),
+        "straight-through": (
+            "saebench_recovery.attacks.straight_through:StraightThrough",
+            "the same, with gradients that pass the defense unchanged",
+        ),
         "jacobian": (
             "saebench_recovery.attacks.jacobian:Jacobian",
             "residual delta that keeps the defended latents in place at every layer",
@@ -84,6 +88,10 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
         ),
         "auto-v1": (
             "saebench_recovery.attacks.auto:AutoV1",
+            "the first standard suite, for rows that are compared with older ones",
+        ),
+        "auto-v2": (
+            "saebench_recovery.attacks.auto:AutoV2",
             "the standard suite without parameters: worst case over several attacks",
         ),
     },

@@ -50,12 +50,13 @@ class PluginConfig(BaseModel):
 class PluginError(UserError):
     """A plugin's method that raised, or returned what it must not.
 
-    `fault` is the name of the finding of `saebench check` that it is.
+    `fault` is the name of the finding of `saebench check` that it is, `kind` the plugin's.
     """
 
     def __init__(self, title: str, method: str, problem: str, *, fault: str = "raises") -> None:
         super().__init__(f"{title}: {method} {problem}")
         self.fault = fault
+        self.kind = title.partition(" ")[0]
 
 
 class Plugin:
@@ -101,7 +102,11 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
                 raise
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(self.title, method.__name__, f"raised {words[:300]}") from error
+            raise PluginError(self.title, method.__name__, f"raised {one_line(error)}") from error
 
     return guarded
+
+
+def one_line(error: Exception) -> str:
+    """What is said of an error that is none of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -5,6 +5,7 @@ Verbs import what they need when they run, so that `saebench --help` costs no to
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -69,6 +70,9 @@ def common(
 ) -> None:
     if debug:
         os.environ["SAEBENCH_DEBUG"] = "1"
+        # What does not end a run, such as a member of a suite that fails, is logged.
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("saebench_recovery").setLevel(logging.DEBUG)
 
 
 def main() -> None:

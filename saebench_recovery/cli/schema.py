@@ -21,12 +21,13 @@ def schema() -> None:
         RunResult,
         RunState,
         StoredChunk,
+        StoredFailure,
         Texts,
     )
     from saebench_recovery.scoring.flags import CONDITIONS
     from saebench_recovery.scoring.measures import MEASURES
 
-    models = (RunResult, RunState, StoredChunk, Record, Texts, Leaderboard)
+    models = (RunResult, RunState, StoredChunk, StoredFailure, Record, Texts, Leaderboard)
     _, definitions = models_json_schema([(model, "serialization") for model in models])
     measures = {
         m.name: {"kind": m.kind, "unit": m.unit, "description": m.description} for m in MEASURES

@@ -102,6 +102,12 @@ class PlainDrift:
         return self.latents <= limits.drift and self.decoded <= limits.decode
 
     @property
+    def bound(self) -> bool:
+        """Whether there is a displacement where the perturbation acts or is read."""
+        each = [self.scopes[name]["preactivation_relative"] for name in ("perturbed", "readout")]
+        return any(value is not None for value in each)
+
+    @property
     def tightest_limit(self) -> float | None:
         """The smallest limit on both that it is inside of; None if of none."""
         largest = max(self.latents, self.decoded)

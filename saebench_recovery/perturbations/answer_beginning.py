@@ -9,9 +9,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.retokenise import Vocabulary, vocabulary
@@ -75,18 +75,18 @@ class AnswerBeginning(Space):
     stock: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def pose(cls, reach: Reach, posing: Posing) -> Problem:
-        """The problem of an attack that writes the answer's beginning.
+    def inapplicable(cls, task: Judge) -> str | None:
+        if task.new_tokens:
+            return None
+        return (
+            f"task {task.name!r} is not judged by a written answer, so none can be begun for it; "
+            "use a task that generates, such as refusal"
+        )
 
-        Raises:
-            UserError: the task does not generate.
-        """
+    @classmethod
+    def pose(cls, reach: Reach, posing: Posing) -> Problem:
+        """The problem of an attack that writes the answer's beginning."""
         task = posing.task
-        if not task.new_tokens:
-            raise UserError(
-                f"task {task.name!r} is not judged by a written answer, so none can be begun for "
-                "it; use a task that generates, such as refusal"
-            )
         readout_E1 = torch.tensor([[len(group[0].prompt) - 1] for group in posing.groups])
         windows = lay_out(posing, readout_E1, [EMBEDDED])
         words = vocabulary(posing.active.target)

@@ -20,6 +20,7 @@ from saebench_recovery.schema import Drift
 from saebench_recovery.spec import Limits
 
 METRICS = tuple(Drift.model_fields)
+CONSTRAINING = ("perturbed", "readout")  # scopes of which one has to have a drift
 
 # Root mean square activation, relative to what is typical of active latents, up to which latents
 # are silent: a defense cannot make drift look huge by leaving them a trace of activation.
@@ -167,6 +168,12 @@ def within_limits(drift: Mapping[str, ScopeDrift], limits: Limits) -> Tensor:
     return (worst(drift, decoded=False) <= limits.drift) & (
         worst(drift, decoded=True) <= limits.decode
     )
+
+
+def binds(drift: Mapping[str, ScopeDrift]) -> Tensor:
+    """Rows [R] with a displacement where the perturbation acts or is read."""
+    each = [drift[name].metrics["preactivation_relative"] for name in CONSTRAINING]
+    return ~torch.stack(each).isnan().all(0)
 
 
 def tightest_limit(drift: Mapping[str, ScopeDrift]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.answer_beginning import AnswerBeginning, Beginning
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
@@ -20,10 +22,21 @@ KINDS: dict[str, tuple[PosedSpace, type[Perturbation]]] = {
 }
 
 
+def inapplicable(kind: str, task: Judge) -> str | None:
+    """Why perturbations of this kind can do nothing to what a task reads; None if they can.
+
+    A kind that there is not is another fault, and found elsewhere.
+    """
+    return KINDS[kind][0].inapplicable(task) if kind in KINDS else None
+
+
 def pose(kind: str, reach: Reach, posing: Posing) -> Problem:
     """The problem of an attack that searches this kind of perturbation.
 
     Raises:
-        UserError: see the kind's own `pose`.
+        UserError: the kind does not apply to the task, or see its own `pose`.
     """
+    reason = inapplicable(kind, posing.task)
+    if reason is not None:
+        raise UserError(reason)
     return KINDS[kind][0].pose(reach, posing)

@@ -80,6 +80,11 @@ class Space(ABC):
         """The hook points whose spread budgets are measured in; none where nothing has a norm."""
         return []
 
+    @classmethod
+    def inapplicable(cls, task: Judge) -> str | None:
+        """Why such perturbations can do nothing to what the task reads; None where they can."""
+        return None
+
     @property
     def size(self) -> int:
         return len(self.positions_NP)

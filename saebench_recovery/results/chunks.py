@@ -19,6 +19,7 @@ from saebench_recovery.base.reading import read_bytes, read_tensors
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
+    FAILURES,
     RECORDS,
     TEXTS,
     parse_lines,
@@ -27,7 +28,7 @@ from saebench_recovery.results.store import (
     unwritable,
     write_atomically,
 )
-from saebench_recovery.schema import Record, Stored, StoredChunk
+from saebench_recovery.schema import Record, Stored, StoredChunk, StoredFailure
 from saebench_recovery.scoring.journal import Chunk, Written
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class RunJournal:
     def __init__(self, folder: Path, *, keep_texts: bool = False) -> None:
         self.folder = folder
         self.chunks = read_log(folder)
+        failures = parse_lines(StoredFailure, _whole_lines(folder / FAILURES), folder / FAILURES)
+        self._failures = {(f.task, f.attack): f.line for f in failures}
         self._keeps_texts = keep_texts or (folder / TEXTS).exists()
         if keep_texts and self.chunks and not (folder / TEXTS).exists():
             raise no_texts(folder)
@@ -61,6 +64,8 @@ class RunJournal:
         try:
             (folder / EVIDENCE).mkdir(parents=True, exist_ok=True)
             _cut(folder / CHUNKS, len(_whole_lines(folder / CHUNKS)))
+            if (folder / FAILURES).exists():
+                _cut(folder / FAILURES, len(_whole_lines(folder / FAILURES)))
             _cut(folder / RECORDS, last.records_end if last else 0)
             if self._keeps_texts:
                 _cut(folder / TEXTS, last.texts_end if last else 0)
@@ -105,6 +110,22 @@ class RunJournal:
         except OSError as error:
             raise unwritable(self.folder, error) from None
         self.chunks.append(entry)
+
+    def failure(self, task: str, attack: str) -> str:
+        """The line of a member of a suite that failed, in this process or an earlier one."""
+        return self._failures.get((task, attack), "")
+
+    def fail(self, task: str, attack: str, line: str) -> None:
+        """Keep that a member failed.
+
+        Raises:
+            UserError: see `append`.
+        """
+        try:
+            _append(self.folder / FAILURES, [StoredFailure(task=task, attack=attack, line=line)])
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
+        self._failures[task, attack] = line
 
     def records(self, task: str) -> list[Record]:
         """All records of a task, of all members of a suite."""

@@ -296,14 +296,15 @@ def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Misma
 
 
 def _member_mismatches(facts: Facts, records: Sequence[Record]) -> Iterator[Mismatch]:
-    """Each member of a suite was tried on what those before it left unbroken."""
+    """Each member of a suite was tried on what those before it left, unless it failed."""
     by_member = {m: [r for r in records if r.attack == m] for m in facts.members}
-    left = [record.id for record in by_member[facts.members[0]]]
+    left = sorted({record.id for record in records})
     earlier: list[Record] = []
     for member, own in by_member.items():
         left = unbroken(left, earlier)
-        ids = [record.id for record in own]
-        yield from differing(f"flips tried by {member}", ids, left, task=facts.task)
+        ids = sorted(record.id for record in own)
+        wanted = [id for id in left if id in ids] if member in facts.failures else left
+        yield from differing(f"flips tried by {member}", ids, wanted, task=facts.task)
         earlier += own
 
 

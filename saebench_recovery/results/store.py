@@ -1,7 +1,8 @@
 """Files of a run: written whole or not at all, and read with one line for what does not fit.
 
 `<out>/<identity>/` holds `run.json`, and appended chunk by chunk `records.jsonl`, `evidence/` and
-`chunks.jsonl`, on request `texts.jsonl`; `result.json` comes last.
+`chunks.jsonl`, on request `texts.jsonl`, of a suite that has a member that fails
+`failures.jsonl`; `result.json` comes last.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ READ = (
     "seed",
 )
 CHUNKS, EVIDENCE, TEXTS = "chunks.jsonl", "evidence", "texts.jsonl"
+FAILURES = "failures.jsonl"
 
 Model = TypeVar("Model", bound=Stored)
 

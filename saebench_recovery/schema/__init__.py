@@ -25,7 +25,7 @@ from saebench_recovery.schema.row import (
     Row,
     SuiteMember,
 )
-from saebench_recovery.schema.run import Provenance, RunResult, RunState, StoredChunk
+from saebench_recovery.schema.run import Provenance, RunResult, RunState, StoredChunk, StoredFailure
 from saebench_recovery.schema.values import (
     SCHEMA_VERSION,
     Count,
@@ -70,6 +70,7 @@ __all__ = [
     "Spread",
     "Stored",
     "StoredChunk",
+    "StoredFailure",
     "SuiteMember",
     "Texts",
 ]

@@ -116,6 +116,9 @@ class Facts(Stored):
     perturbation: PerturbationKind
     members: tuple[str, ...] = Field(description="the attacks of a suite in order; else the one")
     member_flops: tuple[Count, ...]
+    failures: dict[str, str] = Field(
+        default_factory=dict, description="of members that failed: the line"
+    )
     side_effects: SideEffects
     stated_false_alarms: Share | None = Field(description="of a defense with a detector")
     false_alarms: Rate | None = Field(description="evaluation prompts that ring undisturbed")

@@ -100,6 +100,7 @@ class SuiteMember(Stored):
     tried: Count
     broken: Count = Field(description="recovered inside the constraint limits")
     flops: Count
+    failed: str = Field(default="", description="the line, if it failed before it was done")
 
 
 class Detection(Stored):

@@ -63,3 +63,11 @@ class StoredChunk(Stored):
     sha256: str = Field(description="of that file")
     attacking: Cost
     scoring: Cost
+
+
+class StoredFailure(Stored):
+    """A line of `failures.jsonl`: a member of a suite that failed on a task."""
+
+    task: str
+    attack: str
+    line: str

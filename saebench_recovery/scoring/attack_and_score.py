@@ -147,6 +147,7 @@ def _records(
         Seen(
             recovered_E=replay.recovered_E,
             within_E=replay.within_E,
+            bound_E=replay.bound_E,
             base_like_E=replay.base_like_E,
             fidelity_E=replay.fidelity_E,
             reactivated_E=replay.reactivated_E,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Task
@@ -22,21 +20,18 @@ from saebench_recovery.schema import (
     Facts,
     PerturbationKind,
     Rate,
-    Record,
     SideEffects,
 )
-from saebench_recovery.scoring.attack_and_score import posed, score_chunk
-from saebench_recovery.scoring.batch_size import flips_that_fit
-from saebench_recovery.scoring.check.attack_contract import check_attack
+from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.check.preflight import preflight
 from saebench_recovery.scoring.check.task_examples import clustered
 from saebench_recovery.scoring.fit import fit
-from saebench_recovery.scoring.journal import Journal, Written
+from saebench_recovery.scoring.journal import Journal
 from saebench_recovery.scoring.monitor import false_alarms
-from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
-from saebench_recovery.scoring.suite import unbroken
+from saebench_recovery.scoring.turns import Turns, taken_turns
 from saebench_recovery.scoring.valid_flips import (
     evaluation_examples,
     expected_by_chance,
@@ -74,20 +69,13 @@ def evaluate(
         refuse(checks.findings)
         setting = replace(setting, held=_held(defense, checks.edited))
         unsuppressed, flips = valid_flips(setting, clustered(target, examples))
-        of_attack = check_attack(setting, flips[:1])
-        refuse(of_attack)
+        if not setting.mixed:  # what is wrong with a member of a suite is found in its turn
+            refuse(check_member(setting, flips[:1]))
+        setting.measure()
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
     learned, flips = halves(flips) if attack.learns else ([], flips)
-    costs: dict[str, list[Written]] = {}
-    records: list[Record] = []
-    for member in attack.suite():
-        left = set(unbroken([f.example.id for f in flips], records))
-        part = [f for f in flips if f.example.id in left]
-        with scoring.counting():
-            of_member = Setting(target, task, defense, member, spec, setting.held).measured()
-        costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
-        records += [record for chunk in costs[member.name] for record in chunk.records]
+    turns = taken_turns(setting, learned, flips, journal, progress)
     counts = ExampleCounts(
         n=len(examples),
         base=len(unsuppressed) + len(flips) + len(learned),
@@ -96,10 +84,8 @@ def evaluate(
         chance=expected_by_chance(task, examples),
     )
     seen = _Undisturbed(counts, unsuppressed, effects, ringing)
-    facts = _facts(setting, seen, scoring.cost(), costs)
-    return facts.model_copy(
-        update={"findings": (*checks.findings, *of_attack, *checks.afterwards())}
-    )
+    facts = _facts(setting, seen, scoring.cost(), turns)
+    return facts.model_copy(update={"findings": (*checks.findings, *checks.afterwards())})
 
 
 def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
@@ -110,50 +96,6 @@ def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents
         some = bool(chosen_S.any()) and not bool(chosen_S.all())
         held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
     return held
-
-
-def chunks(
-    setting: Setting,
-    learned: Sequence[Flip],
-    flips: Sequence[Flip],
-    journal: Journal,
-    progress: Progress,
-) -> Iterator[Written]:
-    """Attack and score flips in chunks that fit the memory, after what it learned from others.
-
-    Chunks that the journal holds come first; a last one without records has the cost of learning.
-
-    Raises:
-        UserError: not even one flip fits, or the journal holds other flips than these.
-    """
-    label, attack = setting.task.label, setting.attack
-    what = f"{label}: {setting.defense.name} against {attack.name}"
-    size = setting.spec.batch_size or flips_that_fit(setting, flips)
-    learning = Meter()
-    if learned:
-        with learning.counting():
-            attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
-    done = 0
-    for chunk in journal.written(label, attack.name):
-        expected = [f.example.id for f in flips[done : done + len(chunk.records)]]
-        if [record.id for record in chunk.records] != expected:
-            raise UserError(f"{what}: the stored records are of other flips; repeat with --force")
-        done += len(chunk.records)
-        yield chunk
-    while done < len(flips):
-        progress(what, done, len(flips))
-        try:
-            scored = score_chunk(setting, flips[done : done + size])
-        except torch.OutOfMemoryError:
-            if size <= 1:
-                raise UserError("one example does not fit the device's memory") from None
-            size //= 2
-            continue
-        journal.append(label, attack.name, scored)
-        done += len(scored.records)
-        yield Written(scored.records, scored.attacking, scored.scoring)
-    progress(what, len(flips), len(flips))
-    yield Written((), learning.cost(), Meter().cost())
 
 
 @dataclass(frozen=True)
@@ -170,10 +112,10 @@ def _facts(
     setting: Setting,
     seen: _Undisturbed,
     scoring: Cost,
-    chunks: Mapping[str, Sequence[Written]],
+    turns: Turns,
 ) -> Facts:
     spec, defense, target = setting.spec, setting.defense, setting.target
-    every = [chunk for of_member in chunks.values() for chunk in of_member]
+    every = [chunk for of_member in turns.chunks.values() for chunk in of_member]
     return Facts(
         task=setting.task.label,
         target=target.name,
@@ -197,8 +139,9 @@ def _facts(
             kind="several" if setting.mixed else setting.attack.space,
             length=setting.attack.length or None,
         ),
-        members=tuple(chunks),
-        member_flops=tuple(sum(c.attacking.flops for c in part) for part in chunks.values()),
+        members=tuple(turns.chunks),
+        member_flops=tuple(sum(c.attacking.flops for c in part) for part in turns.chunks.values()),
+        failures=dict(turns.failures),
         side_effects=seen.effects,
         stated_false_alarms=defense.false_alarms,
         false_alarms=seen.ringing,

@@ -13,12 +13,12 @@ from math import sqrt
 
 from saebench_recovery.schema import Facts, Flag, Level, Record, Row
 from saebench_recovery.scoring.measures import verdict
+from saebench_recovery.scoring.suite import is_suite
 
 FEW_FLIPS = 20
 # Relative drift above which a constraint that is exact by construction is called broken. A set
 # that is made for one residual meets another where passes are rounded to less than float32.
 EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
-CONSTRAINING_SCOPES = ("perturbed", "readout")
 CONTROLS = ("random-direction",)  # attacks that are there to be compared with, and prove nothing
 LUCK = 1.645  # standard deviations above chance that one guess in twenty passes
 
@@ -58,14 +58,13 @@ def flags(
 
     `flips` has one record for each valid flip, and `records` those of every member.
     """
-    is_suite = len(facts.members) > 1
     found = [Flag(**finding.model_dump()) for finding in facts.findings]
     found += [
         condition.flag()
         for condition in CONDITIONS
-        if not (is_suite and condition.of_members) and condition.raised(row, flips, facts)
+        if not (is_suite(facts) and condition.of_members) and condition.raised(row, flips, facts)
     ]
-    for member in facts.members if is_suite else ():
+    for member in facts.members if is_suite(facts) else ():
         own = [record for record in records if record.attack == member]
         found += [
             condition.flag(member)
@@ -93,19 +92,12 @@ def _constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> boo
 
 
 def _constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    bound = sum(
-        any(_displacement(record, scope) is not None for scope in CONSTRAINING_SCOPES)
-        for record in records
-    )
+    bound = sum(record.measures.get("constrained") is not None for record in records)
     return 2 * bound < len(records)
 
 
 def _relative_drift(record: Record, scope: str) -> float | None:
     return record.drift.get(scope, {}).get("relative_l2")
-
-
-def _displacement(record: Record, scope: str) -> float | None:
-    return record.drift.get(scope, {}).get("preactivation_relative")
 
 
 def _no_base_behaviour(row: Row, records: Sequence[Record], facts: Facts) -> bool:
@@ -160,6 +152,13 @@ CONDITIONS = (
         lambda row, records, facts: 0 < len(records) < FEW_FLIPS,
     ),
     Condition(
+        "member-failed",
+        "caution",
+        "a member of the suite failed, as the row's suite says: the worst case is over the others",
+        "mend the member and repeat the run with --force; --debug shows the traceback",
+        lambda row, records, facts: bool(facts.failures),
+    ),
+    Condition(
         "zero-budget",
         "invalid",
         "the budget is zero: nothing was allowed to change",
@@ -185,7 +184,7 @@ CONDITIONS = (
         "no-gradient",
         "invalid",
         "no gradient reached most perturbations: an attack by gradients was blind",
-        "make the defense differentiable, or attack it by the standard suite (--attack auto-v1)",
+        "make the defense differentiable, or attack it by the standard suite (--attack auto-v2)",
         _no_gradient,
         of_members=True,
     ),
@@ -216,8 +215,8 @@ CONDITIONS = (
     Condition(
         "constraint-vacuous",
         "caution",
-        "drift is defined on fewer than half of the flips, so `constrained` asks for nothing",
-        "perturb positions, or defend latents, that are active under the defense",
+        "no limit binds on most flips, as no drift is defined there: `constrained` is null on them",
+        "perturb positions at which defended latents are read; recovery counts in their place",
         _constraint_vacuous,
     ),
     Condition(

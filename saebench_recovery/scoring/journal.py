@@ -46,3 +46,11 @@ class Journal(Protocol):
     def append(self, task: str, attack: str, chunk: Chunk) -> None:
         """Keep one more chunk; when this returns, a kill does not lose it."""
         ...
+
+    def failure(self, task: str, attack: str) -> str:
+        """The line of a member of a suite that failed; empty where it did not."""
+        ...
+
+    def fail(self, task: str, attack: str, line: str) -> None:
+        """Keep that a member failed: what comes after it was tried on what it left."""
+        ...

@@ -29,6 +29,8 @@ class Seen:
     """The behaviour is back."""
     within_E: Tensor
     """Drift and decode drift are inside the limits in every scope."""
+    bound_E: Tensor
+    """There is a drift that the limits can be held against."""
     base_like_E: Tensor
     """The output is close to the clean one."""
     fidelity_E: Tensor
@@ -75,6 +77,11 @@ class Measure:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
 
+def _bound(seen: Seen, verdict_E: Tensor) -> Tensor:
+    """A verdict on limits, undefined where they are held against nothing."""
+    return verdict_E.float().masked_fill(~seen.bound_E, math.nan)
+
+
 MEASURES = (
     Measure(
         name="recovery",
@@ -91,8 +98,9 @@ MEASURES = (
         kind="rate",
         unit="",
         label="constrained",
-        description="recovered, with drift inside the limits in every scope",
-        of=lambda seen: seen.recovered_E & seen.within_E,
+        description="recovered, with drift inside the limits in every scope; null where no drift "
+        "is defined",
+        of=lambda seen: _bound(seen, seen.recovered_E & seen.within_E),
         needs_recovery=True,
         headline=True,
     ),
@@ -103,6 +111,15 @@ MEASURES = (
         label="base-like",
         description="recovered, with an output close to the clean one",
         of=lambda seen: seen.recovered_E & seen.base_like_E,
+        needs_recovery=True,
+    ),
+    Measure(
+        name="faithful",
+        kind="rate",
+        unit="",
+        label="faithful",
+        description="constrained, with an output close to the clean one",
+        of=lambda seen: _bound(seen, seen.recovered_E & seen.within_E & seen.base_like_E),
         needs_recovery=True,
     ),
     Measure(
@@ -197,3 +214,9 @@ def _values(measure: Measure, seen: Seen, examples: int) -> list[bool | float | 
 def verdict(record: Record, measure: str) -> bool:
     """Whether a rate counts this flip; one on which it is undefined does not count."""
     return bool(record.measures.get(measure))
+
+
+def gave_way(record: Record) -> bool:
+    """Whether the flip gave way: inside the limits or, where no limit binds, at all."""
+    constrained = record.measures.get("constrained")
+    return verdict(record, "recovery") if constrained is None else bool(constrained)

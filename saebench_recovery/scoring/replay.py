@@ -12,6 +12,7 @@ from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.perturbations.drift import (
     Reading,
+    binds,
     drift,
     scopes,
     tightest_limit,
@@ -65,6 +66,7 @@ class Replay:
         )
         self.tightest_E = tightest_limit(self.drift)
         self.within_E = within_limits(self.drift, setting.spec.limits)
+        self.bound_E = binds(self.drift)
         on = [d.metrics["reactivated_fraction"].nan_to_num() > 0 for d in self.drift.values()]
         self.reactivated_E = torch.stack(on).any(0)
 

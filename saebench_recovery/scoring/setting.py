@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.drift import DriftRule
-from saebench_recovery.perturbations.kinds import KINDS
+from saebench_recovery.perturbations.kinds import KINDS, inapplicable
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
 from saebench_recovery.selection.spread import spread
@@ -39,6 +40,8 @@ class Setting:
     """One attack on one fitted defense, on one task of a target.
 
     `held` are the latents that an attack has to keep in place; by default all declared ones.
+    A member of a suite is attacked at the headline budget alone: norms of several kinds make no
+    curve.
     """
 
     target: Target
@@ -47,6 +50,28 @@ class Setting:
     attack: Attack
     spec: RunSpec
     held: Mapping[Site, Latents] | None = None
+    in_suite: bool = False
+
+    @cached_property
+    def members(self) -> list[Setting]:
+        """One for each attack that this one stands for; of a suite, for each that applies here.
+
+        Raises:
+            UserError: two members have one name, or none applies.
+        """
+        if not self.mixed:
+            return [self]
+        every = [replace(self, attack=attack, in_suite=True) for attack in self.attack.suite()]
+        names = [member.attack.name for member in every]
+        if len(set(names)) < len(names):
+            raise UserError(f"{self.attack.title}: two members of a suite have one name")
+        reasons = [inapplicable(member.attack.space, self.task) for member in every]
+        found = [one for one, reason in zip(every, reasons, strict=True) if reason is None]
+        if not found:
+            raise UserError(f"{self.attack.title}: none of its members applies; {reasons[0]}")
+        for member in found:  # what was measured once holds for all
+            vars(member).update(active=self.active, bare=self.bare, drift_rule=self.drift_rule)
+        return found
 
     @cached_property
     def active(self) -> DefendedModel:
@@ -64,10 +89,9 @@ class Setting:
         vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
         return copied
 
-    def measured(self) -> Setting:
-        """The same with its spreads and drift rule measured now, so that no chunk pays for them."""
+    def measure(self) -> None:
+        """Measure spreads and drift rule now: no chunk pays for what serves all."""
         _ = self.spreads, self.drift_rule
-        return self
 
     @property
     def has_norm(self) -> bool:
@@ -95,7 +119,7 @@ class Setting:
     def budgets(self) -> tuple[float, ...]:
         """Ascending, the headline budget among them; shares of it where it is absolute."""
         headline = self.spec.budget
-        if not self.has_norm:
+        if self.in_suite or not self.has_norm:
             return (headline,)
         if self.spec.budget_unit == "absolute":
             return tuple(sorted({share * headline for share in CURVE_BUDGETS}))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from saebench_recovery.schema import BaseExample, Record
-from saebench_recovery.scoring.measures import verdict
+from saebench_recovery.scoring.measures import gave_way
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Outcome:
 def outcomes(unsuppressed: Iterable[BaseExample], flips: Iterable[Record]) -> dict[str, Outcome]:
     """Each base example by its id: not suppressed, or recovered inside the limits.
 
+    Where no limit binds every recovery counts: a defense is not strong by that.
+
     `flips` holds one record of each valid flip, of a suite the worst case. Flips that an attack
     learned from were not attacked and are left out.
     """
     return {
         **{example.id: Outcome(True, example.cluster) for example in unsuppressed},
-        **{r.id: Outcome(verdict(r, "constrained"), r.cluster) for r in flips},
+        **{r.id: Outcome(gave_way(r), r.cluster) for r in flips},
     }
 
 

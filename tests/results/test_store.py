@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.chunks import RunJournal, read_evidence, read_log
 from saebench_recovery.results.store import (
+    FAILURES,
     RECORDS,
     RESULT,
     STATE,
@@ -139,6 +140,20 @@ def test_broken_files_are_refused_on_resume(folder: Path, name: str) -> None:
     file.write_bytes(b"x" + file.read_bytes()[1:100] + b"\n")
     with pytest.raises(UserError, match=r"(broken|cut short).*repeat the run with --force"):
         RunJournal(folder).written(*NAMES[0])
+
+
+def test_failures_of_members_survive_a_kill_in_the_middle_of_a_line(folder: Path) -> None:
+    RunJournal(folder).fail("alpha", "gcg", "one")
+    RunJournal(folder).fail("alpha", "orthogonal", "two")
+    file = folder / FAILURES
+    file.write_bytes(file.read_bytes()[:-3])
+    resumed = RunJournal(folder)
+    assert [resumed.failure("alpha", name) for name in ("gcg", "orthogonal")] == ["one", ""]
+    resumed.fail("alpha", "orthogonal", "three")
+    assert RunJournal(folder).failure("alpha", "orthogonal") == "three"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"failures\.jsonl"):
+        RunJournal(folder)
 
 
 def test_texts_are_kept_from_the_beginning_or_not_at_all(folder: Path) -> None:

@@ -26,7 +26,7 @@ def test_verdicts_are_bool_numbers_are_float_and_nan_is_null() -> None:
 
 @pytest.mark.parametrize("measure", [m for m in MEASURES if m.needs_recovery], ids=lambda m: m.name)
 def test_what_needs_a_recovery_is_false_without_one(measure: Measure) -> None:
-    names = ("within_E", "base_like_E", "nothing_E", "random_E", "wrong_E", "recovered_E")
+    names = ("recovered_E", "within_E", "base_like_E", "nothing_E", "random_E", "wrong_E")
     true_E = torch.tensor([True])
     everything = dict.fromkeys(names, true_E)
     (with_it,), (without,) = (
@@ -44,6 +44,14 @@ def test_constrained_needs_drift_inside_the_limits_and_reactivation_spoils() -> 
         False,
         False,
     )
+
+
+def test_limits_that_are_held_against_nothing_give_no_verdict() -> None:
+    true_E, first_E = torch.tensor([True, True]), torch.tensor([True, False])
+    everything = {"recovered_E": true_E, "within_E": true_E, "base_like_E": true_E}
+    bound, unbound = measured(seen(2, **everything, bound_E=first_E))
+    assert (bound["constrained"], bound["faithful"]) == (True, True)
+    assert (unbound["constrained"], unbound["faithful"], unbound["base_like"]) == (None, None, True)
 
 
 def test_a_row_reads_its_properties_from_measures() -> None:

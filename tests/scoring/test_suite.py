@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from saebench_recovery.attacks.auto import MEMBERS, AutoV1
+from saebench_recovery.attacks.auto import AutoV1, AutoV2, Suite
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
@@ -84,15 +84,16 @@ def test_norms_of_several_kinds_make_no_curve() -> None:
     assert run(clamp(), unconstrained()).row.suite == ()
 
 
-def test_auto_does_not_follow_the_defaults_of_its_members() -> None:
-    for name, said in MEMBERS:
+@pytest.mark.parametrize("suite", [AutoV1, AutoV2])
+def test_auto_does_not_follow_the_defaults_of_its_members(suite: type[Suite]) -> None:
+    for name, said in suite.members:
         settings = registry.create("attack", name, {}).config.model_dump()
         free = {"sites"}  # left to the defense, whatever it is
         assert set(said) == settings.keys() - free, name
 
 
 def test_auto_takes_no_settings() -> None:
-    assert AutoV1.Config.model_fields == {}
+    assert AutoV1.Config.model_fields == AutoV2.Config.model_fields == {}
 
 
 def test_the_identity_follows_the_members_of_a_users_suite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,15 @@ def test_only_recovery_inside_the_limits_counts() -> None:
     assert aggregate(facts(), flips).under_attack.k == 1
 
 
+def test_where_no_limit_binds_every_recovery_counts() -> None:
+    """A defense is not strong because nothing could be held against it."""
+    flips = [record(id="a", recovery=True, constrained=None), record(id="b", constrained=None)]
+    row = aggregate(facts(), flips)
+    assert row.under_attack.k == 1
+    assert (row.constrained.n, row.constrained.rate) == (0, None)
+    assert "constraint-vacuous" in row.flag_names
+
+
 def test_a_suite_counts_its_worst_case() -> None:
     flips = [
         record(id="a", attack="one"),

@@ -52,6 +52,17 @@ def test_best_is_inside_the_limits_then_any_recovery_then_the_earlier(
     assert worst.attack == best
 
 
+def test_a_verdict_of_any_member_counts_whichever_did_best() -> None:
+    records = [
+        tried("first", "a", recovered=True, base_like=True),
+        tried("second", "a", recovered=True, constrained=True, zero_reactivation=True),
+    ]
+    (worst,) = worst_case(records, MEMBERS)
+    assert worst.attack == "second"
+    names = ("recovery", "constrained", "base_like", "zero_reactivation", "faithful")
+    assert [worst.measures[name] for name in names] == [True, True, True, True, False]
+
+
 def test_cost_is_that_of_all_members_and_recovery_comes_after_those_before() -> None:
     records = [
         tried("first", "a"),

@@ -137,7 +137,12 @@ def _suite(rows: Sequence[Row]) -> dict[str, str]:
     for member in (member for row in rows for member in row.suite):
         broken[member.attack] += member.broken
         tried[member.attack] += member.tried
-    return {f"suite: {name}": f"{broken[name]} of {tried[name]} broken" for name in tried}
+    failed = {m.attack: m.failed for row in rows for m in row.suite if m.failed}
+    return {
+        f"suite: {name}": f"{broken[name]} of {tried[name]} broken"
+        + (f"; failed: {terminal(failed[name])}" if name in failed else "")
+        for name in tried
+    }
 
 
 def _targets(name: str, rows: Sequence[Row]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ import torch
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, Example
+from saebench_recovery.interfaces import Example
 from saebench_recovery.model.plain import PlainModel
 from saebench_recovery.results.consistency import StoredRun
 from saebench_recovery.results.mismatch import differing
@@ -27,6 +27,7 @@ from saebench_recovery.runs.verify.report import (
     Findings,
     Place,
 )
+from saebench_recovery.schema import Facts
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples
 from saebench_recovery.spec import RunSpec
@@ -60,11 +61,11 @@ def replayed(
         matchup = fitted.get(flips.chunk.task)
         if matchup is None:
             continue
-        held = stored.facts[flips.chunk.task].held
-        group = _Group(target, plain, matchup, spec, held, flips)
-        if group.attack is None:
+        setting = _setting(target, matchup, spec, stored.facts[flips.chunk.task], flips)
+        if setting is None:
             findings.add(differing("attack", flips.chunk.attack, None, task=flips.chunk.task))
             continue
+        group = _Group(plain, setting, flips)
         for e in group.wanted(chosen[flips.chunk.task]):
             progress("replaying", len(done), total)
             group.check(e, findings)
@@ -72,40 +73,30 @@ def replayed(
     return len(done)
 
 
+def _setting(
+    target: Target, matchup: Matchup, spec: RunSpec, facts: Facts, flips: StoredFlips
+) -> Setting | None:
+    """The setting of a chunk, of a suite the member's; None if there is no such attack."""
+    held = {
+        Site.parse(site): target.dictionary(Site.parse(site)).defended(torch.tensor(chosen))
+        for site, chosen in facts.held.items()
+    }
+    whole = Setting(target, matchup.task, matchup.defense, matchup.attack, spec, held or None)
+    named = [one for one in whole.members if one.attack.name == flips.chunk.attack]
+    return named[0] if named else None
+
+
 @dataclass(frozen=True, eq=False)
 class _Group:
     """The flips of one chunk, which are of one task and one attack."""
 
-    target: Target
     plain: PlainModel
-    matchup: Matchup
-    spec: RunSpec
-    held: Mapping[str, Sequence[int]]
+    setting: Setting
     flips: StoredFlips
 
     @cached_property
-    def attack(self) -> Attack | None:
-        """Of a suite, the member."""
-        named = [m for m in self.matchup.attack.suite() if m.name == self.flips.chunk.attack]
-        return named[0] if named else None
-
-    @cached_property
-    def setting(self) -> Setting:
-        assert self.attack is not None
-        defense = self.matchup.defense
-        held = {
-            Site.parse(site): self.target.dictionary(Site.parse(site)).defended(
-                torch.tensor(chosen)
-            )
-            for site, chosen in self.held.items()
-        }
-        return Setting(
-            self.target, self.matchup.task, defense, self.attack, self.spec, held or None
-        )
-
-    @cached_property
     def passes(self) -> RememberedPasses:
-        task, defended = self.matchup.task, tuple(self.matchup.defense.latents)
+        task, defended = self.setting.task, tuple(self.setting.defense.latents)
         pooled: tuple[Site, ...] = () if task.pool is None else (task.pool,)
         return RememberedPasses.of(self.plain, (*defended, *pooled))
 

@@ -39,6 +39,13 @@ class StoredChunks:
         ids = ", ".join(record.id for record in chunk.records)
         raise UserError(f"{task} has valid flips that are not stored: {ids}")
 
+    def failure(self, task: str, attack: str) -> str:
+        facts = self.stored.facts.get(task)
+        return "" if facts is None else facts.failures.get(attack, "")
+
+    def fail(self, task: str, attack: str, line: str) -> None:
+        raise UserError(f"{task} under {attack}: {line}")
+
 
 def refitted(
     target: Target, label: str, matchup: Matchup, stored: StoredRun, findings: Findings

@@ -138,12 +138,18 @@ def _drift(flip: ReplayedFlip, place: Place) -> None:
         for value, limit in ((drift.latents, limits.drift), (drift.decoded, limits.decode))
     )
     back = flip.headline.behaviour
-    place.verdict(
-        "constrained",
-        record.measures["constrained"],
-        found=back and drift.within(limits),
-        undecided=undecided or edge,
-    )
+    constrained, base_like = (record.measures[name] for name in ("constrained", "base_like"))
+    if drift.bound:
+        place.verdict(
+            "constrained",
+            constrained,
+            found=back and drift.within(limits),
+            undecided=undecided or edge,
+        )
+        place.same("faithful", record.measures["faithful"], constrained and base_like)
+    else:
+        for name in ("constrained", "faithful"):
+            place.same(name, record.measures[name], None)
     on = any((scope.get("reactivated_fraction") or 0) > 0 for scope in drift.scopes.values())
     place.verdict(
         "zero_reactivation",

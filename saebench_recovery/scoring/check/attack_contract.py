@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
@@ -25,18 +26,26 @@ def check_attack(
 
     The built-in ones are searched with only if asked for: they return what they must.
     """
-    found: list[Finding] = []
-    for member in setting.attack.suite():
-        one = Setting(setting.target, setting.task, setting.defense, member, setting.spec)
-        try:
-            declared = list(_declared(one, [flip.example for flip in flips]))
-            tried = try_built_in or not registry.is_built_in("attack", member.name)
-            if flips and tried and not declared and not member.learns:
-                _search(one, flips[0])
-        except UserError as error:
-            declared = [refusal(error)]
-        found += declared
-    return found
+    return [
+        found
+        for member in setting.members
+        for found in check_member(member, flips, try_built_in=try_built_in)
+    ]
+
+
+def check_member(
+    setting: Setting, flips: Sequence[Flip], *, try_built_in: bool = False
+) -> list[Finding]:
+    """What is wrong with one attack; see `check_attack`."""
+    attack = setting.attack
+    try:
+        declared = list(_declared(setting, [flip.example for flip in flips]))
+        tried = try_built_in or not registry.is_built_in("attack", attack.name)
+        if flips and tried and not declared and not attack.learns:
+            _search(setting, flips[0])
+    except UserError as error:
+        return [refusal(error)]
+    return declared
 
 
 def _declared(setting: Setting, examples: Sequence[Example]) -> Iterator[Finding]:
@@ -82,5 +91,5 @@ def _search(setting: Setting, flip: Flip) -> None:
     allowance = ONE_STEP if setting.task.pool is None else None
     short = setting.spec.model_copy(update={"flops": allowance})
     with meter.counting():
-        one = Setting(setting.target, setting.task, setting.defense, setting.attack, short)
+        one = replace(setting, spec=short)
         Attack.run(setting.attack, posed(one, [flip], meter))
