@@ -44,9 +44,12 @@ class Seen:
     random_E: Tensor
     """Control: the behaviour is back under a random perturbation of the same norm."""
     wrong_reference_E: Tensor
-    """Control: the harness's own attack of the same space, at the same cost, brought one."""
+    """Control: the harness's own attack of the same space, at the same cost, brought one.
+
+    NaN where the perturbed positions cannot bring one (`scoring.reach`).
+    """
     wrong_E: Tensor
-    """Control: the same attack and budget brought a wrong answer."""
+    """Control: the same attack and budget brought a wrong answer; NaN as above."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ MEASURES = (
         kind="rate",
         unit="",
         label="control: wrong target",
-        description="the same attack and budget bring a wrong answer",
+        description="the same attack and budget bring a wrong answer, where they can bring any",
         of=lambda seen: seen.wrong_E,
         headline=True,
     ),
