@@ -155,6 +155,7 @@ def _records(
             recovered_E=replay.recovered_E,
             within_E=replay.within_E,
             base_like_E=replay.base_like_E,
+            first_choice_E=replay.first_choice_E,
             fidelity_E=replay.fidelity_E,
             reactivated_E=replay.reactivated_E,
             norm_E=alone.norm(headline),

@@ -31,6 +31,8 @@ class Seen:
     """Drift and decode drift are inside the limits in every scope."""
     base_like_E: Tensor
     """The output is close to the clean one."""
+    first_choice_E: Tensor | None
+    """The right answer's first token is the vocabulary's likeliest; None if none is read."""
     fidelity_E: Tensor
     """Float: how close, as the task measures it; 1 is the clean output."""
     reactivated_E: Tensor
@@ -107,6 +109,16 @@ MEASURES = (
         description="recovered, with an output close to the clean one",
         of=lambda seen: seen.recovered_E & seen.base_like_E,
         needs_recovery=True,
+        headline=True,
+    ),
+    Measure(
+        name="first_choice",
+        kind="rate",
+        unit="",
+        label="first choice",
+        description="of all tokens, the first one of the right answer is the likeliest",
+        of=lambda seen: seen.first_choice_E,
+        headline=True,
     ),
     Measure(
         name="fidelity",

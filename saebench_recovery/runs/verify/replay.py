@@ -16,6 +16,7 @@ from saebench_recovery.runs.verify.flip import Replayed, ReplayedFlip
 from saebench_recovery.runs.verify.report import Place
 from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE
 from saebench_recovery.scoring.reach import UNREACHED
+from saebench_recovery.scoring.replay import first_choice
 
 # Of a relative drift: what an exact constraint leaves, and of an absolute one per unit of the
 # residual's norm. Reading a latent adds up the whole residual, so its rounding is relative to that.
@@ -102,6 +103,14 @@ def _headline(flip: ReplayedFlip, place: Place) -> None:
         found=base_like,
         undecided=near_zero or on_the_edge,
     )
+    chosen, stored = first_choice(task, output), record.measures.get("first_choice")
+    if chosen is None:
+        place.same("first_choice", stored, None)
+    else:
+        assert output.logprobs_EV is not None
+        one, other = output.logprobs_EV[0].topk(2).values.tolist()
+        tie = one - other <= place.tolerance * (1 + abs(one))
+        place.verdict("first_choice", stored, found=bool(chosen), undecided=tie)
     figures = {name: None if value != value else value for name, value in flip.figures.items()}
     for name in dict.fromkeys([*record.figures, *figures]):
         place.close(f"figures.{name}", record.figures.get(name), figures.get(name), 1e-6)
