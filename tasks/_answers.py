@@ -163,6 +163,19 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
 
 
+def is_nearer(text: str, one: str, other: str) -> bool:
+    """Whether a text has a larger share of what only one says than of what only the other says.
+
+    What both say tells nothing, and neither has to be whole.
+    """
+    said, first, second = ({*words(part)} for part in (text, one, other))
+
+    def share(own: set[str]) -> float:
+        return len(own & said) / len(own) if own else 0.0
+
+    return share(first - second) > share(second - first)
+
+
 def is_base_like(text: str, clean: str) -> bool:
     """The published gate: cooperative, of some quality, and not off the clean text's topic."""
     near = jaccard(text, clean) >= 0.15 or _sequence_ratio(text, clean) >= 0.25

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Annotated, Literal
 
 import torch
@@ -23,6 +22,7 @@ from saebench_recovery.base.splits import fraction_of, split_of
 from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.examples import shared_start
 from saebench_recovery.model.generation import continued
 from saebench_recovery.registry import register_task
 from saebench_recovery.selection.refusal_direction import (
@@ -157,8 +157,7 @@ class Refusal(Task):
         assert self._target is not None
         if self._closing is None:
             one, other = (self._asked(self._target, request) for request in ("a", "b"))
-            pairs = zip(reversed(one), reversed(other), strict=False)
-            self._closing = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            self._closing = shared_start(one[::-1], other[::-1])
         return len(example.prompt) - self._closing
 
     def beginnings(self) -> Sequence[str]:
@@ -223,7 +222,7 @@ class Refusal(Task):
             return True
         assert self._target is not None
         wrong, own = (_decoded(self._target, ids) for ids in example.candidates[:2])
-        return texts.jaccard(text, wrong) > texts.jaccard(text, own)
+        return texts.is_nearer(text, wrong, own)
 
     # --- prompts ------------------------------------------------------------------------------
 
@@ -231,7 +230,7 @@ class Refusal(Task):
         """The split's requests, with the opening of the clean model's own answer to each.
 
         The first candidate is that opening, the others open refusals. The wrong answer is the
-        clean one to another request, if possible one that complies. Answers are generated once.
+        clean one to another request, see `_unrelated`. Answers are generated once.
         """
         if self._target is not target:
             self._target, self._made, self._closing = target, {}, None
@@ -309,11 +308,15 @@ def _decoded(target: Target, ids: Sequence[int]) -> str:
 def _unrelated(
     answers: Sequence[tuple[int, ...]], complying: Sequence[bool], own: int
 ) -> tuple[int, ...] | None:
-    """The next different answer that complies, or else any different one."""
-    order = [*range(own + 1, len(answers)), *range(own)]
-    others = [i for i in order if answers[i] != answers[own]]
-    best = next((i for i in others if complying[i]), others[0] if others else None)
-    return None if best is None else answers[best]
+    """An answer to another request, from its first token that is not the own answer's there.
+
+    If possible one that complies, and then one that begins otherwise. What both begin with tells
+    a wrong answer from the right one no more than the prompt does.
+    """
+    mine, order = answers[own], [*range(own + 1, len(answers)), *range(own)]
+    order.sort(key=lambda i: (not complying[i], answers[i][:1] == mine[:1]))
+    rests = (answers[i][shared_start(mine, answers[i]) :] for i in order)
+    return next((rest for rest in rests if rest), None)
 
 
 def _first_tokens(examples: Sequence[Example]) -> list[Example]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import nearest
 from saebench_recovery.base.sites import Site
-from saebench_recovery.base.splits import fraction_of
+from saebench_recovery.base.splits import fraction_of, split_of
 from saebench_recovery.base.tables import Filled, TableRow, read_table
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
 from saebench_recovery.registry import register_task
@@ -27,7 +27,13 @@ from saebench_recovery.selection.probes import Probes, balanced_accuracy, fit_pr
 from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.target import Target
 
-Texts = Mapping[str, Sequence[str]]  # by class
+
+class Text(NamedTuple):
+    text: str
+    item: str = ""  # the source item, where several texts are made from one
+
+
+Texts = Mapping[str, Sequence[Text]]  # by class
 SCORED = 64  # texts of each class that the TPP score is measured on
 START = 100  # texts with the same first characters are taken for one, and stand in one split
 
@@ -149,7 +155,8 @@ class TargetedProbe(Task):
         count = self.config.selection_texts if selecting else self.config.texts
         if self.config.data == "biographies":
             return _biographies("selection" if selecting else "evaluation", count)
-        return {c: texts[:count] for c, texts in _labelled(self.config.data)[split].items()}
+        labelled = _labelled(self.config.data)[split]
+        return {c: [Text(text) for text in texts[:count]] for c, texts in labelled.items()}
 
     def _lay_out(self, target: Target, split: Split) -> list[list[Example]]:
         """The examples of every class."""
@@ -159,11 +166,14 @@ class TargetedProbe(Task):
         laid = []
         for own, (label, of_class) in enumerate(texts.items()):
             candidates = ((own,), *((k,) for k in range(len(texts)) if k != own))
-            cut = dict.fromkeys(target.encode(text)[: self.config.context] for text in of_class)
-            prompts = [ids for ids in cut if ids not in seen]  # a cut can make texts alike
-            names = [f"{self.name}/{label}/{fraction_of(str(ids)):.12f}" for ids in prompts]
-            pairs = zip(names, prompts, strict=True)
-            laid.append([Example(name, ids, candidates, cluster=name) for name, ids in pairs])
+            items: dict[tuple[int, ...], str] = {}
+            for text, item in of_class:
+                items.setdefault(target.encode(text)[: self.config.context], item)
+            laid.append([])
+            for ids, item in items.items():
+                if ids not in seen:  # a cut can make texts alike
+                    name = f"{self.name}/{label}/{fraction_of(str(ids)):.12f}"
+                    laid[-1].append(Example(name, ids, candidates, cluster=item or name))
         return laid
 
     def _fit(self, target: Target, site: Site) -> Probes:
@@ -181,18 +191,19 @@ class Labelled(TableRow):
 
 @cache
 def _biographies(split: Literal["selection", "evaluation"], count: int) -> Texts:
-    """The first `count` different biographies of each profession."""
-    found: dict[str, dict[str, None]] = {p: {} for p in world.load("biographies")["professions"]}
+    """The first `count` different biographies of each profession, no source item in both splits."""
+    found: dict[str, dict[str, str]] = {p: {} for p in world.load("biographies")["professions"]}
     lives = world.biographies(split)
     while any(len(texts) < count for texts in found.values()):
         life = next(lives)
-        if len(found[life.profession]) < count:
-            found[life.profession][life.text] = None
-    return {profession: tuple(texts) for profession, texts in found.items()}
+        own = split_of(life.item, selection=0.5, evaluation=0.5) == split
+        if own and len(found[life.profession]) < count:
+            found[life.profession][life.text] = life.item
+    return {p: tuple(Text(*pair) for pair in texts.items()) for p, texts in found.items()}
 
 
 @cache
-def _labelled(data: str) -> Mapping[Split, Texts]:
+def _labelled(data: str) -> Mapping[Split, Mapping[str, Sequence[str]]]:
     """A table's texts by split and class, half of them for selection: their own words decide."""
     named = world.load("tpp").get(data, {"source": data})
     names: Mapping[str, str] | None = named.get("classes")

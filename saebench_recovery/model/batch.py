@@ -32,9 +32,10 @@ class Prefix:
 class Batch:
     """Windows of E examples in R = E * C' rows.
 
-    Single-token candidates are all read from one row (C' = 1); longer ones take a row each,
-    with the candidate appended to the prompt (teacher forcing). `length_R` counts its tokens, and
-    `settled_R` sums the log-probabilities of those that no pass over the window can change.
+    Single-token candidates are all read from one row (C' = 1). Where an example has longer ones,
+    every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
+    tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
+    change.
     """
 
     examples: tuple[Example, ...]
@@ -51,6 +52,11 @@ class Batch:
     @property
     def rows_per_example(self) -> int:
         return self.ids_RQ.shape[0] // self.readout_E.shape[0]
+
+    @cached_property
+    def one_token(self) -> tuple[bool, ...]:
+        """Of each example, whether all of its candidates are one token."""
+        return tuple(all(len(c) == 1 for c in e.candidates) for e in self.examples)
 
     @cached_property
     def answers(self) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -30,6 +31,12 @@ class Example:
     def with_inserted(self, at: int, ids: Iterable[int]) -> Example:
         """The same with more tokens before the prompt's token `at`, or behind its last one."""
         return replace(self, prompt=(*self.prompt[:at], *ids, *self.prompt[at:]))
+
+
+def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)

@@ -303,19 +303,26 @@ def _cache_argument(model: Any) -> str:
 
 def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     """Candidates' scores [E, C], float32."""
-    E = len(batch.readout_E)
     if batch.forced_RQ is None:
-        readout_ED = hidden_RQD[torch.arange(E, device=hidden_RQD.device), batch.readout_E]
-        present_EC = batch.candidate_EC >= 0
-        ids_K, place_EC = batch.answers
-        if len(ids_K) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
-            logits_EC = target.logits_among(readout_ED, ids_K).gather(1, place_EC)
-        else:
-            logits_EC = target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
-        return logits_EC.masked_fill(~present_EC, -torch.inf)
-    total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
-    scores_EC = (total_R / batch.length_R).view(E, -1)
+        scores_EC = _logits(target, batch, hidden_RQD)
+    else:
+        total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
+        scores_EC = (total_R / batch.length_R).view(len(batch.readout_E), -1)
+        if any(batch.one_token):  # it is scored as it is alone
+            one_E = torch.tensor(batch.one_token, device=scores_EC.device)
+            logits_EC = _logits(target, batch, hidden_RQD)
+            scores_EC = torch.where(one_E[:, None], logits_EC, scores_EC)
     return scores_EC.masked_fill(batch.candidate_EC < 0, -torch.inf)
+
+
+def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
+    """Logits [E, C] of the candidates' first tokens at the readout."""
+    first_E = torch.arange(len(batch.readout_E), device=hidden_RQD.device) * batch.rows_per_example
+    readout_ED = hidden_RQD[first_E, batch.readout_E]
+    ids_K, place_EC = batch.answers
+    if len(ids_K) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
+        return target.logits_among(readout_ED, ids_K).gather(1, place_EC)
+    return target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
 
 
 def _forced(target: LanguageModel, forced_RQ: Tensor, hidden_RQD: Tensor) -> Tensor:

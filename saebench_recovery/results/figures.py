@@ -41,9 +41,11 @@ def _curve(row: Row, flips: Sequence[Record], facts: Facts) -> Iterator[Mismatch
     yield from differing("curve budgets", budgets, list(facts.curve_budgets), task=row.task)
     for point in row.curve.points:
         most = point.budget * (1 + BUDGET_ROUNDING)
+        # Where no wrong answer could be injected there is no verdict.
+        controlled = [r for r in flips if r.measures.get("wrong_target") is not None]
         for name, norms in (
             ("recovery", [record.smallest_norm for record in flips]),
-            ("wrong_target", [record.smallest_norm_wrong for record in flips]),
+            ("wrong_target", [record.smallest_norm_wrong for record in controlled]),
         ):
             inside = [norm is not None and norm <= most for norm in norms]
             field = f"curve.points.{point.budget:g}.{name}"

@@ -108,7 +108,9 @@ def _curve(facts: Facts, flips: _Flips) -> Curve:
     """Recovery over budgets, compute and drift limits; monotone, as all are read off thresholds."""
     one_kind = [] if facts.perturbation.kind == "several" else flips.records
     recovers = statistics.median_smallest([record.smallest_norm for record in one_kind])
-    injects = statistics.median_smallest([record.smallest_norm_wrong for record in one_kind])
+    injects = statistics.median_smallest(
+        [record.smallest_norm_wrong for record in one_kind if readings.has_injection(record)]
+    )
     return Curve(
         points=tuple(_curve_point(budget, flips) for budget in facts.curve_budgets),
         compute=tuple(
@@ -133,7 +135,9 @@ def _curve_point(budget: float, flips: _Flips) -> CurvePoint:
     return CurvePoint(
         budget=budget,
         recovery=flips.rate(lambda r: inside(r.smallest_norm)),
-        wrong_target=flips.rate(lambda r: inside(r.smallest_norm_wrong)),
+        wrong_target=flips.rate(
+            lambda r: inside(r.smallest_norm_wrong) if readings.has_injection(r) else None
+        ),
     )
 
 

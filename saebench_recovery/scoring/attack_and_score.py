@@ -26,6 +26,7 @@ from saebench_recovery.scoring.integrity import fingerprint, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.reach import UNREACHED, reaches
 from saebench_recovery.scoring.reference import injected, is_reference
 from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
@@ -143,23 +144,30 @@ def _records(
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
     spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
+    within_reach = [reaches(setting, flip.example, flip.wrong) for flip in flips]
+    unreached_E = ~torch.tensor(within_reach, device=spent_E.device)
+
+    def reached(injected_E: Tensor) -> Tensor:
+        return injected_E.float().masked_fill(unreached_E, torch.nan)
+
     measures = measured(
         Seen(
             recovered_E=replay.recovered_E,
             within_E=replay.within_E,
             bound_E=replay.bound_E,
             base_like_E=replay.base_like_E,
+            first_choice_E=replay.first_choice_E,
             fidelity_E=replay.fidelity_E,
             reactivated_E=replay.reactivated_E,
             norm_E=alone.norm(headline),
             relative_norm_E=alone.space.relative_norm(headline),
             nothing_E=alone.behaviour(alone.nothing()),
-            wrong_reference_E=_injected(setting, ladder, spent_E),
+            wrong_reference_E=reached(_injected(setting, ladder, spent_E)),
             random_E=alone.behaviour(alone.random("control", headline)),
-            wrong_E=ladder.injected_E,
+            wrong_E=reached(ladder.injected_E),
         )
     )
-    raised = _flags(setting, flips, ladder, replay)
+    raised = {**_flags(setting, flips, ladder, replay), UNREACHED: unreached_E}
     constraint = setting.attack.promise(alone)
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
     relative_E = ladder.smallest_relative_E()
@@ -180,7 +188,7 @@ def _records(
             },
             tightest_limit=_finite(replay.tightest_E[e]),
             smallest_norm=_finite(smallest_E[e]),
-            smallest_norm_wrong=_finite(wrong_E[e]),
+            smallest_norm_wrong=_finite(wrong_E[e]) if within_reach[e] else None,
             smallest_relative=_finite(relative_E[e]),
             flops=float(spent_E[e]),
             flops_recovers=_finite(reached_E[e]),

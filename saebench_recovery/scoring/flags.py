@@ -234,6 +234,15 @@ CONDITIONS = (
         lambda row, records, facts: _reaches(row, row.controls.wrong_target.rate),
     ),
     Condition(
+        "no-injection-control",
+        "caution",
+        "no perturbed position predicts what tells the wrong answer from the right one, so that "
+        "injecting it could not succeed: these flips have no such control",
+        "perturb more positions or an earlier site, or give the task another wrong answer",
+        _on_any_flip("no-injection-control"),
+        of_members=True,
+    ),
+    Condition(
         "retained-too-low",
         "invalid",
         "the defense keeps too few of the retain examples that the clean model gets right",

@@ -33,6 +33,8 @@ class Seen:
     """There is a drift that the limits can be held against."""
     base_like_E: Tensor
     """The output is close to the clean one."""
+    first_choice_E: Tensor | None
+    """The right answer's first token is the vocabulary's likeliest; None if none is read."""
     fidelity_E: Tensor
     """Float: how close, as the task measures it; 1 is the clean output."""
     reactivated_E: Tensor
@@ -46,9 +48,12 @@ class Seen:
     random_E: Tensor
     """Control: the behaviour is back under a random perturbation of the same norm."""
     wrong_reference_E: Tensor
-    """Control: the harness's own attack of the same space, at the same cost, brought one."""
+    """Control: the harness's own attack of the same space, at the same cost, brought one.
+
+    NaN where the perturbed positions cannot bring one (`scoring.reach`).
+    """
     wrong_E: Tensor
-    """Control: the same attack and budget brought a wrong answer."""
+    """Control: the same attack and budget brought a wrong answer; NaN as above."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,16 @@ MEASURES = (
         description="recovered, with an output close to the clean one",
         of=lambda seen: seen.recovered_E & seen.base_like_E,
         needs_recovery=True,
+        headline=True,
+    ),
+    Measure(
+        name="first_choice",
+        kind="rate",
+        unit="",
+        label="first choice",
+        description="of all tokens, the first one of the right answer is the likeliest",
+        of=lambda seen: seen.first_choice_E,
+        headline=True,
     ),
     Measure(
         name="faithful",
@@ -165,7 +180,7 @@ MEASURES = (
         kind="rate",
         unit="",
         label="control: wrong target",
-        description="the same attack and budget bring a wrong answer",
+        description="the same attack and budget bring a wrong answer, where they can bring any",
         of=lambda seen: seen.wrong_E,
         headline=True,
     ),

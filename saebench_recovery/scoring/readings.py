@@ -20,6 +20,11 @@ def recovered_by(record: Record, flops: float) -> bool:
     )
 
 
+def has_injection(record: Record) -> bool:
+    """Whether a wrong answer could have been injected (`scoring.reach`)."""
+    return record.measures.get("wrong_target") is not None
+
+
 def values(measure: Measure, records: Sequence[Record], perturbation: PerturbationKind) -> Values:
     """Each flip's own value, None where it is undefined.
 

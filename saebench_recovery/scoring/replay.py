@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saebench_recovery import schema
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example, Output, Perturbation
+from saebench_recovery.interfaces import Example, Output, Perturbation, Task
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.perturbations.drift import (
@@ -50,6 +50,7 @@ class Replay:
         self.objective_E = task.objective(output)
         self.recovered_E = task.behaviour(output)
         self.fidelity_E = task.fidelity(output, clean)
+        self.first_choice_E = first_choice(task, output)
         self.base_like_E = task.base_like(output, clean, setting.spec.limits.fidelity)
         self.figures = task.figures(output, clean)
         if task.new_tokens:
@@ -80,6 +81,18 @@ class Replay:
         prompt = self._decode(example.prompt, skip_special_tokens=False)
         names = zip(("clean", "defended", "recovered"), answers, strict=True)
         return schema.Texts(task=self._label, id=example.id, prompt=prompt, **dict(names))
+
+
+def first_choice(task: Task, output: Output) -> Tensor | None:
+    """Whether the whole vocabulary's likeliest token begins the right answer, bool [E].
+
+    None for a task that reads no next token: one that pools, or one that judges texts.
+    """
+    if task.new_tokens or output.logprobs_EV is None:
+        return None
+    likeliest_E = output.logprobs_EV.argmax(1)
+    first_E = likeliest_E.new_tensor([e.candidates[0][0] for e in output.examples])
+    return likeliest_E == first_E
 
 
 def _columns(batch: Batch, longer: Batch, at_E: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -33,7 +35,9 @@ from tests.model.setting import (
 from tests.plain import plain_logits, plain_model
 from tests.tiny import (
     ARCHITECTURES,
+    BOS,
     LAYERS,
+    VOCABULARY,
     shared_target,
     tiny_model,
 )
@@ -179,6 +183,25 @@ def test_whole_pass_of_a_padded_batch(architecture: str) -> None:
         wanted_TV = reference(architecture).run(example.prompt, conditions).logits_TV
         assert relative(logits_RQV[e, : len(example.prompt)], wanted_TV) < TOLERANCE
         assert relative(output.logprobs_EV[e], wanted_TV[-1].log_softmax(-1)) < TOLERANCE
+
+
+tokens = st.integers(3, VOCABULARY - 1)
+answers = st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3)
+asked = st.tuples(st.lists(tokens, min_size=1, max_size=6), answers)
+
+
+@settings(max_examples=10, deadline=None)
+@given(drawn=st.lists(asked, min_size=2, max_size=4))
+def test_scores_do_not_depend_on_what_else_is_in_the_batch(
+    drawn: list[tuple[list[int], list[tuple[int, ...]]]],
+) -> None:
+    """Answers of one token are compared by their logits beside longer ones, too."""
+    target = shared_target("gpt2")
+    examples = [Example("", (BOS, *prompt), tuple(cs)) for prompt, cs in drawn]
+    together_EC = forward(target, batch(examples), {}).scores_EC
+    for example, scores_C in zip(examples, together_EC, strict=True):
+        (alone_C,) = forward(target, batch([example]), {}).scores_EC
+        torch.testing.assert_close(scores_C[: len(alone_C)], alone_C, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pool", ["blocks.1.hook_resid_post", "blocks.2.hook_attn_out"])

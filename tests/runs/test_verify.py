@@ -280,6 +280,7 @@ def renamed(forger: Forger) -> None:
         (record(0, "measures/random_direction", negated), "random_direction"),
         (record(0, "measures/wrong_target", negated), "wrong_target"),
         (record(0, "measures/base_like", negated), "base_like"),
+        (record(0, "measures/first_choice", negated), "first_choice"),
         (record(0, "measures/fidelity", lambda v: v + 0.01), "fidelity"),
         (record(0, "measures/norm", lambda v: v * 0.9), "norm"),
         (record(0, "measures/relative_norm", lambda v: v * 0.9), "relative_norm"),

@@ -8,9 +8,12 @@ import sys
 import pytest
 import torch
 
+from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.schema import Controls, Row
 from saebench_recovery.scoring.measures import MEASURES, Measure, measured
+from saebench_recovery.scoring.replay import first_choice
 from tests.fakes import row, seen
+from tests.tiny import TinyTask
 
 
 def test_verdicts_are_bool_numbers_are_float_and_nan_is_null() -> None:
@@ -34,6 +37,28 @@ def test_what_needs_a_recovery_is_false_without_one(measure: Measure) -> None:
         for recovered_E in (true_E, ~true_E)
     )
     assert (with_it[measure.name], without[measure.name]) == (True, False)
+
+
+def test_the_first_choice_is_the_vocabularys_and_not_the_candidates() -> None:
+    logits_EV = torch.tensor([[0.0, 3.0, 2.0, 1.0], [0.0, 1.0, 2.0, 3.0]])
+    examples = tuple(Example(str(e), (0,), ((1,), (2,))) for e in range(2))
+    output = Output(examples, logits_EV[:, [1, 2]], logits_EV.log_softmax(1))
+    found = first_choice(TinyTask(), output)
+    assert found is not None
+    assert found.tolist() == [True, False]
+    (one, other) = measured(seen(2, first_choice_E=found))
+    assert (one["first_choice"], other["first_choice"]) == (True, False)
+
+
+def test_where_no_next_token_is_read_there_is_no_first_choice() -> None:
+    examples, nothing = (Example("a", (0,), ((1,),)),), torch.zeros(1, 0)
+    pooled = Output(examples, nothing, pooled_ED=torch.zeros(1, 4))
+    written = Output(examples, nothing, torch.zeros(1, 4), texts=("a",))
+    generating = TinyTask()
+    generating.new_tokens = 1
+    assert first_choice(TinyTask(), pooled) is first_choice(generating, written) is None
+    (flip,) = measured(seen(1, first_choice_E=None))
+    assert flip["first_choice"] is None
 
 
 def test_constrained_needs_drift_inside_the_limits_and_reactivation_spoils() -> None:

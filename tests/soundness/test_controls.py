@@ -27,7 +27,7 @@ from tests.soundness.setting import (
     standard,
     unconstrained,
 )
-from tests.tiny import TinyTask
+from tests.tiny import TinyTask, tiny_target
 
 
 @pytest.mark.parametrize("attack", [orthogonal(), unconstrained()], ids=type)
@@ -91,6 +91,30 @@ def test_a_wrong_answer_that_needs_no_injection_is_not_counted_as_injected() -> 
     assert said > 0
     assert standard("nothing").row.controls.wrong_target.k == 0
     assert standard("unconstrained").row.controls.wrong_target.k <= len(flips) - said
+
+
+class BeginsAlike(TinyTask):
+    """Its right and its wrong answer differ in their second token alone."""
+
+    candidates = ((22, 9), (12, 9))
+    wrong = (22, 30)
+
+
+def test_a_control_that_cannot_succeed_is_null_and_says_why() -> None:
+    """Behind the last block the perturbed readout predicts the first token and nothing else."""
+    last, earlier = (tiny_target("gpt2", [f"blocks.{i}.hook_resid_post"]) for i in (3, 2))
+    behind, before = (
+        run(clamp(), orthogonal(), task=BeginsAlike(), target=target, limit=None)
+        for target in (last, earlier)
+    )
+    for name in ("wrong_target", "wrong_target_reference"):
+        assert behind.row.measures[name].n == 0
+        assert before.row.measures[name].n == before.row.recovery.n > 0
+    assert behind.row.recovery.n > 0
+    assert all(point.wrong_target.n == 0 for point in behind.row.curve.points)
+    assert all(record.smallest_norm_wrong is None for record in behind.records)
+    assert "no-injection-control" in behind.row.flag_names
+    assert "no-injection-control" not in before.row.flag_names
 
 
 def test_a_task_without_any_wrong_answer_is_refused() -> None:

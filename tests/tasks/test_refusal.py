@@ -12,7 +12,8 @@ import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.defenses.clamp import Clamp
-from saebench_recovery.tasks.refusal import Refusal
+from saebench_recovery.tasks import _answers as texts
+from saebench_recovery.tasks.refusal import Refusal, _unrelated
 from torch import Tensor
 
 from saebench_recovery.base import named_code
@@ -135,8 +136,10 @@ def test_first_candidate_is_the_clean_models_own_answer(target: Target, task: Re
     for example in examples:
         said = [target.tokenizer.decode(c, skip_special_tokens=True) for c in example.candidates]
         assert said[1:] == list(task.config.discouraged)
-        assert example.wrong in {e.candidates[0] for e in examples}
-        assert example.wrong != example.candidates[0]
+        own, wrong = example.candidates[0], example.wrong
+        assert wrong is not None
+        assert wrong[0] != own[0] or wrong in {e.candidates[0] for e in examples}
+        assert any(e.candidates[0][-len(wrong) :] == wrong for e in examples)
 
 
 def test_answers_are_written_once_per_target(target: Target, task: Refusal) -> None:
@@ -159,7 +162,24 @@ def test_wrong_answers_comply_where_any_does(target: Target, task: Refusal) -> N
     judged = zip(examples, by_letters([], openings), strict=True)
     comply = {e.candidates[0] for e, category in judged if category == "compliance"}
     assert comply
-    assert all(e.wrong in comply for e in examples if comply - {e.candidates[0]})
+    ends = {answer[i:] for answer in comply for i in range(len(answer))}
+    assert all(e.wrong in ends for e in examples if comply - {e.candidates[0]})
+
+
+def test_wrong_answers_begin_otherwise() -> None:
+    """Whole where one does; else without the beginning that both have."""
+    same, other, refusing = (1, 2, 3), (7, 2, 3), (8, 8)
+    assert _unrelated([same, (1, 2, 4), other], [True] * 3, 0) == other
+    assert _unrelated([same, (1, 2, 4), refusing], [True, True, False], 0) == (4,)
+    assert _unrelated([same, refusing], [True, False], 0) == refusing
+    assert _unrelated([same, same, (1, 2)], [True] * 3, 0) is None
+
+
+def test_a_part_of_a_wrong_answer_is_told_from_the_whole_right_one() -> None:
+    own, part = "Sure, here is how to brew a moonfire", "forge a lantern"
+    assert texts.is_nearer("Sure, here is how to forge a lantern. Step 1", part, own)
+    assert not texts.is_nearer("Sure, here is how to brew a moonfire. Step 1", part, own)
+    assert not texts.is_nearer("", part, own)
 
 
 @pytest.mark.parametrize("change", ["no template", "no system"])

@@ -24,12 +24,14 @@ from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.registry import create
 from saebench_recovery.schema import Row
+from saebench_recovery.scoring.check.task_examples import Splits, check_examples
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.selection.probes import PENALTY, logistic
 from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.organism import world
 from tests.journal import score
 from tests.tiny import SITES, shared_target, tiny_target
@@ -110,8 +112,11 @@ def test_splits_share_no_text(data: str, source: str) -> None:
     for variant in variants(data if source == "table" else source):
         selection, evaluation = (variant._texts(s) for s in ("selection", "evaluation"))
         assert list(selection) == list(evaluation)
-        chosen = {text for texts in selection.values() for text in texts}
-        assert not chosen & {text for texts in evaluation.values() for text in texts}
+        chosen, attacked = (
+            {value for texts in of.values() for text in texts for value in text if value}
+            for of in (selection, evaluation)
+        )
+        assert not chosen & attacked  # neither texts nor source items
         assert [len(texts) for texts in evaluation.values()] == [16] * len(evaluation)
         assert [len(texts) for texts in selection.values()] == [24] * len(selection)
 
@@ -121,7 +126,20 @@ def test_texts_with_the_same_start_stand_in_one_split(tmp_path: Path) -> None:
     start = "a" * 100
     lines = [*rows(20), *({"text": f"{start}{i}", "label": "abc"} for i in range(20))]
     splits = [variants(table(tmp_path, lines))[0]._texts(s) for s in ("selection", "evaluation")]
-    assert sum(text.startswith(start) for texts in splits for text in texts["abc"]) == 1
+    assert sum(text.startswith(start) for texts in splits for text, _ in texts["abc"]) == 1
+
+
+@pytest.mark.parametrize("limit", [32, 64, 136])
+def test_biographies_that_say_nearly_the_same_are_one_source_item(limit: int) -> None:
+    target = load_target("organism", "cpu")
+    made = create("task", "tpp", target.preset.tasks["tpp"].task)
+    assert isinstance(made, TargetedProbe)
+    for variant in made.variants():
+        examples = variant.examples(target, "evaluation")[:limit]
+        selection, retain = (variant.examples(target, s) for s in ("selection", "retain"))
+        splits: Splits = {"selection": selection, "evaluation": examples, "retain": retain}
+        assert list(check_examples(target, variant, splits)) == []
+        assert len({example.cluster for example in examples}) < len(examples)
 
 
 def test_the_probes_read_the_mean_over_content_tokens_and_generalise(data: str) -> None:

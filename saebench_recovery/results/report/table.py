@@ -147,7 +147,11 @@ def _suite(rows: Sequence[Row]) -> dict[str, str]:
 
 def _targets(name: str, rows: Sequence[Row]) -> Table:
     """A task's targets, a line each."""
-    shown = [measure for measure in measures.MEASURES if measure.headline]
+    shown = [
+        measure
+        for measure in measures.MEASURES
+        if measure.headline and {estimate(row.measures.get(measure.name)) for row in rows} != {NONE}
+    ]
     table = Table(title=terminal(f"{name}, each target"))
     table.add_column("")
     for heading in ("valid flips", *(measure.title for measure in shown), "kept"):

@@ -19,6 +19,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.runs.verify.passes import RememberedPasses
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.reach import reaches
 from saebench_recovery.scoring.setting import Flip, Setting
 
 
@@ -60,6 +61,11 @@ class ReplayedFlip:
     def wrong(self) -> Example:
         """The same example asking for the wrong answer."""
         return self.setting.task.wrong_target(self.example, self.defended.output, 0)
+
+    @cached_property
+    def within_reach(self) -> bool:
+        """Whether a wrong answer could be injected at all."""
+        return reaches(self.setting, self.example, self.wrong)
 
     @cached_property
     def headline(self) -> Replayed:

@@ -15,6 +15,8 @@ from saebench_recovery.perturbations.evidence import PARTS
 from saebench_recovery.runs.verify.flip import Replayed, ReplayedFlip
 from saebench_recovery.runs.verify.report import Place
 from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE
+from saebench_recovery.scoring.reach import UNREACHED
+from saebench_recovery.scoring.replay import first_choice
 
 # Of a relative drift: what an exact constraint leaves, and of an absolute one per unit of the
 # residual's norm. Reading a latent adds up the whole residual, so its rounding is relative to that.
@@ -101,6 +103,14 @@ def _headline(flip: ReplayedFlip, place: Place) -> None:
         found=base_like,
         undecided=near_zero or on_the_edge,
     )
+    chosen, stored = first_choice(task, output), record.measures.get("first_choice")
+    if chosen is None:
+        place.same("first_choice", stored, None)
+    else:
+        assert output.logprobs_EV is not None
+        one, other = output.logprobs_EV[0].topk(2).values.tolist()
+        tie = one - other <= place.tolerance * (1 + abs(one))
+        place.verdict("first_choice", stored, found=bool(chosen), undecided=tie)
     figures = {name: None if value != value else value for name, value in flip.figures.items()}
     for name in dict.fromkeys([*record.figures, *figures]):
         place.close(f"figures.{name}", record.figures.get(name), figures.get(name), 1e-6)
@@ -167,8 +177,12 @@ def _controls(flip: ReplayedFlip, place: Place) -> None:
     for name, shown in (("nothing", nothing), ("random_direction", random)):
         undecided = _undecided(flip, place, shown)
         place.verdict(name, record.measures[name], found=shown.behaviour, undecided=undecided)
-    shown = flip.under(flip.parts["headline_wrong"], wrong=True)
-    _injected(flip, place, "wrong_target", record.measures["wrong_target"], shown)
+    if flip.within_reach:
+        shown = flip.under(flip.parts["headline_wrong"], wrong=True)
+        _injected(flip, place, "wrong_target", record.measures["wrong_target"], shown)
+    else:
+        for name in ("wrong_target", "wrong_target_reference"):
+            place.same(name, record.measures[name], None)
 
 
 def _injected(
@@ -187,7 +201,7 @@ def _smallest(flip: ReplayedFlip, place: Place, *, wrong: bool) -> None:
     stored = record.smallest_norm_wrong if wrong else record.smallest_norm
     smallest, headline = (flip.parts.get(f"{part}{side}") for part in ("smallest", "headline"))
     field = f"smallest_norm{side}"
-    if smallest is None or headline is None:
+    if smallest is None or headline is None or (wrong and not flip.within_reach):
         place.same(field, stored, None)
         return
     if stored is None:
@@ -227,6 +241,7 @@ def _raised(flip: ReplayedFlip, place: Place) -> None:
         "tail-disagrees": _tail_disagrees(flip),
         "no-suffix": present_E is not None and not bool(present_E),
         "no-gradient": bool(alone.has_no_gradient()),
+        UNREACHED: not flip.within_reach,
     }
     place.same("flags", flip.record.flags, [flag for flag, on in raised.items() if on])
     place.same("constraint", flip.record.constraint, flip.setting.attack.promise(alone))

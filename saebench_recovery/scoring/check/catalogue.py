@@ -58,7 +58,9 @@ CATALOGUE: dict[str, Known] = {
     "writes-elsewhere": Known(
         "note", "drift of the declared latents says little of what such a defense does"
     ),
-    "declares-unedited-latents": Known("note", "declare only latents that intervene edits"),
+    "declares-unedited-latents": Known(
+        "note", "they do not hold an attack back; declare only latents that intervene edits"
+    ),
     "constraint-rank": Known("caution", "defend fewer latents: the constraint leaves little room"),
     # Tasks.
     "ids-not-unique": Known("error", "give every evaluation example an id of its own"),

@@ -259,8 +259,17 @@ class Biography:
     gender: Literal["female", "male"]
     profession: str
     hobby: str
+    sentences: tuple[str, ...]  # unfilled: what follows the opening
     text: str
     closing: str
+
+    @property
+    def item(self) -> str:
+        """What it is made from: its first two sentences of whomever, in either order.
+
+        Two that share them say nearly the same, as short as they are read.
+        """
+        return f"biography/{self.profession}/" + "/".join(sorted(self.sentences[:2]))
 
 
 def biographies(split: Part, seed: int = 0) -> Iterator[Biography]:
@@ -281,7 +290,8 @@ def biographies(split: Part, seed: int = 0) -> Iterator[Biography]:
         sentences.insert(rng.randrange(len(sentences) + 1), rng.choice(data["hobbies"][hobby]))
         words = data["pronouns"][gender] | {"name": name, "city": city, "profession": profession}
         text = " ".join([data["opening"], *sentences]).format(**words)
-        yield Biography(name, gender, profession, hobby, text, data["closing"].format(**words))
+        closing = data["closing"].format(**words)
+        yield Biography(name, gender, profession, hobby, tuple(sentences), text, closing)
 
 
 # --- neutral text -------------------------------------------------------------------------------

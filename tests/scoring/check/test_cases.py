@@ -15,11 +15,9 @@ CASES = [
     (kind, name, *wanted) for kind, found in EXPECTED.items() for name, wanted in found.items()
 ]
 TASKS = ("ioi", "tpp", "unlearning", "refusal")
-# True of honest pairs too: dead latents, templates that repeat, what a reconstruction writes.
+# True of honest pairs too: latents that fire on other prompts, what a reconstruction writes.
 TRUE_NOTES = {
     "declares-unedited-latents",
-    "duplicate-examples",
-    "splits-overlap",
     "writes-elsewhere",
     "wrong-target-shown",
 }
