@@ -17,6 +17,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole", action="store_true", help="faults and bad input in full, not by sample"
+    )
+
+
+@pytest.fixture
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether all cases are wanted of what the suite tries by sample."""
+    return bool(request.config.getoption("--whole"))
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The fake engine in the place of the real one, with the tasks alpha, beta and gamma."""

@@ -22,6 +22,7 @@ from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
 from saebench_recovery.cli.new import new
+from saebench_recovery.cli.publish import publish
 from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
@@ -45,7 +46,8 @@ app.command()(new)
 app.command()(show)
 app.command()(verify)
 app.command()(compare)
-app.command()(leaderboard)
+app.command()(publish)
+app.add_typer(leaderboard, name="leaderboard")
 app.command()(schema)
 app.add_typer(sae, name="sae")
 

@@ -15,6 +15,7 @@ def schema() -> None:
     from pydantic.json_schema import models_json_schema
 
     from saebench_recovery.results.leaderboard import Leaderboard
+    from saebench_recovery.results.published import PublishedEntry
     from saebench_recovery.schema import (
         SCHEMA_VERSION,
         Record,
@@ -27,7 +28,10 @@ def schema() -> None:
     from saebench_recovery.scoring.flags import CONDITIONS
     from saebench_recovery.scoring.measures import MEASURES
 
-    models = (RunResult, RunState, StoredChunk, StoredFailure, Record, Texts, Leaderboard)
+    models = (
+        *(RunResult, RunState, StoredChunk, StoredFailure, Record, Texts),
+        *(Leaderboard, PublishedEntry),
+    )
     _, definitions = models_json_schema([(model, "serialization") for model in models])
     measures = {
         m.name: {"kind": m.kind, "unit": m.unit, "description": m.description} for m in MEASURES

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
 from saebench_recovery.cli.interrupt import stoppable
+from saebench_recovery.cli.options import Plugins
 
 if TYPE_CHECKING:
     from saebench_recovery.runs.verify.report import Verification
+
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Replay N flips of each task; default: all.",
+        envvar="SAEBENCH_SAMPLE",
+    ),
+]
 
 
 def verify(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN|FOLDER...", help="Runs, or folders that hold runs."),
-    ],
-    sample: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Replay N flips of each task; default: all.",
-            envvar="SAEBENCH_SAMPLE",
+        typer.Argument(
+            metavar="RUN|ENTRY|FOLDER...",
+            help="Runs, published entries, or folders that hold some.",
         ),
-    ] = None,
+    ],
+    sample: Sample = None,
     sample_seed: Annotated[
         int | None,
         typer.Option(
@@ -37,16 +45,9 @@ def verify(
             envvar="SAEBENCH_SAMPLE_SEED",
         ),
     ] = None,
-    plugin: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="File with a plugin that the runs name, repeatable.",
-            envvar="SAEBENCH_PLUGIN",
-        ),
-    ] = None,
+    plugin: Plugins = None,
 ) -> None:
-    """Recompute stored runs from their spec and evidence with the reference engine.
+    """Recompute stored runs, or rows of them, from spec and evidence with the reference engine.
 
     Identity, hashes, facts, records and rows: every mismatch is a line with task, example, field,
     what is stored and what was found. Exit code 0: all holds; 1: something does not; 2: what could
@@ -57,22 +58,41 @@ def verify(
       saebench verify runs/0123456789abcdef
       saebench verify runs --sample 4
     """
+    from saebench_recovery.runs.verify.verify import runs_in
+
+    paths = [run for place in runs for run in runs_in(place)]
+    codes = [code for _, code in verified(paths, sample, sample_seed, plugins=plugin or ())]
+    raise typer.Exit(1 if 1 in codes else max(codes))
+
+
+def verified(
+    paths: Sequence[Path],
+    sample: int | None = None,
+    seed: int | None = None,
+    *,
+    plugins: Sequence[Path] = (),
+) -> Iterator[tuple[Path, int]]:
+    """Verify one after the other and print what is found; each with its exit code."""
     from saebench_recovery.cli.progress import progress_bar
     from saebench_recovery.registry import load_plugin_file
-    from saebench_recovery.runs.verify.verify import runs_in
     from saebench_recovery.runs.verify.verify import verify as verify_run
 
-    for file in plugin or ():
+    for file in plugins:
         load_plugin_file(file)
-    codes = []
-    for path in [run for place in runs for run in runs_in(place)]:
-        with stoppable(), progress_bar(wanted=True) as progress:
-            found = verify_run(path, sample, seed=sample_seed, progress=progress)
+    for path in paths:
+        try:
+            with stoppable(), progress_bar(wanted=True) as progress:
+                found = verify_run(path, sample, seed=seed, progress=progress)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            print(printable(f"could not be checked: {error}"))
+            yield path, 2
+            continue
         for line in _lines(path, found):
             # Names and ids are the file's own words: none of them may move the cursor.
-            print("".join(c if c.isprintable() else "?" for c in line))
-        codes.append(found.exit_code)
-    raise typer.Exit(1 if 1 in codes else max(codes))
+            print(printable(line))
+        yield path, found.exit_code
 
 
 def _lines(path: Path, found: Verification) -> Iterator[str]:
@@ -80,6 +100,8 @@ def _lines(path: Path, found: Verification) -> Iterator[str]:
         yield f"does not hold: {mismatch.line}"
     for part in found.unchecked:
         yield f"could not be checked: {part.line}"
+    for note in found.notes:
+        yield f"note: {note}"
     verdict = ("holds", "does not hold", "holds as far as it could be checked")[found.exit_code]
     drawn = "" if found.seed is None else f", drawn with --sample-seed {found.seed}"
     yield f"{path}: {verdict}; {found.flips} of {found.stored_flips} flips replayed{drawn}"

@@ -109,7 +109,9 @@ def read_result(path: Path) -> RunResult:
     file = path / RESULT if is_folder(path) else path
     if not os.path.exists(file) and is_file(file.parent / STATE):
         raise UserError(f"the run at {str(path)!r} is not complete; repeat its command to go on")
-    result = _read(file, RunResult, path)
+    if not os.path.exists(file):
+        raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist")
+    result = read_model(file, RunResult)
     _check_spec(result, file)
     return result
 
@@ -121,7 +123,7 @@ def read_state(folder: Path) -> RunState | None:
         UserError: it cannot be read, see `read_result`.
     """
     file = folder / STATE
-    return _read(file, RunState, folder) if file.exists() else None
+    return read_model(file, RunState) if file.exists() else None
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -194,14 +196,17 @@ class _Versioned(BaseModel):
     schema_version: int
 
 
-def _read(file: Path, model: type[Model], path: Path) -> Model:
-    if not os.path.exists(file):
-        raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist")
+def read_model(file: Path, model: type[Model], remedy: str = "delete it to run again") -> Model:
+    """A file that names the version of its schema; `remedy` ends the line where it is broken.
+
+    Raises:
+        UserError: it cannot be read, does not follow the schema, or another version wrote it.
+    """
     content = read_bytes(file)
     try:
         version = _Versioned.model_validate_json(content).schema_version
     except ValidationError:
-        raise UserError(f"{str(file)!r} is not a result file; delete it to run again") from None
+        raise UserError(f"{str(file)!r} is not a result file; {remedy}") from None
     if version < SCHEMA_VERSION:
         raise UserError(
             f"{str(file)!r} is of schema version {version}, and this saebench-recovery reads "
@@ -219,5 +224,5 @@ def _read(file: Path, model: type[Model], path: Path) -> Model:
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(
             f"{str(file)!r} does not follow schema version {version} at {where}: "
-            f"{problem['msg']}; delete it to run again"
+            f"{problem['msg']}; {remedy}"
         ) from None

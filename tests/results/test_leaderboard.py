@@ -12,7 +12,7 @@ import pytest
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import Group, Leaderboard, build
-from saebench_recovery.results.publish import publish
+from saebench_recovery.results.pages import write_boards
 from saebench_recovery.results.report.markdown import page
 from saebench_recovery.schema import BaseExample, Constraint, Detection
 from saebench_recovery.spec import RunSpec
@@ -291,8 +291,8 @@ def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Pa
             ("clamp", "unconstrained", 50),
         )
     ]
-    one = publish(build(runs), tmp_path / "one")
-    other = publish(build([*reversed(runs), *runs]), tmp_path / "other")
+    one = write_boards(build(runs), tmp_path / "one")
+    other = write_boards(build([*reversed(runs), *runs]), tmp_path / "other")
     assert [p.name for p in one] == ["organism-alpha.json", "organism.md"]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
 
@@ -322,7 +322,9 @@ def test_an_unconstrained_attack_that_does_worse_is_shown(stored: Stored) -> Non
 
 
 def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> None:
-    paths = publish(build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out")
+    paths = write_boards(
+        build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out"
+    )
     assert [p.name for p in paths] == ["organism-alpha.json", "organism-beta.json", "organism.md"]
     board = Leaderboard.model_validate_json(paths[0].read_text())
     (entry,) = board.groups[0].entries
@@ -334,7 +336,9 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
 
 
 def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
-    paths = publish(build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path)
+    paths = write_boards(
+        build([stored(target="some/model+sae@blocks.1.hook_resid_post")]), tmp_path
+    )
     assert {path.parent for path in paths} == {tmp_path}
     stem = "some_model_sae_blocks.1.hook_resid_post"
     for path, wanted in zip(
@@ -356,7 +360,7 @@ def test_no_two_boards_share_a_file(
     one: tuple[str, str], other: tuple[str, str], stored: Stored, tmp_path: Path
 ) -> None:
     runs = [stored(target=target, task=task) for target, task in (one, other)]
-    paths = publish(build(runs), tmp_path / "boards")
+    paths = write_boards(build(runs), tmp_path / "boards")
     assert len({path.name.lower() for path in paths}) == len(paths) == 4
     assert {path.parent for path in paths} == {tmp_path / "boards"}
 

@@ -64,7 +64,8 @@ def replaying(loaded: Target, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(found: Verification) -> str:
-    return "\n".join([m.line for m in found.mismatches] + [u.line for u in found.unchecked])
+    lines = [part.line for part in (*found.mismatches, *found.unchecked)]
+    return "\n".join([*lines, *found.notes])
 
 
 # --- what was not touched -----------------------------------------------------------------------
@@ -230,8 +231,9 @@ def test_a_missing_file_is_named(folder: Path, on_paper: None, name: str) -> Non
         ("resolved/ioi/defense/latents", 99, "spec.resolved.ioi.defense.latents", 1),
         ("environment/target", "0" * 64, "spec.environment.target", 1),
         ("environment/sources", {"defense clamp": "0"}, "environment.sources", 1),
-        ("environment/harness", "0" * 64, "environment harness", 2),
-        ("environment/packages/torch", "1.0", "environment packages", 2),
+        ("environment/harness", "0" * 64, "(harness 00000000)", 0),
+        ("environment/harness", None, "spec.environment.harness", 1),
+        ("environment/packages/torch", "1.0", "torch 1.0", 1),
         ("defense", "no-such-defense", "unknown defense 'no-such-defense'", 2),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_row_reads_its_properties_from_measures() -> None:
 
 def test_nothing_downstream_of_records_imports_torch() -> None:
     modules = ("scoring.aggregate", "scoring.flags", "scoring.measures", "results.compare")
-    tables = ("results.publish", "results.report.table", "results.report.comparison_table")
+    tables = ("results.pages", "results.report.table", "results.report.comparison_table")
     imports = "; ".join(f"import saebench_recovery.{name}" for name in (*modules, *tables))
     code = f"{imports}; import sys; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

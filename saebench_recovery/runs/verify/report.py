@@ -37,6 +37,7 @@ class Verification(Stored):
     seed: int | None = Field(description="that drew the sample; null where all were replayed")
     mismatches: tuple[Mismatch, ...]
     unchecked: tuple[Unchecked, ...]
+    notes: tuple[str, ...] = Field(default=(), description="such as which version made the run")
 
     @property
     def holds(self) -> bool:
@@ -54,6 +55,7 @@ class Findings:
 
     mismatches: list[Mismatch] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, found: Iterable[Mismatch]) -> None:
         known = set(self.mismatches)

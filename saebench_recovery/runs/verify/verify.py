@@ -22,11 +22,18 @@ from saebench_recovery.results.consistency import (
     read_stored,
 )
 from saebench_recovery.results.mismatch import differing
+from saebench_recovery.results.published import (
+    entries_in,
+    entry_mismatches,
+    is_entry,
+    read_entry,
+    run_of,
+)
 from saebench_recovery.results.store import RESULT, STATE, read_result, read_state
 from saebench_recovery.runs.plan import Matchup, Plan
 from saebench_recovery.runs.provenance import data_hash
 from saebench_recovery.runs.verify.flips import replayed
-from saebench_recovery.runs.verify.identity import planned
+from saebench_recovery.runs.verify.identity import planned, same_harness
 from saebench_recovery.runs.verify.refit import refitted
 from saebench_recovery.runs.verify.report import Findings, Verification
 from saebench_recovery.schema import RunResult
@@ -44,6 +51,9 @@ def verify(
 ) -> Verification:
     """Hold a stored run, given its folder or its `result.json`, to its spec and its evidence.
 
+    Of a published entry (its JSON file, with the evidence beside it) the one row is held to the
+    run that it is from, and only its task is fitted and replayed.
+
     Identity and hashes are recomputed from the stored spec and what is installed here, each row
     from its records, the facts by fitting again, and each flip's record by replaying its
     perturbations with the reference engine: all of them, or `sample` flips of each task, drawn by
@@ -56,50 +66,60 @@ def verify(
     for file in plugins:
         registry.load_plugin_file(file)
     path = Path(path)
-    result = read_result(path)
-    folder = path if path.is_dir() else path.parent
+    published = read_entry(path) if is_entry(path) else None
+    place = path if published is None else run_of(path, published)
+    result = read_result(place)
+    folder = place if place.is_dir() else place.parent
     findings = Findings()
+    if published is not None:
+        same = same_harness(result)
+        findings.add(entry_mismatches(path, published, same_version=same))
     findings.add(mismatches(result, folder))
     stored = _read(folder, result, findings)
     count = 0
     if sample is not None and seed is None:
         seed = secrets.randbelow(2**32)
-    draw = _Draw(sample, seed)
+    scope = _Scope(None if published is None else published.entry.row.task, sample, seed)
     if stored is not None:
         _check_rows(stored, findings)
         plan = planned(result, findings)
         if plan is not None:
-            count = _replay(plan, stored, draw, findings, progress or (lambda *_: None))
+            count = _replay(plan, stored, scope, findings, progress or (lambda *_: None))
     return Verification(
         identity=result.identity,
         flips=count,
-        stored_flips=sum(len(records) for _, records in stored.chunks) if stored else 0,
+        stored_flips=_flips(stored, scope) if stored else 0,
         seed=seed if sample is not None else None,
         mismatches=tuple(findings.mismatches),
         unchecked=tuple(findings.unchecked),
+        notes=tuple(findings.notes),
     )
 
 
 def runs_in(path: Path) -> list[Path]:
-    """The run at a path, or the complete runs in the folders of a folder.
+    """The run or entry at a path, or of a folder the entries, or the complete runs in its folders.
 
     Raises:
         UserError: there is none.
     """
     if path.is_file() or any((path / name).exists() for name in (RESULT, STATE)):
         return [path]
-    found = sorted(file.parent for file in path.glob(f"*/{RESULT}"))
+    found = entries_in(path) or sorted(file.parent for file in path.glob(f"*/{RESULT}"))
     if not found:
         raise UserError(f"no run at {str(path)!r}, and none in its folders")
     return found
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """Which flips are replayed."""
+class _Scope:
+    """What is fitted and replayed: one task or all (None), and a sample of the flips of each."""
 
+    task: str | None
     sample: int | None
     seed: int | None
+
+    def covers(self, task: str) -> bool:
+        return self.task in (None, task)
 
     def of(self, task: str, ids: Sequence[str]) -> set[str]:
         """The same ones whatever else is verified."""
@@ -120,6 +140,10 @@ def _read(folder: Path, result: RunResult, findings: Findings) -> StoredRun | No
         return None
 
 
+def _flips(stored: StoredRun, scope: _Scope) -> int:
+    return sum(len(records) for chunk, records in stored.chunks if scope.covers(chunk.task))
+
+
 def _check_rows(stored: StoredRun, findings: Findings) -> None:
     """Each row is what its facts and records add up to, exactly."""
     for row in stored.result.rows:
@@ -134,9 +158,9 @@ def _check_rows(stored: StoredRun, findings: Findings) -> None:
 
 
 def _replay(
-    plan: Plan, stored: StoredRun, draw: _Draw, findings: Findings, progress: Progress
+    plan: Plan, stored: StoredRun, scope: _Scope, findings: Findings, progress: Progress
 ) -> int:
-    """Fit every task again, then replay; how many flips."""
+    """Fit the tasks again, then replay; how many flips."""
     spec = plan.spec
     progress("loading", 0, 1)
     try:
@@ -150,10 +174,11 @@ def _replay(
     dtype = str(target.dtype).removeprefix("torch.")
     findings.add(differing("provenance.dtype", made_by.dtype, dtype))
     fitted: dict[str, Matchup] = {}
-    for number, (label, matchup) in enumerate(plan.matchups.items()):
-        progress("fitting again", number, len(plan.matchups))
+    wanted = {label: m for label, m in plan.matchups.items() if scope.covers(label)}
+    for number, (label, matchup) in enumerate(wanted.items()):
+        progress("fitting again", number, len(wanted))
         if refitted(target, label, matchup, stored, findings):
             fitted[label] = matchup
     ids = {task: list(dict.fromkeys(r.id for r in stored.records(task))) for task in fitted}
-    chosen = {task: draw.of(task, of_task) for task, of_task in ids.items()}
+    chosen = {task: scope.of(task, of_task) for task, of_task in ids.items()}
     return replayed(target, fitted, stored, chosen, findings, progress)

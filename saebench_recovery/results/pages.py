@@ -6,18 +6,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from saebench_recovery.base.hashing import hash_text
-from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.base.file_names import LONGEST, hashed_name, slug
 from saebench_recovery.results.leaderboard import Leaderboard
 from saebench_recovery.results.report.markdown import page
 from saebench_recovery.results.store import check_writable, write_atomically
 
-LONGEST = 60  # characters of a file's name, without hash and ending
 # Of a target or task. None begins with a dot or looks as if it ended in a hash.
 _PLAIN = re.compile(r"(?!(.*-)?[0-9a-f]{12}$)[a-z0-9][a-z0-9._-]*")
 
 
-def publish(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
+def write_boards(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
     """Write `<target>-<task>.json` for each board, `<target>.md` for each target; their paths.
 
     A name that does not make a file's name as it is, such as that of a hub model, becomes a short
@@ -39,8 +37,8 @@ def publish(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
 
 
 def _name(*parts: str) -> str:
-    slug = "-".join(re.sub(r"[^\w.-]+", "_", part, flags=re.ASCII) for part in parts)
+    plain = slug(parts)
     split_once = all("-" not in part for part in parts[1:])
-    if split_once and all(map(_PLAIN.fullmatch, parts)) and len(slug) <= LONGEST:
-        return slug
-    return f"{slug[:LONGEST].lower()}-{hash_text(canonical_json(parts))[:12]}"
+    if split_once and all(map(_PLAIN.fullmatch, parts)) and len(plain) <= LONGEST:
+        return plain
+    return hashed_name(parts, parts)
