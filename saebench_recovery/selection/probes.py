@@ -73,8 +73,8 @@ def fit_probes(
 def _means(target: Target, site: Site, prompts: Prompts) -> tuple[Tensor, Tensor]:
     """Mean residual [E, D] of each text, and activations [M] averaged over tokens, then texts."""
     dictionary = target.dictionary(site)
-    content_E = [len(ids) - (target.bos is not None) for ids in prompts]
-    share_E1 = 1 / torch.tensor(content_E, device=target.device)[:, None]
+    content_E = [sum(token not in target.sink_tokens for token in ids[1:]) for ids in prompts]
+    share_E1 = 1 / torch.tensor(content_E, device=target.device).clamp(min=1)[:, None]
     pooled_ED = torch.zeros(len(prompts), dictionary.d_model, device=target.device)
     activation_M = torch.zeros(dictionary.width, device=target.device)
     for prompt_N, resid_ND in content_residuals(target, site, prompts):

@@ -12,6 +12,7 @@ import json
 import select
 import subprocess
 import sys
+from datetime import datetime
 from typing import IO, Any
 
 from saebench_recovery.base.errors import UserError
@@ -21,6 +22,7 @@ SECONDS = 20  # of one rendering
 STARTING = 300  # seconds until the process has imported what it needs, on a busy machine
 MEMORY = 4 * 2**30  # bytes of address space
 LONGEST = 2**20  # characters of a rendered chat
+TODAY = datetime(2025, 1, 1)  # for templates that read the clock: prompts are the same every day
 # The same code as here, wherever that lies.
 PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
@@ -32,6 +34,8 @@ _process: subprocess.Popen[str] | None = None
 
 def rendered(template: str, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
     """The chat up to where the answer begins; `tokens` are what the template sees by name.
+
+    A template that asks for the date is told that it is `TODAY`.
 
     Raises:
         UserError: the template fails, takes too long or writes too much.
@@ -100,6 +104,7 @@ def serve(asked: IO[str], answers: IO[str]) -> None:
                 conversations=[chat["messages"]],
                 chat_template=chat["template"],
                 add_generation_prompt=True,
+                strftime_now=TODAY.strftime,
                 **chat["tokens"],
             )
             if len(text) > LONGEST:
