@@ -12,8 +12,8 @@ import json
 import select
 import subprocess
 import sys
-from datetime import datetime
-from typing import IO, Any
+from datetime import datetime, tzinfo
+from typing import IO, Any, Self
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import parse_json, reason
@@ -89,22 +89,28 @@ def stop() -> None:
         _process = None
 
 
+class _StoppedClock(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromisoformat(TODAY.isoformat())
+
+
 def serve(asked: IO[str], answers: IO[str]) -> None:
     """Render whatever is asked, a JSON line each, until the other side is gone."""
     import resource
 
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils as library
 
+    library.datetime = _StoppedClock  # in this process, whose only use of it is a template's
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("{}", file=answers, flush=True)
     for line in asked:
         chat = json.loads(line)
         try:
-            (text,), _ = render_jinja_template(
+            (text,), _ = library.render_jinja_template(
                 conversations=[chat["messages"]],
                 chat_template=chat["template"],
                 add_generation_prompt=True,
-                strftime_now=TODAY.strftime,
                 **chat["tokens"],
             )
             if len(text) > LONGEST:

@@ -151,7 +151,7 @@ def test_a_prompt_over_the_context_is_one_line_with_its_id() -> None:
     ):
         with pytest.raises(UserError, match=f"^long/3 takes {CONTEXT + 1} tokens .* {CONTEXT};"):
             made.batch([example])
-    with pytest.raises(UserError, match="^long/3 takes"):
+    with pytest.raises(UserError, match=r"^long/3 takes"):
         continued(DefendedModel(made, None), [longest], 1)
 
 
