@@ -107,7 +107,7 @@ class TargetedProbe(Task):
     def positions(self, example: Example) -> tuple[int, ...]:
         if self.config.positions == "readout":
             return super().positions(example)
-        return tuple(range(int(self._probes.target.bos is not None), len(example.prompt)))
+        return tuple(range(1, len(example.prompt)))
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """1 - the largest change of any class's probability: the other probes count as well."""

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 KIND = "lazy"  # a type of device that every build of torch names and none has
 FIRST, SECOND = f"{KIND}:0", f"{KIND}:1"
+_float64 = True
 _MOVES = ("aten::_to_copy", "aten::copy_")
 _INDEXES = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")
 
@@ -58,6 +59,21 @@ class _Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _run(function, args, kwargs or {})
 
 
+class Float64Error(TypeError):
+    """What Apple's `mps` says of double precision."""
+
+
+@contextmanager
+def without_float64() -> Iterator[None]:
+    """Meanwhile the simulated devices hold no tensor in double precision."""
+    global _float64
+    _float64 = False
+    try:
+        yield
+    finally:
+        _float64 = True
+
+
 @contextmanager
 def simulated_devices() -> Iterator[None]:
     """Meanwhile tensors can be made on, and moved to, `FIRST` and `SECOND`."""
@@ -96,6 +112,10 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     place = wanted or next((d for d in found if d.type == KIND), torch.device("cpu"))
 
     def placed(value: Any) -> Any:
-        return Placed(value, place) if isinstance(value, Tensor) and place.type == KIND else value
+        if not (isinstance(value, Tensor) and place.type == KIND):
+            return value
+        if value.dtype == torch.float64 and not _float64:
+            raise Float64Error(f"{name} makes a float64 tensor on {place}")
+        return Placed(value, place)
 
     return tree_map(placed, result)

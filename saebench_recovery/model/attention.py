@@ -97,6 +97,7 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
 
 
 _active: ContextVar[FrozenPrefix | None] = ContextVar("prefix", default=None)
+_noted: ContextVar[list[int] | None] = ContextVar("layers", default=None)
 
 
 @contextmanager
@@ -107,6 +108,17 @@ def reading(prefix: FrozenPrefix | None) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+@contextmanager
+def layers_noted() -> Iterator[list[int]]:
+    """The layers whose attention is computed here while the context is open, in their order."""
+    noted: list[int] = []
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
 
 
 def attention(
@@ -122,6 +134,8 @@ def attention(
     """Softmax attention over prefix and own tokens; query [R, H, Q, d] -> [R, Q, H, d]."""
     if kwargs.get("s_aux") is not None:
         raise UserError("attention sinks are not supported; use a model without them")
+    if (noted := _noted.get()) is not None:
+        noted.append(cast(int, module.layer_idx))
     R, H, Q, d = query.shape
     groups = H // key.shape[1]
     query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)
@@ -149,7 +163,8 @@ def attention(
     mixed = own @ value
     if past is not None:
         mixed = mixed + _per_row(_per_example(before, shared) @ past[1], shared, groups * Q)
-    return mixed.reshape(R, H, Q, d).transpose(1, 2), None
+    # Values may be narrower than queries, and some models take a view of what comes back.
+    return mixed.reshape(R, H, Q, -1).transpose(1, 2).contiguous(), None
 
 
 def _per_example(x_RHQd: Tensor, shared: int) -> Tensor:

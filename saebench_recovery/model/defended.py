@@ -128,8 +128,8 @@ class DefendedModel:
             passed = _StraightThrough.apply(resid_RQD, changed)  # type: ignore[no-untyped-call]
             changed = cast(Tensor, passed)
         spared = ~batch.mask_RQ
-        if self.target.bos is not None and not self.defense.config.include_bos:
-            spared = spared | (batch.position_RQ == 0)
+        if not self.defense.config.include_bos:
+            spared = spared | self.target.sinks(batch)
         return torch.where(spared[:, :, None], resid_RQD, changed)
 
     def _record(self, trace: Trace, site: Site, before: Tensor, after: Tensor) -> None:

@@ -246,9 +246,8 @@ def until_site(
 
 
 def content(target: LanguageModel, batch: Batch) -> Tensor:
-    """Bool [R, Q]: real tokens other than BOS, whose activations are outliers."""
-    keep = batch.mask_RQ
-    return keep & (batch.position_RQ > 0) if target.bos is not None else keep
+    """Bool [R, Q]: real tokens that are no sinks of attention, whose activations are outliers."""
+    return batch.mask_RQ & ~target.sinks(batch)
 
 
 def _content_mean(

@@ -50,7 +50,12 @@ def continued(
 
     Examples with one prompt (other budgets, another wanted answer) share the pass over what
     comes before their first perturbed position.
+
+    Raises:
+        UserError: a prompt with so many new tokens is longer than the context.
     """
+    for example in examples:
+        active.target.check_fits(example, new_tokens)
     step, mask_RT, cache = _prefilled(active, examples, delta)
     ends = torch.tensor(_ends(active.target), dtype=torch.long, device=mask_RT.device)
     rows = torch.arange(len(examples), device=mask_RT.device)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
+from saebench_recovery.model.addends import (
+    Addend,
+    attention_addend,
+    check_sequential,
+    mlp_addend,
+)
 
 Edit = Callable[[Tensor], Tensor]
 
+_refused: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+
 _BLOCKS = ("h", "layers")
-_ATTENTION = ("attn", "attention", "self_attn")
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -60,10 +68,13 @@ def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """
     every = blocks(model)
     home = home_of(model)
+    refused = _refused.get(model, {})
     with ExitStack() as stack:
         for site, edit in edits.items():
             if site.layer >= len(every):
                 raise UserError(f"{site} does not exist: the model has {len(every)} blocks")
+            if site.kind in refused:
+                raise UserError(f"there is no {site}: {refused[site.kind]}")
             for handle in _install(every[site.layer], site, _made_at(home, edit)):
                 stack.callback(handle.remove)
         yield
@@ -87,6 +98,21 @@ def starting_at(model: nn.Module, block: int, resid_RQD: Tensor) -> Iterator[Non
             )
             stack.callback(first.remove)
         yield
+
+
+@contextmanager
+def skipping(model: nn.Module, left_out: Iterable[int]) -> Iterator[None]:
+    """Let some blocks hand the residual on as it is."""
+    every = blocks(model)
+    with ExitStack() as stack:
+        for index in left_out:
+            stack.enter_context(_running(every[index], _identity))
+        yield
+
+
+def refuse_kinds(model: nn.Module, lines: Mapping[str, str]) -> None:
+    """From now on refuse hook points of some kinds, each with its line."""
+    _refused[model] = dict(lines)
 
 
 def home_of(model: nn.Module) -> torch.device:
@@ -129,19 +155,24 @@ def _install(block: nn.Module, site: Site, edit: Edit) -> list[Any]:
         case "hook_resid_post":
             return [block.register_forward_hook(_on_output(edit))]
         case "hook_mlp_out":
-            module: Any = getattr(block, "post_feedforward_layernorm", None) or block.mlp
-            return [module.register_forward_hook(_on_output(edit))]
+            return [_install_addend(mlp_addend(block), edit)]
         case "hook_attn_out":
-            return [_attention_output(block).register_forward_hook(_on_output(edit))]
+            return [_install_addend(attention_addend(block), edit)]
         case _:
             return _install_resid_mid(block, edit)
 
 
+def _install_addend(addend: Addend, edit: Edit) -> Any:
+    def changed(output: Tensor) -> Tensor:
+        return addend.output(output, edit(addend.of(output)))
+
+    return addend.module.register_forward_hook(_on_output(changed))
+
+
 def _install_resid_mid(block: nn.Module, edit: Edit) -> list[Any]:
     # No module carries the residual between attention and MLP: the skip connection adds it.
-    # Editing the attention's output by the wanted difference gives exactly that residual.
-    if getattr(block, "use_parallel_residual", False):
-        raise UserError("hook_resid_mid does not exist where attention and MLP run in parallel")
+    # Editing what attention adds by the wanted difference gives exactly that residual.
+    check_sequential(block)
     entering: list[Tensor] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -153,15 +184,8 @@ def _install_resid_mid(block: nn.Module, edit: Edit) -> list[Any]:
 
     return [
         block.register_forward_pre_hook(remember),
-        _attention_output(block).register_forward_hook(_on_output(mid)),
+        _install_addend(attention_addend(block), mid),
     ]
-
-
-def _attention_output(block: nn.Module) -> nn.Module:
-    """The module whose output is added to the residual after attention."""
-    if hasattr(block, "pre_feedforward_layernorm"):  # Gemma 2 and 3 norm it once more
-        return cast(nn.Module, block.post_attention_layernorm)
-    return next(cast(nn.Module, getattr(block, n)) for n in _ATTENTION if hasattr(block, n))
 
 
 def _on_output(edit: Edit) -> Callable[..., Any]:

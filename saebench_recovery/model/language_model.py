@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import reason
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model import attention
+from saebench_recovery.model import prompt_rules as rules
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.batch import batch as laid_out
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.hooks import blocks, home_of, start_block
 from saebench_recovery.model.meter import count_product
+from saebench_recovery.model.special_tokens import sink_ids, special_ids
 
 
 @dataclass(frozen=True, eq=False)  # a model is only itself
@@ -33,6 +36,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
+        blocks(self.model)  # refuses an architecture that keeps them elsewhere
         config: Any = self.model.config
         config._attn_implementation = attention.NAME
         self._check_head()
@@ -80,7 +84,7 @@ class LanguageModel:
         return self.prompt(self._ids(text))
 
     def prompt(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """A prompt of these tokens: behind one BOS where the target uses one, else without.
+        """A plain prompt of these tokens: behind one BOS where the target uses one, else without.
 
         Raises:
             UserError: there is a BOS among them already.
@@ -119,21 +123,64 @@ class LanguageModel:
         Whatever the model is asked passes here, so no prompt has one BOS too many or too few.
 
         Raises:
-            UserError: a prompt has.
+            UserError: a prompt has, is longer than the context, or holds a token without an
+                embedding.
         """
         for example in examples:
-            self._check_bos(example.id or "a prompt", example.prompt)
+            what = example.id or "a prompt"
+            by_turns = rules.marks_turns(example.prompt, self._bos_token)
+            if not (by_turns and self.bos_marks_turns):
+                self._check_bos(what, example.prompt)
+            self.check_fits(example)
         return laid_out(examples, first, self.device)
 
+    @cached_property
+    def bos_marks_turns(self) -> bool:
+        """Whether prompts may have further BOS, which a chat template writes at each turn."""
+        return False
+
+    def check_fits(self, example: Example, new_tokens: int = 0) -> None:
+        """Refuse a prompt that, with its answers or new tokens, the model has no place for.
+
+        Raises:
+            UserError: it is longer than the context, or a token has no row in the embedding.
+        """
+        what = example.id or "a prompt"
+        longest = max((len(answer) for answer in example.candidates), default=0)
+        further = max(new_tokens, longest if longest > 1 else 0)
+        limit = rules.context(self.model.config)
+        rules.check_length(what, self.name, len(example.prompt) + further, limit)
+        rules.check_tokens(what, self.name, example, self.embedding.weight.shape[0])
+
     def _check_bos(self, what: str, prompt: Sequence[int]) -> None:
-        bos = self.tokenizer.bos_token_id  # a tokenizer looks it up anew each time
-        found = [i for i, token in enumerate(prompt) if token == bos]
-        if found != ([] if self.bos is None else [0]):
-            wanted = "no BOS" if self.bos is None else "exactly one BOS, at the start"
-            raise UserError(
-                f"{what} has BOS at {found}, but {self.name} takes {wanted}: leave it out of "
-                "texts, and write none by hand"
-            )
+        wanted = self.bos is not None
+        rules.check_bos(what, self.name, prompt, self._bos_token, wanted=wanted)
+
+    @cached_property
+    def _bos_token(self) -> int | None:
+        """Whether or not prompts begin with it; a tokenizer looks it up anew each time."""
+        found: int | None = self.tokenizer.bos_token_id
+        return found
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Tokens that are no text: never in a suffix, never trained on."""
+        return special_ids(self.tokenizer, self.model)
+
+    @cached_property
+    def sink_tokens(self) -> frozenset[int]:
+        """Tokens that are sinks of attention wherever they stand; the first position always is."""
+        return sink_ids(self.tokenizer)
+
+    @cached_property
+    def _sink_V(self) -> Tensor:
+        sink_V = torch.zeros(self.embedding.weight.shape[0], dtype=torch.bool)
+        sink_V[[token for token in self.sink_tokens if token < len(sink_V)]] = True
+        return sink_V.to(self.device)
+
+    def sinks(self, batch: Batch) -> Tensor:
+        """Bool [R, Q]: the first position and sink tokens, whose activations are outliers."""
+        return (batch.position_RQ == 0) | self._sink_V[batch.ids_RQ]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """All logits [N, V] of final-norm states, float32."""
@@ -180,11 +227,19 @@ class LanguageModel:
     def _check_head(self) -> None:
         """Refuse an architecture whose logits are more than head and soft cap, and NaN."""
         ids = torch.tensor([[1, 2, 3]], device=self.device)
-        whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        model: Any = self.model
+        try:
+            whole = model(input_ids=ids, use_cache=False).logits[0].float()
+            hidden_ND = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            ours = self.logits(hidden_ND.to(self.device))
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever an architecture raises that is run in another way
+            raise UserError(
+                f"{type(model).__name__} cannot be run here, with its attention or cache of "
+                f"another kind: {type(error).__name__}: {reason(error)}"
+            ) from error
         if not torch.isfinite(whole).all():
             raise UserError(f"{self.name} computes NaN or infinity: its weights are broken")
-        model: Any = self.model
-        hidden_ND = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        ours = self.logits(hidden_ND.to(self.device))
-        if (ours - whole).abs().max() > 1e-2 * whole.abs().max():
+        if ours.shape != whole.shape or (ours - whole).abs().max() > 1e-2 * whole.abs().max():
             raise UserError(f"{type(self.model).__name__} scales its logits in an unknown way")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from saebench_recovery.base.precision import finest
 from saebench_recovery.schema import Cost
 
 _open: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
@@ -42,12 +43,12 @@ class PassCost:
 class Trail:
     """What the search has cost each of N rows, and had cost when its objective was first reached.
 
-    FLOPs in float64 [N]; `first_N` is infinite until then. Every selection of a problem's rows
+    FLOPs [N], in float64 where the device has it; `first_N` is infinite until then. Every selection of a problem's rows
     writes into the one trail of the whole problem.
     """
 
     def __init__(self, size: int, device: torch.device | str) -> None:
-        self.spent_N = torch.zeros(size, dtype=torch.float64, device=device)
+        self.spent_N = torch.zeros(size, dtype=finest(torch.device(device)), device=device)
         self.first_N = torch.full_like(self.spent_N, torch.inf)
 
     def spend(self, row_N: Tensor, flops: float) -> None:

@@ -7,7 +7,8 @@ cannot hide in the other. The defense under test is called as it is: that is wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -87,8 +88,8 @@ class Pass:
 class PlainModel:
     """A model of its own with eager attention, its tokenizer, and SAEs as SAELens has them.
 
-    `bos`: prompts begin with a BOS, which is no content and which a defense spares unless its
-    configuration says `include_bos`.
+    `bos`: the first position is no content, and neither is a BOS or padding wherever it stands: a
+    defense spares them unless its configuration says `include_bos`.
     """
 
     model: Any
@@ -113,7 +114,7 @@ class PlainModel:
         """
         found = Pass()
         hooks = {
-            site: partial(self._replace, site, conditions, found)
+            site: partial(self._replace, site, conditions, found, self._content(tokens))
             for site in {*conditions.sites, *watch}
         }
         ids_1T = torch.tensor([tokens], device=self.model.get_input_embeddings().weight.device)
@@ -121,26 +122,43 @@ class PlainModel:
             found.logits_TV = self.model(input_ids=ids_1T, use_cache=False).logits[0].float()
         return found
 
+    def _content(self, tokens: tuple[int, ...]) -> list[int]:
+        """Positions that carry text."""
+        if not self.bos:
+            return list(range(len(tokens)))
+        named = ("bos_token_id", "cls_token_id", "pad_token_id")
+        others = {getattr(self.tokenizer, name, None) for name in named}
+        return [i for i, token in enumerate(tokens) if i and token not in others]
+
     def _replace(
-        self, site: Site, conditions: Conditions, found: Pass, resid_1TD: Tensor
+        self,
+        site: Site,
+        conditions: Conditions,
+        found: Pass,
+        content: list[int],
+        resid_1TD: Tensor,
     ) -> Tensor:
         before_TD = resid_1TD[0].float()
         added_TD = conditions.added(site, before_TD)
         if conditions.threat_model == "reclamp":
             before_TD = before_TD + added_TD
-        after_TD = self._defended(site, conditions.defense, before_TD)
+        after_TD = self._defended(site, conditions.defense, content, before_TD)
         if conditions.threat_model == "post":
             after_TD = after_TD + added_TD
         found.before[site], found.after[site] = before_TD, after_TD
         return after_TD[None].to(resid_1TD.dtype)
 
-    def _defended(self, site: Site, defense: Intervention | None, resid_TD: Tensor) -> Tensor:
+    def _defended(
+        self, site: Site, defense: Intervention | None, content: list[int], resid_TD: Tensor
+    ) -> Tensor:
         if defense is None or site not in defense.latents:
             return resid_TD
         changed_TD = defense.intervene(site, resid_TD[None])[0]
-        if self.bos and not defense.config.include_bos:
-            return torch.cat([resid_TD[:1], changed_TD[1:]])
-        return changed_TD
+        if defense.config.include_bos:
+            return changed_TD
+        spared = torch.ones(len(resid_TD), 1, dtype=torch.bool, device=resid_TD.device)
+        spared[content] = False
+        return torch.where(spared, resid_TD, changed_TD)
 
     def output(
         self,
@@ -161,7 +179,7 @@ class PlainModel:
             texts = (self.tokenizer.decode(written, skip_special_tokens=True),)
         if pool is not None:
             resid_TD = self.run(example.prompt, conditions, (pool,)).after[pool]
-            pooled_1D = resid_TD[1 if self.bos else 0 :].mean(0)[None]
+            pooled_1D = resid_TD[self._content(example.prompt)].mean(0)[None]
             return Output((example,), pooled_1D[:, :0], pooled_ED=pooled_1D, texts=texts)
         readout_V = self.run(example.prompt, conditions).logits_TV[-1]
         scores_C = readout_V[[answer[0] for answer in example.candidates]]
@@ -214,3 +232,13 @@ def eager(model: nn.Module) -> Any:
     frozen: Any = model.eval().requires_grad_(False)
     frozen.set_attn_implementation("eager")
     return frozen
+
+
+@contextmanager
+def as_eager(model: Any) -> Iterator[None]:
+    """Run a model of the other engine with eager attention while the context is open."""
+    own, model.config._attn_implementation = model.config._attn_implementation, "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own

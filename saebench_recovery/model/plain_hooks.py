@@ -23,24 +23,49 @@ Replace = Callable[[Tensor], Tensor]  # activation [1, T, D] -> what takes its p
 class _Modules:
     """Where an architecture adds to the residual stream, and what reads it between the two.
 
-    `attention` and `mlp` are the modules whose outputs are added, `second_norm` the one that reads
-    the residual after attention.
+    `attention` and `mlp` are the modules whose outputs are added, `between` the one that reads the
+    residual after attention: none where both read the same.
     """
 
     attention: str
-    second_norm: str
+    between: str | None
     mlp: str
 
 
 _LLAMA = _Modules("self_attn", "post_attention_layernorm", "mlp")
-_GEMMA = _Modules(
+_NORMED_OUTPUTS = _Modules("post_attention_layernorm", "mlp", "post_feedforward_layernorm")
+_NORMED_TWICE = _Modules(
     "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
 )
+_NORMED_OUTPUTS_TOO = _Modules(
+    "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"
+)
+_GPT2 = _Modules("attn", "ln_2", "mlp")
+_LLAMA_LIKE = """
+    arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone exaone_moe
+    gemma glm glm4_moe glm4_moe_lite granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
+    iquestcoder jais2 laguna llama mellum minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+    mixtral nanochat nemotron olmo olmoe persimmon phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
+    sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2
+"""
 _MODULES = {
-    "gpt2": _Modules("attn", "ln_2", "mlp"),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
     "gpt_neox": _Modules("attention", "post_attention_layernorm", "mlp"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "gptj": _Modules("attn", None, "mlp"),
+    "codegen": _Modules("attn", None, "mlp"),
+    "granitemoe": _Modules("self_attn", "post_attention_layernorm", "block_sparse_moe"),
+    "afmoe": _Modules("post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
+    "hyperclovax": _Modules("post_norm1", "post_attention_layernorm", "post_norm2"),
+    "vaultgemma": _Modules("self_attn", "pre_feedforward_layernorm", "mlp"),
+    **dict.fromkeys(_LLAMA_LIKE.split(), _LLAMA),
+    **dict.fromkeys(("phi", "cohere", "cohere2"), _Modules("self_attn", None, "mlp")),
+    **dict.fromkeys(
+        ("apertus", "apertus1p5_text"), _Modules("self_attn", "feedforward_layernorm", "mlp")
+    ),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_unified_text"), _NORMED_TWICE),
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4", "flex_olmo"), _NORMED_OUTPUTS),
+    **dict.fromkeys(("glm4", "kolibri1"), _NORMED_OUTPUTS_TOO),
 }
 
 
@@ -60,7 +85,10 @@ def replaced(model: Any, replacements: Mapping[Site, Replace]) -> Iterator[None]
 
 def _hooks(model: Any, site: Site, replacement: Replace) -> list[Any]:
     base = model.base_model
-    block = (base.h if model.config.model_type == "gpt2" else base.layers)[site.layer]
+    blocks = getattr(base, "h", None) or base.layers
+    if site.layer >= len(blocks):
+        raise UserError(f"{site} does not exist: the model has {len(blocks)} blocks")
+    block = blocks[site.layer]
     if site.kind == "hook_resid_pre":
         return [block.register_forward_pre_hook(_on_input(replacement))]
     if site.kind == "hook_resid_post":
@@ -69,17 +97,23 @@ def _hooks(model: Any, site: Site, replacement: Replace) -> list[Any]:
     if modules is None:
         raise UserError(
             f"the reference engine does not know the inside of {model.config.model_type!r} blocks, "
-            f"so there is no {site}; it knows {', '.join(sorted(_MODULES))}"
+            f"so there is no {site}; use hook_resid_post"
         )
     if site.kind == "hook_resid_mid":
-        return _middle(block, getattr(block, modules.second_norm), replacement)
+        return _middle(block, modules.between, replacement)
     name = {"hook_attn_out": modules.attention, "hook_mlp_out": modules.mlp}[site.kind]
-    return [getattr(block, name).register_forward_hook(_on_output(replacement))]
+    factor = getattr(model.config, "residual_multiplier", 1.0)
+    return [getattr(block, name).register_forward_hook(_on_output(_scaled(factor, replacement)))]
 
 
-def _middle(block: nn.Module, second_norm: nn.Module, replacement: Replace) -> list[Any]:
-    """The norm reads the replaced residual; the skip connection around it gets the difference."""
-    if getattr(block, "use_parallel_residual", False):
+def _scaled(factor: float, replacement: Replace) -> Replace:
+    """What replaces a module's output, where `factor` times the output is added."""
+    return replacement if factor == 1 else lambda output: replacement(output * factor) / factor
+
+
+def _middle(block: nn.Module, between: str | None, replacement: Replace) -> list[Any]:
+    """What reads the residual in between is given another; the skip connection, the difference."""
+    if between is None or getattr(block, "use_parallel_residual", False):
         raise UserError("hook_resid_mid does not exist where attention and MLP run in parallel")
     differences: list[Tensor] = []
 
@@ -89,7 +123,7 @@ def _middle(block: nn.Module, second_norm: nn.Module, replacement: Replace) -> l
         return (changed, *args[1:])
 
     return [
-        second_norm.register_forward_pre_hook(read),
+        getattr(block, between).register_forward_pre_hook(read),
         block.register_forward_hook(_on_output(lambda resid: resid + differences.pop())),
     ]
 

@@ -135,7 +135,7 @@ class AnswerBeginning(Space):
             )
         if not torch.equal(perturbation.at_E, self.positions_NP[:, 0] + 1):
             raise ValueError("the attack writes elsewhere than behind the prompts")
-        special = torch.tensor(self.words.target.tokenizer.all_special_ids, device=ids_NL.device)
+        special = torch.tensor(sorted(self.words.target.special), device=ids_NL.device)
         if torch.isin(ids_NL, special).any() or (ids_NL >= len(self.words.pieces)).any():
             raise ValueError("a beginning holds a special token or none of the vocabulary's")
         return perturbation

@@ -4,7 +4,8 @@ The delta itself is kept inside the set after every optimizer step. Projecting i
 instead is not the same: Adam rescales each coordinate and leaves the subspace (a test shows it).
 
 All bases are computed once, in float64, without a ridge; deltas are projected in float64 too and
-returned in float32, which costs what two corrected float32 projections would.
+returned in float32, which costs what two corrected float32 projections would. A device without
+float64 gets the bases in float32, and projects twice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import fine, in_float64
+
 if TYPE_CHECKING:
     from saebench_recovery.sae.latents import Latents
 
@@ -27,7 +30,7 @@ Kind = Literal["none", "exact", "first-order"]
 # of |column| |delta|.
 ROUNDING = torch.finfo(torch.float32).eps
 NO_DIRECTION = 1e-8  # a tangent this short, relative to the chord, is float64 cancellation
-TINY = 1e-300  # keeps 0 / 0 at 0 for rows that cannot move
+TINY = 1e-37  # keeps 0 / 0 at 0 for rows that cannot move
 
 
 class Constraint(ABC):
@@ -70,7 +73,7 @@ class NullSpace(Constraint):
         self.note = note
 
     def project(self, delta_RPD: Tensor) -> Tensor:
-        return _remove(delta_RPD.double(), self._basis_DK).to(delta_RPD.dtype)
+        return _remove(fine(delta_RPD), self._basis_DK).to(delta_RPD.dtype)
 
 
 class Sphere(Constraint):
@@ -100,12 +103,12 @@ class Sphere(Constraint):
         if centred:
             columns_DS = torch.cat([columns_DS, torch.ones_like(columns_DS[:, :1])], 1)
         self._basis_DK = orthonormal_basis(columns_DS)
-        outside_RPD = _remove(edit_RPD.double(), self._basis_DK)
+        outside_RPD = _remove(fine(edit_RPD), self._basis_DK)
         length_RP1 = outside_RPD.norm(dim=-1, keepdim=True)
         noise_RP1 = length_RP1 <= ROUNDING * edit_RPD.norm(dim=-1, keepdim=True)
         unit_RPD = outside_RPD / length_RP1.clamp_min(TINY)
         self._edit_RPD: Tensor = unit_RPD.masked_fill(noise_RP1, 0)
-        radius_RPD = self._complement(base_RPD.double())
+        radius_RPD = self._complement(fine(base_RPD))
         self._radius_RP1: Tensor = radius_RPD.norm(dim=-1, keepdim=True)
         self._unit_RPD: Tensor = radius_RPD / self._radius_RP1.clamp_min(TINY)
         self.rank = self._basis_DK.shape[1] + 1 + int(not bool(noise_RP1.all()))
@@ -113,7 +116,7 @@ class Sphere(Constraint):
         self.note = note
 
     def project(self, delta_RPD: Tensor) -> Tensor:
-        delta = self._complement(delta_RPD.double())
+        delta = self._complement(fine(delta_RPD))
         along = (delta * self._unit_RPD).sum(-1, keepdim=True)
         tangent = delta - along * self._unit_RPD
         angle = torch.atan2(tangent.norm(dim=-1, keepdim=True), self._radius_RP1 + along)
@@ -123,7 +126,7 @@ class Sphere(Constraint):
         return self._arc(tangent, chord).to(delta_RPD.dtype)
 
     def shrink(self, delta_RPD: Tensor, factor_RP: Tensor) -> Tensor:
-        delta = self._complement(delta_RPD.double())  # near the antipode the tangent is rounding
+        delta = self._complement(fine(delta_RPD))  # near the antipode the tangent is rounding
         tangent = delta - (delta * self._unit_RPD).sum(-1, keepdim=True) * self._unit_RPD
         chord = delta.norm(dim=-1, keepdim=True) * factor_RP[:, :, None]
         return self._arc(tangent, chord).to(delta_RPD.dtype)
@@ -168,7 +171,7 @@ class Tangent(Constraint):
         self.note = note
 
     def project(self, delta_RPD: Tensor) -> Tensor:
-        basis_RPDK, delta_RP1D = self._basis_EPDK[self._prompt_R], delta_RPD.double()[:, :, None]
+        basis_RPDK, delta_RP1D = self._basis_EPDK[self._prompt_R], fine(delta_RPD)[:, :, None]
         return _remove(delta_RP1D, basis_RPDK)[:, :, 0].to(delta_RPD.dtype)
 
     def rows(self, index_R: Tensor) -> Tangent:
@@ -208,22 +211,29 @@ def constraint_for(latents: Latents, base_RPD: Tensor, edit_RPD: Tensor) -> Null
 
 def orthonormal_basis(columns_DS: Tensor) -> Tensor:
     """Orthonormal basis [D, K] in float64 of the columns' span; K is their numerical rank."""
-    columns = columns_DS.detach().double()
-    norm_S = columns.norm(dim=0)
-    unit = columns[:, norm_S > 0] / norm_S[norm_S > 0]
-    u_DK, sigma_K, _ = torch.linalg.svd(unit, full_matrices=False)
-    basis_DK: Tensor = u_DK[:, sigma_K > ROUNDING]
-    return basis_DK
+
+    def basis(columns: Tensor) -> Tensor:
+        norm_S = columns.norm(dim=0)
+        unit = columns[:, norm_S > 0] / norm_S[norm_S > 0]
+        u_DK, sigma_K, _ = torch.linalg.svd(unit, full_matrices=False)
+        basis_DK: Tensor = u_DK[:, sigma_K > ROUNDING]
+        return basis_DK
+
+    return in_float64(basis, columns_DS.detach())
 
 
 def orthonormal_bases(columns: Tensor) -> Tensor:
     """The same for each matrix of columns [..., D, S]; where one has a lower rank, zero columns."""
-    norm = columns.double().norm(dim=-2, keepdim=True)
-    unit = columns.double() / norm.clamp_min(TINY)
-    u, sigma, _ = torch.linalg.svd(unit, full_matrices=False)
-    basis: Tensor = u * (sigma > ROUNDING)[..., None, :]
-    return basis
+
+    def basis(exact: Tensor) -> Tensor:
+        unit = exact / exact.norm(dim=-2, keepdim=True).clamp_min(TINY)
+        u, sigma, _ = torch.linalg.svd(unit, full_matrices=False)
+        kept: Tensor = u * (sigma > ROUNDING)[..., None, :]
+        return kept
+
+    return in_float64(basis, columns)
 
 
 def _remove(rows: Tensor, basis: Tensor) -> Tensor:
-    return rows - (rows @ basis) @ basis.mT
+    once = rows - (rows @ basis) @ basis.mT
+    return once if rows.dtype == torch.float64 else once - (once @ basis) @ basis.mT

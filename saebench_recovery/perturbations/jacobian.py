@@ -14,12 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import exact, fine, finest
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.hooks import start_block
 from saebench_recovery.model.meter import count_backward
 from saebench_recovery.model.perturbation import ResidualDelta
-from saebench_recovery.perturbations.constraints import Constraint, Free, NullSpace, Tangent
+from saebench_recovery.perturbations.constraints import (
+    TINY,
+    Constraint,
+    Free,
+    NullSpace,
+    Tangent,
+)
 from saebench_recovery.perturbations.drift import Reading, drift, scopes, tightest_limit
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
@@ -47,23 +54,25 @@ class Look:
 
 
 class Rows:
-    """A Jacobian [N, K, F] per example and its row space, in float64."""
+    """A Jacobian [N, K, F] per example and its row space, made in float64."""
 
     def __init__(self, jacobian_NKF: Tensor) -> None:
-        self.jacobian_NKF = jacobian_NKF.double()
-        self._scale_NK = 1 / self.jacobian_NKF.norm(dim=2).clamp_min(1e-300)
+        self.jacobian_NKF = exact(jacobian_NKF)
+        self._scale_NK = 1 / self.jacobian_NKF.norm(dim=2).clamp_min(TINY)
         self._unit_NKF = self.jacobian_NKF * self._scale_NK[:, :, None]
         # The smaller Gram matrix: a few latents at many coordinates, or the other way round.
         _, K, F = jacobian_NKF.shape
         wide = K <= F
         gram = self._unit_NKF @ self._unit_NKF.mT if wide else self._unit_NKF.mT @ self._unit_NKF
         square, vectors = torch.linalg.eigh(gram)
-        kept = square > SMALLEST**2 * square[:, -1:].clamp_min(1e-300)
-        self._inverse_NI = torch.where(kept, 1 / square.clamp_min(1e-300), 0)
+        kept = square > SMALLEST**2 * square[:, -1:].clamp_min(TINY)
+        self._inverse_NI = torch.where(kept, 1 / square.clamp_min(TINY), 0)
         basis = vectors
         if wide:
             basis = self._unit_NKF.mT @ vectors * self._inverse_NI.sqrt()[:, None, :]
         self._basis_NFI = basis * kept[:, None, :]
+        for name, tensor in vars(self).items():  # to where they are applied, step by step
+            setattr(self, name, tensor.to(finest(jacobian_NKF.device)).to(jacobian_NKF.device))
 
     def remove(self, step_NF: Tensor) -> Tensor:
         """The part of a step that moves no held reading."""
@@ -144,9 +153,9 @@ class Linearised:
             )
             return Look(
                 objective_N.detach(),
-                gradient_NF.double(),
+                fine(gradient_NF),
                 tightest_limit(found),
-                moved_NM.detach().double() @ self.mix_KM.mT.double(),
+                fine(moved_NM.detach()) @ fine(self.mix_KM.mT),
                 rows,
             )
 
@@ -164,7 +173,7 @@ class Linearised:
 
     def flat(self, values: Mapping[Site, Tensor]) -> Tensor:
         """The inverse of `delta`, in float64."""
-        return torch.stack([values[s] for s in self._sites], 1).flatten(1).double()
+        return fine(torch.stack([values[s] for s in self._sites], 1).flatten(1))
 
     @property
     def rank(self) -> int:

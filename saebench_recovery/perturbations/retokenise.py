@@ -30,8 +30,7 @@ class Vocabulary:
         anchor = target.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         ahead = len(self.decode(anchor))
         self.pieces = [self.decode([*anchor, token])[ahead:] for token in range(size)]
-        special = set(target.tokenizer.all_special_ids)
-        plain = [_printing(p) and i not in special for i, p in enumerate(self.pieces)]
+        plain = [_printing(p) and i not in target.special for i, p in enumerate(self.pieces)]
         self.allowed_V = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         self.allowed_V[:size] = torch.tensor(plain, device=rows.device)
         self._separate: dict[int, bool] = {}  # by pair

@@ -6,7 +6,8 @@ found at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +16,7 @@ from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import nearest
+from saebench_recovery.base.sites import Site
 from saebench_recovery.runs.fingerprint import (
     harness_fingerprint,
     package_versions,
@@ -115,6 +117,11 @@ class Plan:
                 found[task.label] = Matchup(task, cast("Defense", defense), cast("Attack", attack))
         return found
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every hook point that a setting of the run names, the defended ones among them."""
+        return tuple(sorted(set(_named_sites(self.record()["resolved"]))))
+
     def record(self) -> dict[str, Any]:
         """The `spec` of a result, with the resolved settings of each row."""
         resolved = {
@@ -132,6 +139,17 @@ class Plan:
             "environment": self.environment,
             "plugin_files": sorted(file.name for file in files if file is not None),
         }
+
+
+def _named_sites(settings: Any) -> Iterator[Site]:
+    if isinstance(settings, str):
+        with suppress(UserError):  # of any other text
+            yield Site.parse(settings)
+    elif isinstance(settings, Mapping):
+        yield from _named_sites([*settings, *settings.values()])
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _named_sites(value)
 
 
 def _settings(spec: RunSpec, chosen: Preset, name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
         data_hash=data_hash(target, tasks),
         device=", ".join(target.devices),
         dtype=str(target.dtype).removeprefix("torch."),
+        agreement=target.agreement,
         seconds=0,
     )
 

@@ -200,7 +200,13 @@ class _Work:
         spent = earlier.provenance.seconds if earlier else 0
         started = time.monotonic() - spent
         spec = self.plan.spec
-        target = load_target(spec.target, spec.device, dtype=spec.dtype, force_sae=spec.force_sae)
+        target = load_target(
+            spec.target,
+            spec.device,
+            dtype=spec.dtype,
+            force_sae=spec.force_sae,
+            asked=self.plan.sites,
+        )
         # Before the first task is scored: data that cannot be read must not cost finished work.
         made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
         read = earlier.provenance.commits if earlier else {}

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.precision import exact
 from saebench_recovery.base.reading import is_file, read_json_object, read_tensors, reason
 from saebench_recovery.base.settings import validate
 from saebench_recovery.base.sites import Site
@@ -116,8 +117,8 @@ def from_state(
     bias_M = w["b_gate" if architecture == "gated" else "b_enc"]
     if cfg.get("apply_b_dec_to_input", True):
         columns = torch.split(w["W_enc"], LATENTS, dim=1)
-        shift = [w["b_dec"].double() @ columns_DS.double() for columns_DS in columns]
-        bias_M = bias_M - torch.cat(shift).float()
+        shift = [exact(w["b_dec"]) @ exact(columns_DS) for columns_DS in columns]
+        bias_M = bias_M - torch.cat(shift).float().to(bias_M.device)
     norm_M = None
     if cfg.get("rescale_acts_by_decoder_norm"):  # topk and abstopk only
         rows = torch.split(w["W_dec"], LATENTS)

@@ -25,7 +25,14 @@ from saebench_recovery.schema.row import (
     Row,
     SuiteMember,
 )
-from saebench_recovery.schema.run import Provenance, RunResult, RunState, StoredChunk, StoredFailure
+from saebench_recovery.schema.run import (
+    Agreement,
+    Provenance,
+    RunResult,
+    RunState,
+    StoredChunk,
+    StoredFailure,
+)
 from saebench_recovery.schema.values import (
     SCHEMA_VERSION,
     Count,
@@ -38,6 +45,7 @@ from saebench_recovery.schema.values import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Agreement",
     "BaseExample",
     "Compute",
     "ComputePoint",

@@ -11,6 +11,20 @@ from saebench_recovery.schema.row import Row
 from saebench_recovery.schema.values import SCHEMA_VERSION, Count, Finite, Stored
 
 
+class Agreement(Stored):
+    """The check at load: one random prompt in the searching and in the reference engine."""
+
+    errors: dict[str, Finite] = Field(
+        description="largest relative error by hook point and of what comes after"
+    )
+    refused: dict[str, str] = Field(
+        description="kinds of hook points that the architecture does not have here, and why"
+    )
+    blocks: tuple[Count, ...] = Field(
+        description="that were run; of a large model, not all of those that are alike"
+    )
+
+
 class Provenance(Stored):
     """What produced the numbers."""
 
@@ -24,6 +38,9 @@ class Provenance(Stored):
     data_hash: str
     device: str
     dtype: str
+    agreement: Agreement | None = Field(
+        default=None, description="of the two engines at load; null in older results"
+    )
     seconds: Finite
 
 

@@ -63,5 +63,5 @@ def perplexity(active: DefendedModel, output: Output) -> Tensor:
         answered = [output.examples[e].with_candidates(encoded[e]) for e in long]
         batch = active.target.batch(answered)
         scores_EC = forward(active.target, batch, active.edits(batch)).scores_EC
-        perplexity_E[long] = (-scores_EC[:, 0].double()).exp().cpu()
+        perplexity_E[long] = (-scores_EC[:, 0].cpu().double()).exp()
     return perplexity_E

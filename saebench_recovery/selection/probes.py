@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import exact
 from saebench_recovery.base.sites import Site
 from saebench_recovery.selection.latent_scores import content_residuals
 from saebench_recovery.targets.target import Target
@@ -48,7 +49,7 @@ class Probes:
 
 def balanced_accuracy(logits: Sequence[Tensor]) -> Tensor:
     """Balanced accuracy [K] of each probe, from the logits [E, K] on each class's texts in turn."""
-    said_KK = torch.stack([(logits_EK > 0).double().mean(0) for logits_EK in logits])
+    said_KK = torch.stack([exact(logits_EK > 0).mean(0) for logits_EK in logits])
     right_K = said_KK.diagonal()  # rows are classes, columns probes
     wrong_K = (said_KK.sum(0) - right_K) / (len(right_K) - 1)
     return (right_K + 1 - wrong_K) / 2
@@ -63,7 +64,7 @@ def fit_probes(
     """Fit one probe per class to the tokens of its texts and of all the others."""
     pooled, activation = zip(*(_means(target, site, of_class) for of_class in texts), strict=True)
     class_E = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
-    weight_DK, bias_K = logistic(torch.cat(pooled).double().cpu(), class_E, len(texts))
+    weight_DK, bias_K = logistic(torch.cat(pooled).cpu().double(), class_E, len(texts))
     weight_DK, bias_K = weight_DK.float().to(target.device), bias_K.float().to(target.device)
     unseen = [_means(target, site, of_class)[0] @ weight_DK + bias_K for of_class in held_out]
     accuracy_K = balanced_accuracy(unseen)
@@ -73,8 +74,8 @@ def fit_probes(
 def _means(target: Target, site: Site, prompts: Prompts) -> tuple[Tensor, Tensor]:
     """Mean residual [E, D] of each text, and activations [M] averaged over tokens, then texts."""
     dictionary = target.dictionary(site)
-    content_E = [len(ids) - (target.bos is not None) for ids in prompts]
-    share_E1 = 1 / torch.tensor(content_E, device=target.device)[:, None]
+    content_E = [sum(token not in target.sink_tokens for token in ids[1:]) for ids in prompts]
+    share_E1 = 1 / torch.tensor(content_E, device=target.device).clamp(min=1)[:, None]
     pooled_ED = torch.zeros(len(prompts), dictionary.d_model, device=target.device)
     activation_M = torch.zeros(dictionary.width, device=target.device)
     for prompt_N, resid_ND in content_residuals(target, site, prompts):

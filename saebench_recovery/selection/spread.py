@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import exact
 from saebench_recovery.base.sites import Site
 from saebench_recovery.schema import Spread
 from saebench_recovery.selection.latent_scores import content_residuals
@@ -29,7 +30,7 @@ def spread(target: Target, site: Site, prompts: Sequence[tuple[int, ...]]) -> Sp
     """
     count, total_D, square_D = 0, torch.zeros(()), torch.zeros(())
     for _, resid_ND in content_residuals(target, site, prompts):
-        exact_ND = resid_ND.double()
+        exact_ND = exact(resid_ND)
         count += len(exact_ND)
         total_D, square_D = total_D + exact_ND.sum(0), square_D + exact_ND.square().sum(0)
     variance_D: Tensor = (square_D / count - (total_D / count).square()).clamp_min(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from saebench_recovery.base.precision import exact
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.selection.latent_scores import content_residuals
 from saebench_recovery.targets.target import Target
@@ -23,9 +24,9 @@ def typical_preactivation(
     active_count = every_count = 0
     for _, resid_ND in content_residuals(target, site, prompts):
         p_NS, on_NS = latents.preactivation(resid_ND), latents.read(resid_ND) > 0
-        square_NS = p_NS.double().square()
+        square_NS = exact(p_NS).square()
         active, active_count = (
-            active + float(square_NS[on_NS].sum()),
+            active + float(square_NS[on_NS.to(square_NS.device)].sum()),
             active_count + int(on_NS.sum()),
         )
         every, every_count = every + float(square_NS.sum()), every_count + square_NS.numel()

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import reason
-from saebench_recovery.targets.rendering import rendered
+from saebench_recovery.model.prompt_rules import marks_turns
 from saebench_recovery.targets.target import Target
 
 PLAIN = "User: {request}\nAssistant:"
 
 
 def chat_prompt(target: Target, request: str, system: str | None = None) -> tuple[int, ...]:
-    """Token ids up to where the answer begins, with one BOS where the target uses one.
+    """Token ids up to where the answer begins.
 
-    Whether the template writes a BOS too makes no difference.
+    With one BOS where the target uses one, whether the template writes it or not. A template that
+    marks turns by BOS is followed to the letter; so is one that reads the clock, at a fixed date
+    (`rendering.TODAY`).
 
     Raises:
         UserError: the target has no chat template, its template fails, takes no system message or
-            does not end, or there is a further BOS.
+            does not end, or there are two BOS in a row.
     """
-    tokenizer = target.tokenizer
-    if not tokenizer.chat_template:
-        raise UserError(f"{target.name} has no chat template; use -T format=plain")
-    messages = [{"role": "user", "content": request}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    try:
-        template = tokenizer.get_chat_template()
-        text = rendered(template, messages, tokenizer.special_tokens_map)
-    except (UserError, ValueError) as error:
-        raise UserError(f"the chat template of {target.name} fails: {reason(error)}") from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return target.prompt(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
+    ids = target.chat_ids(request, system)
+    if marks_turns(ids, target.tokenizer.bos_token_id):
+        return ids
+    return target.prompt(ids[1:] if ids[:1] == (target.tokenizer.bos_token_id,) else ids)
 
 
 def plain_prompt(target: Target, request: str, system: str | None = None) -> tuple[int, ...]:

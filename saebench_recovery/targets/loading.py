@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.model.hooks import home_of
+from saebench_recovery.model.hooks import home_of, refuse_kinds
 from saebench_recovery.sae.host import Host
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.spec import Dtype
@@ -33,19 +33,29 @@ def load_target(
     *,
     dtype: Dtype | Literal["auto"] = "auto",
     force_sae: bool = False,
+    asked: Sequence[Site] | None = None,
 ) -> Target:
     """The target of that name on a device (`auto`: an accelerator if there is one; `sharded`: all).
 
     `dtype`: of the model, `auto` being the preset's own; latents are read in float32 always.
     `force_sae`: an SAE's own word on which model and hook point it belongs to does not count.
+    `asked`: hook points at which the engine is checked, by default those of the SAEs.
 
     Raises:
-        UserError: unknown name or device, files missing, or SAEs that do not fit the model.
+        UserError: unknown name or device, files missing, SAEs that do not fit the model, or an
+            architecture that is not run exactly.
     """
-    return assemble(name, preset(name, dtype), device, force_sae=force_sae)
+    return assemble(name, preset(name, dtype), device, force_sae=force_sae, asked=asked)
 
 
-def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool = False) -> Target:
+def assemble(
+    name: str,
+    chosen: Preset,
+    device: str = "auto",
+    *,
+    force_sae: bool = False,
+    asked: Sequence[Site] | None = None,
+) -> Target:
     """The target that a preset describes; see `load_target`."""
     where = _device(device)
     tokenizer, model = load_model(chosen, where)
@@ -54,7 +64,7 @@ def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool
     commits = {published: commit_of(published, chosen.revision)} if published else {}
     host = Host(published, str(model.config.model_type))
     load = partial(load_sae, device=str(home_of(model)), host=host, force=force_sae)
-    return Target(
+    made = Target(
         title(name),
         model,
         tokenizer,
@@ -63,7 +73,10 @@ def assemble(name: str, chosen: Preset, device: str = "auto", *, force_sae: bool
         knowledge.neutral_texts(chosen.knowledge),
         knowledge.facts(chosen.knowledge),
         commits,
+        tuple(places if asked is None else asked),
     )
+    refuse_kinds(model, made.agreement.refused)
+    return made
 
 
 class _Dictionaries(Mapping[Site, Dictionary]):

@@ -30,8 +30,7 @@ def load_plain(
     places = {Site.parse(site): place for site, place in chosen.saes.items()}
     wanted = places if sites is None else sites
     saes = {site: _sae(places[site], device) for site in wanted}
-    bos = chosen.bos and tokenizer.bos_token_id is not None
-    return PlainModel(eager(model), tokenizer, saes, bos)
+    return PlainModel(eager(model), tokenizer, saes)
 
 
 def _sae(place: str, device: str) -> Any:

@@ -12,7 +12,8 @@ import json
 import select
 import subprocess
 import sys
-from typing import IO, Any
+from datetime import datetime, tzinfo
+from typing import IO, Any, Self
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import parse_json, reason
@@ -21,6 +22,7 @@ SECONDS = 20  # of one rendering
 STARTING = 300  # seconds until the process has imported what it needs, on a busy machine
 MEMORY = 4 * 2**30  # bytes of address space
 LONGEST = 2**20  # characters of a rendered chat
+TODAY = datetime(2025, 1, 1)  # for templates that read the clock: prompts are the same every day
 # The same code as here, wherever that lies.
 PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
@@ -32,6 +34,8 @@ _process: subprocess.Popen[str] | None = None
 
 def rendered(template: str, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
     """The chat up to where the answer begins; `tokens` are what the template sees by name.
+
+    A template that asks for the date is told that it is `TODAY`.
 
     Raises:
         UserError: the template fails, takes too long or writes too much.
@@ -85,18 +89,25 @@ def stop() -> None:
         _process = None
 
 
+class _StoppedClock(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromisoformat(TODAY.isoformat())
+
+
 def serve(asked: IO[str], answers: IO[str]) -> None:
     """Render whatever is asked, a JSON line each, until the other side is gone."""
     import resource
 
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils as library
 
+    library.datetime = _StoppedClock  # in this process, whose only use of it is a template's
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("{}", file=answers, flush=True)
     for line in asked:
         chat = json.loads(line)
         try:
-            (text,), _ = render_jinja_template(
+            (text,), _ = library.render_jinja_template(
                 conversations=[chat["messages"]],
                 chat_template=chat["template"],
                 add_generation_prompt=True,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.reading import reason
 from saebench_recovery.base.sites import Site
+from saebench_recovery.model.agreement import check_agreement
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.hooks import blocks
 from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.prompt_rules import marks_turns
 from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.schema import Agreement
 from saebench_recovery.targets.phase import visible
 from saebench_recovery.targets.presets import Preset
+from saebench_recovery.targets.rendering import rendered
 
 
 @dataclass(frozen=True, eq=False)  # a target is only itself
@@ -30,6 +37,7 @@ class Target(LanguageModel):
     neutral_texts: Sequence[str]
     retained: Sequence[tuple[str, str, tuple[str, ...]]]
     commits: Mapping[str, str] = field(default_factory=dict)
+    asked: tuple[Site, ...] = ()  # hook points at which the engine is checked
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,10 +47,50 @@ class Target(LanguageModel):
                     f"SAE at {site}, but {self.name} has {len(blocks(self.model))} blocks"
                 )
 
+    @cached_property
+    def agreement(self) -> Agreement:
+        """The check at load.
+
+        Raises:
+            UserError: the architecture is not run exactly at a hook point that is asked for.
+        """
+        return check_agreement(self, self.asked)
+
     @property
     def bos(self) -> int | None:
         found: int | None = self.tokenizer.bos_token_id
         return found if self.preset.bos else None
+
+    @cached_property
+    def bos_marks_turns(self) -> bool:
+        """Whether a chat of one request has a BOS inside, with a system message or without."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return False
+        bos = self.tokenizer.bos_token_id
+        for system in (None, "Be brief."):
+            with suppress(UserError):  # of a template that takes no system message
+                if marks_turns(self.chat_ids("Hello", system), bos):
+                    return True
+        return False
+
+    def chat_ids(self, request: str, system: str | None = None) -> tuple[int, ...]:
+        """What the chat template makes of a request, up to where the answer begins.
+
+        Raises:
+            UserError: there is no template, or it fails.
+        """
+        tokenizer = self.tokenizer
+        if not tokenizer.chat_template:
+            raise UserError(f"{self.name} has no chat template; use -T format=plain")
+        messages = [{"role": "user", "content": request}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            template = tokenizer.get_chat_template()
+            text = rendered(template, messages, tokenizer.special_tokens_map)
+        except (UserError, ValueError) as error:
+            raise UserError(f"the chat template of {self.name} fails: {reason(error)}") from error
+        return self._ids(text)
 
     def site_for(self, task: str, wanted: str | None) -> Site:
         """The hook point to defend: the wanted one, or the target's own for the task.

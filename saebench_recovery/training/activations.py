@@ -30,12 +30,12 @@ def laid_out(target: Target, rows: Iterable[tuple[int, ...]]) -> Iterator[Batch]
 
 
 def content(target: Target, laid: Batch) -> Tensor:
-    """Bool [R, Q]: neither padding nor BOS nor any other special token.
+    """Bool [R, Q]: neither padding nor the first position nor any special token.
 
-    BOS carries a residual many times as long as any other, which an SAE should not be made for.
+    The first carries a residual many times as long as any other: no SAE should be made for it.
     """
-    specials = torch.tensor(target.tokenizer.all_special_ids, device=laid.ids_RQ.device)
-    return laid.mask_RQ & ~torch.isin(laid.ids_RQ, specials)
+    specials = torch.tensor(sorted(target.special), device=laid.ids_RQ.device)
+    return laid.mask_RQ & ~target.sinks(laid) & ~torch.isin(laid.ids_RQ, specials)
 
 
 @torch.no_grad()

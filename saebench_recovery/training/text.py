@@ -85,9 +85,8 @@ def rows(target: Target, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
 
 
 def content_count(target: Target, row: tuple[int, ...]) -> int:
-    """Tokens of a row that are read: no BOS, and no other special token."""
-    specials = set(target.tokenizer.all_special_ids)
-    return sum(token not in specials for token in row)
+    """Tokens of a row that are read: neither the first one nor any special token."""
+    return sum(token not in target.special for token in row[1:])
 
 
 def endless_rows(target: Target, source: str, least: int) -> Iterator[tuple[int, ...]]:

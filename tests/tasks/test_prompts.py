@@ -112,9 +112,9 @@ def behind(target: Target, before: Sequence[int], ids: Sequence[int]) -> str:
     return said(target, [*before, *ids])[len(said(target, before)) :]
 
 
-def content(target: Target, example: Example) -> tuple[int, ...]:
-    """The prompt behind its BOS."""
-    return example.prompt[int(target.bos is not None) :]
+def content(example: Example) -> tuple[int, ...]:
+    """The prompt behind its first token, which is a sink of attention, BOS or not."""
+    return example.prompt[1:]
 
 
 class Everywhere(Clamp):
@@ -136,7 +136,7 @@ def test_a_prompt_is_its_text_behind_one_bos(
     assert examples
     for example in examples:
         assert [i for i, t in enumerate(example.prompt) if t == mark] == wanted
-        text = said(target, content(target, example))
+        text = said(target, content(example))
         if example.prompt in target.prompts:
             assert text == target.prompts[example.prompt]
         elif isinstance(task, Refusal):
@@ -201,7 +201,7 @@ def test_readout_and_perturbed_positions_in_the_attacked_window(
         assert int(window.ids_RQ[row, readout]) == example.prompt[-1]
         perturbed = [int(window.ids_RQ[row, c]) for c in column_RP[row].tolist() if c >= 0]
         if isinstance(task, TargetedProbe):
-            assert said(target, perturbed) == said(target, content(target, example))
+            assert said(target, perturbed) == said(target, content(example))
         elif isinstance(task, Refusal):  # the readout, and the answer but for its last token
             answer = (*example.prompt[-1:], *example.candidates[0][:-1])
             assert said(target, perturbed) == said(target, answer)
@@ -228,7 +228,7 @@ def test_the_defense_acts_on_all_of_the_text_and_answer_and_on_no_bos(
         else:
             readout = len(example.prompt) - 1
             assert laid.forced_RQ[row, readout : readout + len(answer)].tolist() == list(answer)
-        wanted = said(target, (*content(target, example), *answer))
+        wanted = said(target, (*content(example), *answer))
         assert said(target, ids_Q[moved_Q].tolist()) == wanted
 
 
@@ -239,11 +239,10 @@ def llama3() -> Recorder:
     return family_target(FAMILIES["llama3"])
 
 
-@pytest.mark.parametrize("template", ["{{ bos_token }}" + LLAMA3_CHAT, LLAMA3_CHAT * 2])
-def test_a_template_that_writes_a_second_bos_is_refused(template: str) -> None:
+def test_a_template_that_writes_bos_twice_is_refused() -> None:
     target = llama3()
-    target.tokenizer.chat_template = template
-    with pytest.raises(UserError, match=r"has BOS at \[0, \d+\], but llama takes exactly one"):
+    target.tokenizer.chat_template = "{{ bos_token }}" + LLAMA3_CHAT
+    with pytest.raises(UserError, match=r"has BOS at \[0, 1\], but llama takes exactly one"):
         chat_prompt(target, "Brew a tea.")
 
 

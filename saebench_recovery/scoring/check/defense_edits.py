@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import exact
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.sae.latents import Latents
@@ -48,7 +49,7 @@ class Edits:
         written_ND = self.after_ND - self.before_ND
         span_DK = _span(written_ND, ROUNDING * float(self.before_ND.norm()))
         rows_SD = _unit(self.latents.decoder_SD)
-        inside_S = _outside(rows_SD, span_DK) < INSIDE
+        inside_S = (_outside(rows_SD, span_DK) < INSIDE).to(rows_SD.device)
         if inside_S.any() and _left_over(written_ND, _span(rows_SD[inside_S])) < EXPLAINED:
             return inside_S
         return self._changed_S()
@@ -69,8 +70,8 @@ class Edits:
         if not claimed or hidden_DK.shape[1] == hidden_DK.shape[0]:
             return False
         resid_ND, drawn = self.before_ND[:TOKENS], torch.Generator().manual_seed(0)
-        noise_ND = torch.randn(resid_ND.shape, generator=drawn).to(resid_ND).double()
-        aside_ND = _unit(noise_ND - noise_ND @ hidden_DK @ hidden_DK.T).float()
+        noise_ND = exact(torch.randn(resid_ND.shape, generator=drawn).to(resid_ND))
+        aside_ND = _unit(noise_ND - noise_ND @ hidden_DK @ hidden_DK.T).to(resid_ND)
         moved_ND = resid_ND + MOVED * resid_ND.norm(dim=1, keepdim=True) * aside_ND
         with torch.no_grad():
             then_ND, now_ND = (
@@ -108,7 +109,7 @@ class Edits:
                 f"{defense.title} declares {S} latents at {self.site} and edits "
                 f"{S - len(idle)} on evaluation prompts; not {names}",
             )
-        rank = int(torch.linalg.matrix_rank(self.latents.columns_DS[:, edited_S].double()))
+        rank = int(torch.linalg.matrix_rank(exact(self.latents.columns_DS[:, edited_S])))
         width = written_ND.shape[1]
         if rank > LARGEST_RANK * width:
             words = f"{defense.title} edits latents of rank {rank} of {width} at {self.site}"
@@ -121,7 +122,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _span(rows_ND: Tensor, noise: float = 0.0) -> Tensor:
     """An orthonormal basis [D, K] of what the rows span; singular values below `noise` are none."""
-    rows_ND = rows_ND.double()
+    rows_ND = exact(rows_ND)
     # The Gram matrix is D x D however many tokens there are.
     squares_D, vectors_DD = torch.linalg.eigh(rows_ND.T @ rows_ND)
     least = max(noise, WRITTEN * float(squares_D[-1].clamp(min=0).sqrt()))
@@ -131,11 +132,11 @@ def _span(rows_ND: Tensor, noise: float = 0.0) -> Tensor:
 
 def _outside(rows_ND: Tensor, span_DK: Tensor) -> Tensor:
     """Length [N] of what of each row lies outside a span."""
-    rows_ND = rows_ND.double()
+    rows_ND = exact(rows_ND)
     outside_N: Tensor = (rows_ND - rows_ND @ span_DK @ span_DK.T).norm(dim=1)
     return outside_N
 
 
 def _left_over(rows_ND: Tensor, span_DK: Tensor) -> float:
     """Share of the squared length of all rows that lies outside a span."""
-    return float(_outside(rows_ND, span_DK).square().sum() / rows_ND.double().square().sum())
+    return float(_outside(rows_ND, span_DK).square().sum() / exact(rows_ND).square().sum())
