@@ -15,6 +15,7 @@ import typer
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import reason
+from saebench_recovery.cli.attribute import attribute
 from saebench_recovery.cli.check import check
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
@@ -41,6 +42,7 @@ app.command()(check)
 app.command("list")(list_plugins)
 app.command()(show)
 app.command()(verify)
+app.command()(attribute)
 app.command()(compare)
 app.command()(leaderboard)
 app.command()(schema)

@@ -1,5 +1,13 @@
 """What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
+from saebench_recovery.schema.attribution import (
+    Attribution,
+    DeltaEffect,
+    PartEffect,
+    Place,
+    Source,
+    TaskAttribution,
+)
 from saebench_recovery.schema.facts import (
     BaseExample,
     Compute,
@@ -38,6 +46,7 @@ from saebench_recovery.schema.values import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Attribution",
     "BaseExample",
     "Compute",
     "ComputePoint",
@@ -47,6 +56,7 @@ __all__ = [
     "Count",
     "Curve",
     "CurvePoint",
+    "DeltaEffect",
     "Detection",
     "Drift",
     "DriftPoint",
@@ -58,7 +68,9 @@ __all__ = [
     "Flag",
     "Level",
     "Mean",
+    "PartEffect",
     "PerturbationKind",
+    "Place",
     "Provenance",
     "Rate",
     "Record",
@@ -67,9 +79,11 @@ __all__ = [
     "RunState",
     "Share",
     "SideEffects",
+    "Source",
     "Spread",
     "Stored",
     "StoredChunk",
     "SuiteMember",
+    "TaskAttribution",
     "Texts",
 ]
