@@ -2,6 +2,7 @@
 
 from saebench_recovery.schema.attribution import (
     Attribution,
+    Contrast,
     DeltaEffect,
     PartEffect,
     Place,
@@ -51,6 +52,7 @@ __all__ = [
     "Compute",
     "ComputePoint",
     "Constraint",
+    "Contrast",
     "Controls",
     "Cost",
     "Count",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from saebench_recovery.schema.values import Count, Mean, Rate, Stored
+from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
 
 Source = Literal["recovering", "random", "wrong-target"]
 
@@ -45,6 +45,22 @@ class DeltaEffect(Stored):
     verdict: str
 
 
+class Contrast(Stored):
+    """Two figures of the same flips, the second less the first."""
+
+    first: str
+    second: str
+    difference: Finite
+    low: Finite | None
+    high: Finite | None
+    p_value: Share
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
 class Place(Stored):
     """Where the recovering deltas act, and of what they are there."""
 
@@ -60,6 +76,10 @@ class TaskAttribution(Stored):
     flips: Count = Field(description="recovered flips whose deltas were split")
     top: Count = Field(description="latents that `top` holds at each token")
     deltas: tuple[DeltaEffect, ...]
+    contrasts: tuple[Contrast, ...] = Field(
+        description="whether one part carries more than another, than a random direction in its "
+        "subspace at one norm, and than it carries of a wrong answer"
+    )
     places: tuple[Place, ...]
 
 

@@ -8,9 +8,9 @@ from itertools import chain
 from torch import Tensor
 
 from saebench_recovery.interfaces import ResidualDelta
-from saebench_recovery.perturbations.parts import PARTS, WHOLE, Split, scaled
-from saebench_recovery.schema import DeltaEffect, PartEffect, Rate, Source
-from saebench_recovery.scoring.paired import paired
+from saebench_recovery.perturbations.parts import NOTHING, PARTS, WHOLE, Split, scaled
+from saebench_recovery.schema import Contrast, DeltaEffect, PartEffect, Rate, Source
+from saebench_recovery.scoring.paired import Value, paired
 from saebench_recovery.scoring.statistics import mean, rate
 
 Works = Callable[[ResidualDelta], Tensor]
@@ -20,6 +20,7 @@ Verdicts = dict[str, list[bool | None]]
 """Of each replay, a verdict per flip; None where there is nothing to replay."""
 
 FULL = "full"
+Names = tuple[str, ...]
 
 
 def replayed(works: Works, split: Split, smallest_E: Tensor) -> Verdicts:
@@ -101,7 +102,7 @@ def effect(
         works=works,
         parts=parts,
         carriers=carriers,
-        verdict=_verdict(source, works, carriers),
+        verdict=_verdict(source, works, parts, carriers),
     )
 
 
@@ -129,7 +130,7 @@ def _orders(others: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield others[1], others[0]
 
 
-def carrying(share: Mapping[str, Sequence[float]], clusters: Sequence[str]) -> tuple[str, ...]:
+def carrying(share: Mapping[str, Sequence[float]], clusters: Sequence[str]) -> Names:
     """The part with the largest share, and those that are not told apart from it.
 
     None where no part's share is above zero. Two parts are told apart where the interval of
@@ -152,6 +153,45 @@ def carrying(share: Mapping[str, Sequence[float]], clusters: Sequence[str]) -> t
     return tuple(part for part in WHOLE if part in kept)
 
 
+def contrasts(
+    recovering: Verdicts, injecting: Verdicts, clusters: Sequence[str]
+) -> Iterator[Contrast]:
+    """What decides whether the residual carries recovery: pairs of figures of the same flips."""
+    mine, wrong = shapley(recovering), shapley(injecting)
+    for part in ("other", "residual"):
+        name = f"share of {NAMES[part]}"
+        yield from _contrast(
+            (f"{name}, wrong answer", wrong[part]), (f"{name}, recovery", mine[part]), clusters
+        )
+    at_full = {part: recovering[f"full {part}"] for part in ("other", "residual")}
+    names = {part: f"{NAMES[part]} at the full norm" for part in at_full}
+    for part, values in at_full.items():
+        there = recovering[f"full random {part}"]
+        yield from _contrast(
+            (f"a random direction in the subspace of {names[part]}", there),
+            (names[part], values),
+            clusters,
+        )
+    yield from _contrast(
+        (names["other"], at_full["other"]), (names["residual"], at_full["residual"]), clusters
+    )
+
+
+def _contrast(
+    first: tuple[str, Sequence[Value]], second: tuple[str, Sequence[Value]], clusters: Sequence[str]
+) -> Iterator[Contrast]:
+    found = paired(first[1], second[1], clusters)
+    if found is not None:
+        yield Contrast(
+            first=first[0],
+            second=second[0],
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
+            p_value=found.p_value,
+        )
+
+
 NAMES = {
     "clamped": "the clamped latents",
     "other": "the other latents",
@@ -159,11 +199,12 @@ NAMES = {
 }
 
 
-def _verdict(source: Source, works: Rate, carriers: Sequence[str]) -> str:
+def _verdict(source: Source, works: Rate, parts: Sequence[PartEffect], carriers: Names) -> str:
     count = f"{works.k} of {works.n} {source} deltas work"
     if not carriers:
         return f"{count}: no part is told apart from nothing"
+    there = [p.part for p in parts if p.part in WHOLE and (p.length.max or 0) > NOTHING]
     named = " and ".join(NAMES[part] for part in carriers)
-    if len(carriers) == len(WHOLE):
-        return f"{count}: nothing distinguishes the parts"
+    if len(carriers) > 1 and set(carriers) >= set(there):
+        return f"{count}: nothing distinguishes {named}"
     return f"{count}: carried by {named}" + (", not told apart" if len(carriers) > 1 else "")

@@ -9,12 +9,17 @@ import pytest
 import torch
 from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
+from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.monitors.calibration import MonitorName
+from saebench_recovery.scoring.monitor import false_alarms
+from saebench_recovery.selection.latent_scores import content_residuals
+from saebench_recovery.spec import ThreatModel
 from saebench_recovery.targets.target import Target
 from tests.tiny import SITES, WIDTH, TinyTask, shared_target, tiny_dictionary, tiny_target
 
@@ -41,43 +46,18 @@ def promising(name: MonitorName, defense: str) -> Defense:
     return watched(name, shared_target("llama"), Large(), false_alarms=0.2, defense=defense)
 
 
-def seen(defense: Defense, prompt: tuple[int, ...]) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Content tokens [1, T, D] before and after the defense, at its sites."""
-    found: dict[Site, tuple[Tensor, Tensor]] = {}
-    target, hooks = shared_target("llama"), []
-    for site in defense.latents:
-
-        def changed(_m: Any, _i: Any, out: Any, site: Site = site) -> Any:
-            hidden = out if isinstance(out, Tensor) else out[0]
-            after = torch.cat([hidden[:, :1], defense.intervene(site, hidden)[:, 1:]], 1)
-            found[site] = (hidden[:, 1:], after[:, 1:])
-            return after if isinstance(out, Tensor) else (after, *out[1:])
-
-        block = target.model.base_model.layers[site.layer]  # type: ignore[union-attr, index]
-        hooks.append(block.register_forward_hook(changed))
-    with torch.no_grad():
-        target.model(input_ids=torch.tensor([prompt]))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
 @pytest.mark.parametrize("defense", ["clamp", "multilayer"])
 @pytest.mark.parametrize("name", MONITORS)
 def test_it_rings_on_new_prompts_as_often_as_stated(name: MonitorName, defense: str) -> None:
     """The bound holds on average over calibrations; this is one."""
     monitored, target = promising(name, defense), shared_target("llama")
-    prompts = [e.prompt for e in Large().examples(target, "evaluation")]
-    rung = torch.zeros(2, len(prompts), dtype=torch.bool)
-    for i, prompt in enumerate(prompts):
-        for site, sides in seen(monitored, prompt).items():
-            for side, entering in enumerate((True, False)):
-                suspicion = monitored.alarm(site, sides[side], entering=entering)
-                rung[side, i] |= bool((suspicion > 0).any())
+    examples = Large().examples(target, "evaluation")
     # Three standard errors: 200 prompts set the threshold, 400 are judged by it.
     error = (0.2 * 0.8 * (1 / 200 + 1 / 400)) ** 0.5
-    for share in rung.double().mean(1).tolist():
-        assert share == pytest.approx(0.2, abs=3 * error)
+    for threat_model in get_args(ThreatModel):
+        rung = false_alarms(DefendedModel(target, monitored, threat_model), examples)
+        assert rung is not None
+        assert rung.rate == pytest.approx(0.2, abs=3 * error)
 
 
 def test_error_rings_on_what_the_dictionary_cannot_express() -> None:
@@ -97,14 +77,11 @@ def test_error_rings_on_what_the_dictionary_cannot_express() -> None:
 def test_others_ring_far_from_undisturbed_text(name: MonitorName) -> None:
     defense, target = promising(name, "clamp"), shared_target("llama")
     prompts = [e.prompt for e in TinyTask().examples(target, "evaluation")]
-    drawn = torch.Generator().manual_seed(77)
-    rung = []
-    for prompt in prompts:
-        x, _ = seen(defense, prompt)[SITE]
-        moved = torch.randn(x.shape, generator=drawn)
-        far = x + 3 * x.norm(dim=-1, keepdim=True) * moved / moved.norm(dim=-1, keepdim=True)
-        rung.append(bool((defense.alarm(SITE, far, entering=True) > 0).any()))
-    assert sum(rung) > 0.9 * len(rung)
+    resid_ND = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])
+    drawn = torch.randn(resid_ND.shape, generator=torch.Generator().manual_seed(77))
+    far_ND = resid_ND + 3 * resid_ND.norm(dim=1, keepdim=True) * normalize(drawn, dim=1)
+    rung = defense.alarm(SITE, far_ND[None], entering=True) > 0
+    assert rung.float().mean() > 0.9
 
 
 def test_it_needs_enough_prompts_for_its_promise() -> None:

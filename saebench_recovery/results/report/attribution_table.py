@@ -8,7 +8,7 @@ from rich.table import Table
 
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import estimate, number
-from saebench_recovery.schema import Attribution, DeltaEffect, TaskAttribution
+from saebench_recovery.schema import Attribution, Contrast, DeltaEffect, TaskAttribution
 
 TITLES = {
     "clamped": "clamped latents",
@@ -26,10 +26,21 @@ def print_attribution(found: Attribution) -> None:
         for delta in task.deltas:
             console.print(delta.verdict, highlight=False)
             console.print(_parts(task, delta))
+        for contrast in task.contrasts:
+            console.print(_sentence(contrast), highlight=False)
         if len(task.places) > 1:
             console.print(_places(task))
     for line in found.skipped:
         console.print(f"[bold]left out:[/bold] {terminal(line)}", highlight=False)
+
+
+def _sentence(contrast: Contrast) -> str:
+    said = "told apart" if contrast.told_apart else "not told apart"
+    interval = ""
+    if contrast.low is not None and contrast.high is not None:
+        interval = f" [{contrast.low:+.2f}, {contrast.high:+.2f}]"
+    gap = f"{contrast.difference:+.2f}{interval}"
+    return f"{contrast.second} less {contrast.first}: {gap}, {said}"
 
 
 def _parts(task: TaskAttribution, delta: DeltaEffect) -> Table:

@@ -12,7 +12,7 @@ from saebench_recovery.perturbations.parts import PARTS, TINY
 from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_run
 from saebench_recovery.runs.attribute.replays import ReplayedParts, Replays
 from saebench_recovery.schema import Attribution, Place, Record, Source, TaskAttribution
-from saebench_recovery.scoring.attribution import effect, joined
+from saebench_recovery.scoring.attribution import contrasts, effect, joined
 from saebench_recovery.scoring.statistics import mean
 
 Chunk = tuple[ReplayedParts, dict[Source, Replays]]
@@ -60,14 +60,12 @@ def attribute(
 def _attributed(task: str, attack: str, top: int, chunks: Sequence[Chunk]) -> TaskAttribution:
     records = [record for replays, _ in chunks for record in replays.recovered.records]
     clusters = [record.cluster or record.id for record in records]
+    verdicts = {
+        source: joined([found[source].verdicts for _, found in chunks]) for source in chunks[0][1]
+    }
     deltas = tuple(
-        effect(
-            source,
-            joined([found[source].verdicts for _, found in chunks]),
-            joined([found[source].lengths for _, found in chunks]),
-            clusters,
-        )
-        for source in chunks[0][1]
+        effect(source, of, joined([found[source].lengths for _, found in chunks]), clusters)
+        for source, of in verdicts.items()
     )
     return TaskAttribution(
         task=task,
@@ -75,6 +73,7 @@ def _attributed(task: str, attack: str, top: int, chunks: Sequence[Chunk]) -> Ta
         flips=len(records),
         top=top,
         deltas=deltas,
+        contrasts=tuple(contrasts(verdicts["recovering"], verdicts["wrong-target"], clusters)),
         places=tuple(_places(chunks)),
     )
 
