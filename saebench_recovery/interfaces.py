@@ -22,6 +22,7 @@ from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig, PluginE
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.monitors.watched import Watched
 from saebench_recovery.perturbations.answer_beginning import Beginning
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix_embeddings import SoftSuffix
@@ -187,20 +188,17 @@ class Task(Plugin, ABC, kind="task"):
         return {}
 
 
-class Defense(Plugin, ABC, kind="defense"):
+class Defense(Watched, ABC, kind="defense"):
     """An intervention on the residual stream that should stop a behaviour.
 
     `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
     latents' pre-activations (and its norm, where the SAE normalises its input). Where that is
     not so, a constrained attack can keep the latents in place to first order only.
-
-    `false_alarms` is the share of undisturbed prompts on which `alarm` is meant to ring, or None
-    for a defense without a detector.
     """
 
     sees_only_latents: ClassVar[bool] = True
 
-    class Config(PluginConfig):
+    class Config(Watched.Config):
         """What every defense that selects latents can be told."""
 
         site: SiteName | None = Field(
@@ -215,10 +213,6 @@ class Defense(Plugin, ABC, kind="defense"):
     config: Config
     latents: Mapping[Site, Latents]
     scores: Mapping[Site, Tensor]  # the selection scores [S] of `latents`
-
-    @property
-    def false_alarms(self) -> float | None:
-        return None
 
     def fit(self, target: Target, task: Task) -> None:
         """Choose the defended latents, by default at one site; from the selection split only.
@@ -266,14 +260,6 @@ class Defense(Plugin, ABC, kind="defense"):
     @abstractmethod
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         """The residual stream as the defense leaves it: pure, differentiable, shape kept."""
-
-    def alarm(self, site: Site, resid_BTD: Tensor, *, entering: bool) -> Tensor:
-        """Suspicion [B, T] of each token, positive where the detector rings.
-
-        It is shown the residual that enters the defense or, where a perturbation comes after it
-        (threat model `post`), the one that leaves. Called only where `false_alarms` is given.
-        """
-        raise NotImplementedError(f"defense {self.name!r} has no detector")
 
     @final
     @property

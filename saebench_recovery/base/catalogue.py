@@ -36,9 +36,25 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.defenses.trajectory:Trajectory",
             "clamps, and holds down at later sites what the clamp lowered there",
         ),
+        "conditional": (
+            "saebench_recovery.defenses.conditional:Conditional",
+            "clamps only tokens at which the behaviour's latents are loud",
+        ),
+        "paired-shift": (
+            "saebench_recovery.defenses.paired_shift:PairedShift",
+            "moves latents by what separates paired prompts, on average",
+        ),
         "residual-monitor": (
-            "saebench_recovery.defenses.residual_monitor:ResidualMonitor",
+            "saebench_recovery.defenses.monitored:ResidualMonitor",
             "clamps, and rings where the SAE's error is unusual",
+        ),
+        "mahalanobis-monitor": (
+            "saebench_recovery.defenses.monitored:MahalanobisMonitor",
+            "clamps, and rings where the residual is unusual",
+        ),
+        "probe-monitor": (
+            "saebench_recovery.defenses.monitored:ProbeMonitor",
+            "clamps, and rings where a probe reads a step towards the behaviour",
         ),
     },
     "attack": {

@@ -17,6 +17,7 @@ from saebench_recovery import __version__
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import reason
+from saebench_recovery.cli.attribute import attribute
 from saebench_recovery.cli.check import check
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
@@ -45,6 +46,7 @@ app.command("list")(list_plugins)
 app.command()(new)
 app.command()(show)
 app.command()(verify)
+app.command()(attribute)
 app.command()(compare)
 app.command()(publish)
 app.add_typer(leaderboard, name="leaderboard")

@@ -1,5 +1,14 @@
 """What is written to disk, as frozen pydantic models; nothing here imports torch."""
 
+from saebench_recovery.schema.attribution import (
+    Attribution,
+    Contrast,
+    DeltaEffect,
+    PartEffect,
+    Place,
+    Source,
+    TaskAttribution,
+)
 from saebench_recovery.schema.facts import (
     BaseExample,
     Compute,
@@ -46,15 +55,18 @@ from saebench_recovery.schema.values import (
 __all__ = [
     "SCHEMA_VERSION",
     "Agreement",
+    "Attribution",
     "BaseExample",
     "Compute",
     "ComputePoint",
     "Constraint",
+    "Contrast",
     "Controls",
     "Cost",
     "Count",
     "Curve",
     "CurvePoint",
+    "DeltaEffect",
     "Detection",
     "Drift",
     "DriftPoint",
@@ -66,7 +78,9 @@ __all__ = [
     "Flag",
     "Level",
     "Mean",
+    "PartEffect",
     "PerturbationKind",
+    "Place",
     "Provenance",
     "Rate",
     "Record",
@@ -75,10 +89,12 @@ __all__ = [
     "RunState",
     "Share",
     "SideEffects",
+    "Source",
     "Spread",
     "Stored",
     "StoredChunk",
     "StoredFailure",
     "SuiteMember",
+    "TaskAttribution",
     "Texts",
 ]

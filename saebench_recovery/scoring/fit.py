@@ -13,13 +13,16 @@ from saebench_recovery.targets.target import Target
 
 
 def fit(setting: Setting) -> None:
-    """Fit the setting's defense.
+    """Fit the setting's defense, and its monitor if it has one.
 
     Raises:
         UserError: it reads the evaluation split, or see `Defense.fit`.
     """
     with fitting():
-        setting.defense.fit(setting.target, _restricted(setting.task, setting.defense.name))
+        task = _restricted(setting.task, setting.defense.name)
+        setting.defense.fit(setting.target, task)
+        selection = task.examples(setting.target, "selection")
+        setting.defense.watch(setting.target, task, selection)
 
 
 def _restricted(task: Task, defense: str) -> Task:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from saebench_recovery.defenses.conditional import Conditional
+from saebench_recovery.defenses.paired_shift import PairedShift
 from saebench_recovery.defenses.reconstruction import Reconstruction
-from saebench_recovery.defenses.residual_monitor import ResidualMonitor
 from saebench_recovery.defenses.subspace import Subspace
 from saebench_recovery.defenses.trajectory import Trajectory
 
@@ -21,6 +22,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.perturbations.constraints import Tangent, gradients
 from saebench_recovery.sae.latents import Dictionary
+from saebench_recovery.selection.latent_scores import content_residuals
 from saebench_recovery.targets.target import Target
 from tests.tiny import SITES, WIDTH, TinyTask, shared_target, tiny_dictionary, tiny_target
 
@@ -204,53 +206,44 @@ class TestSeveralSites:
             made("trajectory", site=SITES[1]).fit(shared_target("llama"), TinyTask())
 
 
-class TestResidualMonitor:
-    @pytest.mark.parametrize("entering", [True, False])
-    def test_rings_on_new_prompts_as_often_as_stated(self, entering: bool) -> None:
-        """The bound holds on average over calibrations; this is one."""
+class TestConditional:
+    def test_leaves_tokens_alone_at_which_the_gate_is_closed(self) -> None:
+        defense, x = fitted("conditional"), resid(6, 8)
+        assert isinstance(defense, Conditional)
+        loud_BT = defense.latents[SITE].read(x).sum(-1)
+        closed_BT = loud_BT <= defense._threshold[SITE]
+        assert 0 < closed_BT.sum() < closed_BT.numel()
+        out = defense.intervene(SITE, x)
+        assert torch.equal(out[closed_BT], x[closed_BT])
+        assert torch.equal(out[~closed_BT], defense.clamped(SITE, x)[~closed_BT])
 
-        class Large(TinyTask):
-            size = 400
+    @pytest.mark.parametrize("opens", [0.0, 0.25])
+    def test_opens_on_the_stated_share_of_retain_tokens(self, opens: float) -> None:
+        target, defense = shared_target("llama"), made("conditional", opens=opens)
+        defense.fit(target, TinyTask())
+        assert isinstance(defense, Conditional)
+        prompts = [e.prompt for e in TinyTask().examples(target, "retain")]
+        seen = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])
+        loud_N = defense.latents[SITE].read(seen).sum(-1)
+        share = float((loud_N > defense._threshold[SITE]).float().mean())
+        assert opens - 1 / len(loud_N) <= share <= opens
 
-        target, task = shared_target("llama"), Large()
-        monitor = ResidualMonitor(ResidualMonitor.Config(latents=8, false_alarms=0.2))
-        monitor.fit(target, task)
-        rung = []
-        for prompt in (e.prompt for e in task.examples(target, "evaluation")):
-            hidden = target.model.base_model(  # type: ignore[operator]
-                input_ids=torch.tensor([prompt]), output_hidden_states=True
-            ).hidden_states[SITE.layer + 1][:, 1:]
-            seen = hidden if entering else monitor.intervene(SITE, hidden)
-            rung.append(bool((monitor.alarm(SITE, seen, entering=entering) > 0).any()))
-        # Three standard errors: 200 prompts set the threshold, 400 are judged by it.
-        error = (0.2 * 0.8 * (1 / 200 + 1 / 400)) ** 0.5
-        assert sum(rung) / len(rung) == pytest.approx(0.2, abs=3 * error)
 
-    def test_rings_on_what_the_dictionary_cannot_express(self) -> None:
-        target = tiny_target("llama")
-        narrow = tiny_dictionary(SITE, latents=12)
-        target.dictionaries[SITE] = narrow  # type: ignore[index]
-        monitor = ResidualMonitor(ResidualMonitor.Config(latents=4))
-        monitor.fit(target, TinyTask())
-        basis, x = torch.linalg.qr(narrow.decoder_MD.T).Q, resid(1, 50)
-        outside = x - (x @ basis) @ basis.T
-        loud = x @ basis @ basis.T + 100 * outside
-        for entering in (True, False):
-            assert (monitor.alarm(SITE, loud, entering=entering) > 0).all()
+class TestPairedShift:
+    def test_writes_one_vector_where_a_shifted_latent_is_on(self) -> None:
+        defense, x = fitted("paired-shift"), resid(6, 8)
+        assert isinstance(defense, PairedShift)
+        latents = defense.latents[SITE]
+        written = defense.intervene(SITE, x) - x
+        on = (latents.read(x) > 0).any(-1)
+        assert 0 < on.sum() < on.numel()
+        assert not written[~on].any()
+        vector = (defense._shift[SITE] @ latents.decoder_SD).expand_as(written[on])
+        torch.testing.assert_close(written[on], vector, rtol=1e-4, atol=1e-5)
 
-    def test_needs_enough_prompts_for_its_promise(self) -> None:
-        class Few(TinyTask):
-            size = 12
-
-        monitor = made("residual-monitor")
-        with pytest.raises(UserError, match="needs 38 selection prompts"):
-            monitor.fit(shared_target("llama"), Few())
-        made("residual-monitor", false_alarms=0.2).fit(shared_target("llama"), Few())
-
-    def test_other_defenses_have_no_detector(self) -> None:
-        assert fitted("clamp").false_alarms is None
-        with pytest.raises(NotImplementedError, match="no detector"):
-            fitted("clamp").alarm(SITE, resid(1, 1), entering=True)
+    def test_finds_its_latents_itself(self) -> None:
+        with pytest.raises(UserError, match="finds its latents itself"):
+            made("paired-shift", features=[1, 2]).fit(shared_target("llama"), TinyTask())
 
 
 def test_a_tangent_holds_what_a_reconstruction_reads_to_first_order() -> None:

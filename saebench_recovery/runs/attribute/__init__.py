@@ -1,0 +1,1 @@
+"""Attribution of stored recoveries to parts of their deltas; see `attribute.attribute`."""

@@ -1,0 +1,111 @@
+"""`saebench attribute`: through which part of the deltas a stored run's recoveries go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saebench_recovery import registry
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.progress import Progress
+from saebench_recovery.perturbations.parts import PARTS, TINY
+from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_run
+from saebench_recovery.runs.attribute.replays import ReplayedParts, Replays
+from saebench_recovery.schema import Attribution, Place, Record, Source, TaskAttribution
+from saebench_recovery.scoring.attribution import contrasts, effect, joined
+from saebench_recovery.scoring.statistics import mean
+
+Chunk = tuple[ReplayedParts, dict[Source, Replays]]
+
+
+def attribute(
+    path: str | Path,
+    *,
+    flips: int | None = None,
+    top: int = 8,
+    plugins: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Attribution:
+    """Split and replay the recovering deltas of a run, from its records and its evidence.
+
+    `flips` are the most of each task, by default all; `top` is how many of the other latents are
+    also replayed by themselves. `plugins` are files to import first.
+
+    Raises:
+        UserError: no complete run with its evidence, or none with recoveries in the residual
+            stream.
+    """
+    for file in plugins:
+        registry.load_plugin_file(file)
+    report = progress or (lambda *_: None)
+    stored, plan = stored_run(Path(path))
+    target = loaded(plan)
+    tasks: list[TaskAttribution] = []
+    skipped: list[str] = []
+    for number, (task, facts) in enumerate(stored.facts.items()):
+        report(f"replaying parts of {task}", number, len(stored.facts))
+        chunks: list[Chunk] = []
+        for part in recovered(target, plan, stored, task, flips):
+            replays = ReplayedParts(part, top)
+            chunks.append((replays, dict(replays.sources())))
+        if chunks:
+            tasks.append(_attributed(task, facts.attack, top, chunks))
+        else:
+            skipped.append(f"{task}: no recovery by a residual delta")
+    if not tasks:
+        raise UserError(f"{str(path)!r} has nothing to attribute; {'; '.join(skipped)}")
+    return Attribution(identity=stored.result.identity, tasks=tuple(tasks), skipped=tuple(skipped))
+
+
+def _attributed(task: str, attack: str, top: int, chunks: Sequence[Chunk]) -> TaskAttribution:
+    records = [record for replays, _ in chunks for record in replays.recovered.records]
+    clusters = [record.cluster or record.id for record in records]
+    verdicts = {
+        source: joined([found[source].verdicts for _, found in chunks]) for source in chunks[0][1]
+    }
+    deltas = tuple(
+        effect(source, of, joined([found[source].lengths for _, found in chunks]), clusters)
+        for source, of in verdicts.items()
+    )
+    return TaskAttribution(
+        task=task,
+        attack=attack,
+        flips=len(records),
+        top=top,
+        deltas=deltas,
+        contrasts=tuple(contrasts(verdicts["recovering"], verdicts["wrong-target"], clusters)),
+        places=tuple(_places(chunks)),
+    )
+
+
+def _places(chunks: Sequence[Chunk]) -> list[Place]:
+    """Length of each part of the recovering deltas at every site and position."""
+    found: dict[tuple[str, int], tuple[list[Record], dict[str, list[float]]]] = {}
+    for replays, of_source in chunks:
+        split = of_source["recovering"].split
+        whole = split.delta.norm_E().clamp_min(TINY).tolist()
+        for site in split.delta.values:
+            length = {p: split.parts[p].values[site].norm(dim=2).tolist() for p in PARTS}
+            for e, positions in enumerate(split.delta.positions_EP.tolist()):
+                for p, position in enumerate(positions):
+                    if position < 0:
+                        continue
+                    behind = position - (len(replays.examples[e].prompt) - 1)
+                    records, lengths = found.setdefault(
+                        (str(site), behind), ([], {part: [] for part in PARTS})
+                    )
+                    records.append(replays.recovered.records[e])
+                    for part in PARTS:
+                        lengths[part].append(length[part][e][p] / whole[e])
+    return [
+        Place(
+            site=site,
+            behind_readout=behind,
+            flips=len(records),
+            lengths={
+                part: mean(values, [r.cluster or r.id for r in records])
+                for part, values in lengths.items()
+            },
+        )
+        for (site, behind), (records, lengths) in sorted(found.items())
+    ]

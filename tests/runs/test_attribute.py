@@ -1,0 +1,101 @@
+"""Attribution of a stored run: recomputed by the reference engine, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from saebench_recovery import run
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.model.plain import Conditions
+from saebench_recovery.perturbations.parts import PARTS
+from saebench_recovery.runs.attribute.attribute import attribute
+from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_run
+from saebench_recovery.runs.attribute.replays import ReplayedParts
+from saebench_recovery.schema import Attribution
+from saebench_recovery.targets.plain import load_plain
+from tests.forged import lines
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("genuine")
+    options = {"limit": 6, "batch_size": 3, "budget": 1.0}
+    return out / run(tasks=["ioi"], out=out, **options).identity
+
+
+@pytest.fixture
+def folder(genuine: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(genuine, tmp_path / genuine.name))
+
+
+def test_every_recovered_flip_is_attributed(genuine: Path) -> None:
+    back = [r for r in lines(genuine / "records.jsonl") if r["measures"]["recovery"]]
+    assert back
+    (task,) = attribute(genuine).tasks
+    assert task.flips == len(back)
+    recovering, random, wrong = task.deltas
+    assert recovering.works.k == recovering.works.n == len(back)
+    assert wrong.works.k == sum(r["measures"]["wrong_target"] for r in back)
+    assert random.works.k == sum(r["measures"]["random_direction"] for r in back)
+    clamped = recovering.parts[0]
+    assert clamped.alone.n == 0  # `orthogonal` keeps them in place
+    assert sum(p.share.mean or 0 for p in recovering.parts if p.share) == pytest.approx(1)
+    (place,) = task.places
+    assert (place.behind_readout, place.flips) == (0, len(back))
+    found = attribute(genuine, flips=1)
+    assert found.tasks[0].flips == 1
+    assert Attribution.model_validate_json(found.model_dump_json()) == found
+
+
+def test_every_replay_is_that_of_the_reference_engine(genuine: Path) -> None:
+    stored, plan = stored_run(genuine)
+    target = loaded(plan)
+    chunk = ReplayedParts(next(recovered(target, plan, stored, "ioi", 2)), top=4)
+    plain = load_plain(target.preset, sorted(chunk.setting.defense.latents))
+    of_source = dict(chunk.sources())
+    task = chunk.setting.task
+    for asked, source in ((chunk.examples, "recovering"), (chunk.examples, "random")):
+        replays = of_source[source]  # type: ignore[index]
+        for part in PARTS:
+            for how, delta in (
+                ("alone", replays.split.parts[part]),
+                ("without", replays.split.without(part)),
+            ):
+                for e, verdict in enumerate(replays.verdicts[f"{how} {part}"]):
+                    if verdict is None:
+                        continue
+                    one: ResidualDelta = delta.rows(torch.tensor([e]))
+                    with torch.no_grad():
+                        output = plain.output(asked[e], Conditions(chunk.setting.defense, one))
+                    assert bool(task.behaviour(output)) == verdict
+
+
+def test_a_run_without_evidence_is_one_line(folder: Path) -> None:
+    for file in (folder / "evidence").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"evidence cannot be read: .* is missing"):
+        attribute(folder)
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="without evidence there is no delta"):
+        attribute(folder)
+
+
+def test_another_schema_is_one_line(folder: Path) -> None:
+    content = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**content, "schema_version": 99}))
+    with pytest.raises(UserError, match="99"):
+        attribute(folder)
+
+
+def test_a_run_without_recoveries_is_one_line(tmp_path: Path) -> None:
+    options = {"limit": 4, "budget": 0.01}
+    result = run(tasks=["ioi"], attack="random-direction", out=tmp_path, **options)
+    with pytest.raises(UserError, match="ioi: no recovery by a residual delta"):
+        attribute(tmp_path / result.identity)
