@@ -15,6 +15,7 @@ from typing import Literal, Self
 import torch
 from pydantic import Field
 from saebench_recovery.attacks._residual import ResidualAttack
+from saebench_recovery.attacks._shortest import shortest
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
@@ -66,6 +67,13 @@ class ResidualAscent(ResidualAttack):
     @property
     def restores(self) -> bool:
         return self.config.objective == "restore"
+
+    @property
+    def shortens(self) -> bool:
+        return not (self.config.shared or self.restores)
+
+    def shortest(self, problem: Problem) -> ResidualDelta:
+        return shortest(self.differentiated(problem))
 
     def differentiated(self, problem: Problem) -> Problem:
         """The problem whose gradients the search follows."""

@@ -58,6 +58,10 @@ class Jacobian(ResidualAscent):
         self.constrained = self.config.method != "penalty"
 
     @property
+    def shortens(self) -> bool:
+        return False  # its constraint set is not the space's own
+
+    @property
     def _corrected(self) -> bool:
         return self.config.method in ("exact", "sketch")
 

@@ -10,7 +10,7 @@ F entries of a flattened perturbation, I directions of a basis.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 import torch
@@ -304,6 +304,11 @@ class Attack(Plugin, ABC, kind="attack"):
         """Whether it aims at the clean model's whole output distribution, not the margin."""
         return False
 
+    @property
+    def shortens(self) -> bool:
+        """Whether `shortest` looks for the smallest norm, in place of a search at every budget."""
+        return False
+
     def sites(self, defense: Defense) -> list[Site]:
         """Perturbed hook points, in the order of the forward pass: the first defended one."""
         return [min(defense.latents)]
@@ -320,6 +325,10 @@ class Attack(Plugin, ABC, kind="attack"):
     def search(self, problem: Problem) -> Perturbation:
         """Look for a perturbation inside the problem's budget, one per example."""
 
+    def shortest(self, problem: Problem) -> ResidualDelta:
+        """The smallest perturbation of each example that it finds; called only if `shortens`."""
+        raise NotImplementedError(f"attack {self.name!r} searches at given budgets")
+
     @final
     def run(self, problem: Problem) -> Perturbation:
         """Search, then clip to the budget: an attack can neither overspend nor score itself.
@@ -327,10 +336,23 @@ class Attack(Plugin, ABC, kind="attack"):
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        perturbation = self.search(problem.copied())
+        return self._admitted(problem, self.search)
+
+    @final
+    def run_shortest(self, problem: Problem) -> ResidualDelta:
+        """The same for `shortest`."""
+        delta = self._admitted(problem, self.shortest)
+        assert isinstance(delta, ResidualDelta)  # what is of another kind is not admitted
+        return delta
+
+    @final
+    def _admitted(
+        self, problem: Problem, search: Callable[[Problem], Perturbation]
+    ) -> Perturbation:
+        perturbation = search(problem.copied())
         try:
             return problem.admit(perturbation)
         except (TypeError, ValueError) as error:
             raise PluginError(
-                self.title, "search:", str(error), fault="wrong-perturbation"
+                self.title, f"{search.__name__}:", str(error), fault="wrong-perturbation"
             ) from error

@@ -36,7 +36,7 @@ ASKED = frozenset(
         *("examples", "attribution", "margins", "objective", "behaviour", "stopped"),
         *("fidelity", "base_like", "figures", "side_figures", "variants"),
         *("positions", "insertion", "beginnings"),
-        *("suite", "sites", "promise", "search"),
+        *("suite", "sites", "promise", "search", "shortest"),
     }
 )
 

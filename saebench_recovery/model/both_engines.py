@@ -94,7 +94,7 @@ def compared(
         UserError: attention is not computed by the function that the engine registers.
     """
     run = run_blocks(target.model, {site.layer for site in sites})
-    stirred = _Stirred(dict.fromkeys(sites))
+    stirred = _Stirred(dict.fromkeys(sites, SimpleNamespace(features=())))
     short, long = _prompts(target)
     with skipping(target.model, set(range(len(blocks(target.model)))) - set(run)):
         seen = _seen(DefendedModel(target, stirred, held={}), (short, long), first, run)

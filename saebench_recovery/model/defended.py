@@ -73,8 +73,7 @@ class DefendedModel:
             for role in (self.defense.latents, self.latents)
             for site, latents in role.items()
         ]
-        settings = self.defense.config.model_dump_json()
-        return (type(self.defense), settings, *sizes, self.straight_through)
+        return (type(self.defense), repr(self.defense.config), *sizes, self.straight_through)
 
     def edits(
         self,

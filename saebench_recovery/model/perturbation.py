@@ -85,6 +85,15 @@ class ResidualDelta(Perturbation):
         values = {site: values[index] for site, values in self.values.items()}
         return replace(self, values=values, positions_EP=self.positions_EP[index])
 
+    def interleaved(self, other: Self) -> Self:
+        """The rows of both in turn: one of these, one of those, and so on."""
+        values = {
+            site: torch.stack([values, other.values[site]], 1).flatten(0, 1)
+            for site, values in self.values.items()
+        }
+        positions_EP = self.positions_EP.repeat_interleave(2, 0)
+        return replace(self, values=values, positions_EP=positions_EP)
+
     def applied(
         self, examples: Sequence[Example]
     ) -> tuple[Sequence[Example], ResidualDelta | None]:

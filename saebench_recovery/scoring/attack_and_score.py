@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, Example, Perturbation
+from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.perturbations.evidence import pack
 from saebench_recovery.perturbations.kinds import pose
@@ -49,7 +49,7 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     with attacking.counting():
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, attacking)
-        perturbation = searched(setting.attack, problem)
+        perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     patched = replaced(before, *judges)
     with scoring.counting():
@@ -68,11 +68,20 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     return Chunk(records, tensors, metadata, attacking.cost(), scoring.cost(), texts)
 
 
-def searched(attack: Attack, problem: Problem) -> Perturbation:
+def searched(setting: Setting, problem: Problem) -> Perturbation:
     """What the attack finds; it is not told which rows ask for the right answer."""
-    shuffled, back = problem.shuffled()
-    # The driver itself, whatever a plugin overrides.
-    return Attack.run(attack, shuffled).rows(back)
+    attack = setting.attack
+    if not (attack.shortens and len(setting.budgets) > 1):
+        shuffled, back = problem.shuffled()
+        # The driver itself, whatever a plugin overrides.
+        return Attack.run(attack, shuffled).rows(back)
+    row_N = torch.arange(problem.size, device=problem.goal_N.device)
+    headline, back = problem.rows(row_N[::2]).shuffled()
+    largest, also_back = problem.rows(row_N[1::2]).shuffled()
+    found = Attack.run(attack, headline).rows(back)
+    shortest = Attack.run_shortest(attack, largest).rows(also_back)
+    assert isinstance(found, ResidualDelta)  # the space admits nothing else
+    return found.interleaved(shortest)
 
 
 def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:

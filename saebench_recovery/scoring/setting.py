@@ -117,13 +117,15 @@ class Setting:
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
-        """Ascending, the headline budget among them; shares of it where it is absolute."""
+        """Those that are searched at, ascending, the headline budget among them.
+
+        An attack that shortens searches at the headline, and up to the curve's largest for the
+        smallest norm.
+        """
         headline = self.spec.budget
         if self.in_suite or not self.has_norm:
             return (headline,)
-        if self.spec.budget_unit == "absolute":
-            return tuple(sorted({share * headline for share in CURVE_BUDGETS}))
-        return tuple(sorted({*CURVE_BUDGETS, headline}))
+        return (headline, self._curve[-1]) if self.attack.shortens else self._curve
 
     @property
     def head(self) -> int:
@@ -136,7 +138,15 @@ class Setting:
 
         None where nothing has a norm, nor for a suite, whose norms are of several kinds.
         """
-        return () if not self.has_norm or self.mixed else self.budgets
+        return () if not self.has_norm or self.mixed else self._curve
+
+    @property
+    def _curve(self) -> tuple[float, ...]:
+        """Shares of the headline budget where that is absolute."""
+        headline = self.spec.budget
+        if self.spec.budget_unit == "absolute":
+            return tuple(sorted({share * headline for share in CURVE_BUDGETS}))
+        return tuple(sorted({*CURVE_BUDGETS, headline}))
 
     @property
     def mixed(self) -> bool:
