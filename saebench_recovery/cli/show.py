@@ -1,4 +1,4 @@
-"""`saebench show`: the table of a stored run."""
+"""`saebench show`: the tables of stored runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import typer
 
 
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or its result.json.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs' folders or their result.json.")
+    ],
+    *,
+    full: Annotated[bool, typer.Option("--full", help="All figures.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each result as a line of JSON.")
+    ] = False,
 ) -> None:
-    """Show the table of a stored run.
+    """Show the tables of stored runs.
 
     \b
-    Example:
+    Examples:
       saebench show runs/0123456789abcdef
+      saebench show runs/* --full
     """
     from saebench_recovery.results.consistency import read_consistent
     from saebench_recovery.results.report.table import print_result
 
-    print_result(read_consistent(run))
+    for result in [read_consistent(run) for run in runs]:
+        print(result.model_dump_json()) if as_json else print_result(result, full=full)

@@ -121,7 +121,7 @@ def test_run_prints_a_table_and_the_path(
     monkeypatch.setenv("COLUMNS", "120")
     assert saebench(monkeypatch, "run", "--out", str(tmp_path)) == 0
     first = capsys.readouterr()
-    for words in (*TASKS, "clamp against orthogonal", "recovery", "0.80 [0.71, 0.87]"):
+    for words in (*TASKS, "clamp against orthogonal", "recovery", ".80 [.71 .87]"):
         assert words in first.out
     assert first.err == ""  # no progress bar where nobody looks
     assert Path(first.out.splitlines()[-1]).name == RESULT
@@ -167,7 +167,7 @@ def test_flags_are_explained(
     flagged = result.rows[0].model_copy(update={"flags": (flag("no-gradient", "invalid"),)})
     path.write_text(result.model_copy(update={"rows": (flagged,)}).model_dump_json())
     assert saebench(monkeypatch, "show", str(path)) == 0
-    assert "no-gradient (invalid): no-gradient is so; mend it" in capsys.readouterr().out
+    assert "no-gradient (invalid, alpha): no-gradient is so; mend it" in capsys.readouterr().out
 
 
 def test_every_option_may_come_from_the_environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,13 +51,17 @@ def without_torch(*arguments: str) -> str:
 
 
 def test_show(runs: list[str]) -> None:
-    printed = without_torch("show", runs[0])
+    printed = without_torch("show", *runs)
     for words in (
         "clamp against orthogonal",
-        "0.80 [0.75, 0.85]",
-        "no-gradient (caution): no-gradient is so",
+        "ablation against orthogonal",
+        ".80 [.75 .85]",
+        "no-gradient (caution, alpha): no-gradient is so",
     ):
         assert words in printed
+    assert "0.80 [0.75, 0.85]" in without_torch("show", runs[0], "--full")
+    each = without_torch("show", *runs, "--json").splitlines()
+    assert [json.loads(line)["rows"][0]["defense"] for line in each] == ["clamp", "ablation"]
 
 
 def test_compare(runs: list[str]) -> None:

@@ -64,7 +64,7 @@ def test_table_has_the_mean_and_every_target(
         row("tpp/nurse", 80, flags=(flag("no-gradient"),)),
         row("tpp/pilot", 40),
     )
-    print_result(run_result(*rows))
+    print_result(run_result(*rows), full=True)
     printed = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
     assert "tpp, mean of 2" in printed
@@ -74,6 +74,24 @@ def test_table_has_the_mean_and_every_target(
     assert "0.80" in lines["nurse"]
     assert "0.40" in lines["pilot"]
     assert all(measure.title in lines for measure in MEASURES)
+
+
+def test_the_headline_fits_80_columns_and_a_dozen_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four tasks, whatever the figures; what flags mean stands below, with their tasks."""
+    monkeypatch.setenv("COLUMNS", "80")
+    flags = (flag("no-gradient"), flag("injection-as-easy"), flag("retained-too-low", "invalid"))
+    full, none = row("ioi", 100, flags=flags), row("refusal", 0, 0, flags=flags[:1])
+    rows = (full, row("tpp/nurse", 80), row("tpp/pilot", 40), row("unlearning", 55), none)
+    print_result(run_result(*rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = lines[lines.index(next(line for line in lines if "─" in line)) + 1 :]
+    figures = table[: table.index(next(line for line in table if not line.strip()))]
+    assert sum(line.startswith("  ") and line[2] != " " for line in figures) == 12
+    assert not any("…" in line for line in figures)
+    assert "no-gradient (caution, ioi, refusal): no-gradient is so; mend it" in lines
 
 
 def test_a_run_that_was_killed_in_its_first_task_has_no_rows(
@@ -104,6 +122,6 @@ def test_a_new_measure_is_one_entry(
     aggregated = aggregate(facts(), flips)
     assert aggregated.measures["loudness"].n == 3
     assert '"loudness":{"n":3,' in aggregated.model_dump_json()
-    print_result(run_result(aggregated))
+    print_result(run_result(aggregated), full=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "how loud, dB" in line]
     assert "5.00" in line

@@ -21,6 +21,20 @@ def mean_number(values: Sequence[float | None], precision: str = ".3g") -> str:
     return number(sum(known) / len(known) if known else None, precision)
 
 
+def brief(value: Interval | None) -> str:
+    """Such as ".95 [.88 .98]"; "-" where there is nothing to count."""
+    if value is None:
+        return NONE
+    centre, low, high = (_two_digits(x) for x in (value.centre, value.low, value.high))
+    return f"{centre} [{low} {high}]"
+
+
+def _two_digits(value: float) -> str:
+    """A share without its leading zero; 1.0 is as wide as .99."""
+    rounded = f"{value:.2f}"
+    return rounded.removeprefix("0") if value < 0.995 else f"{value:.1f}"
+
+
 def estimate(value: Interval | Rate | Mean | None) -> str:
     """Such as "0.95 [0.88, 0.98]"; "-" where there is nothing to count.
 

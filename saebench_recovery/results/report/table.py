@@ -9,27 +9,34 @@ from rich.console import Console
 from rich.table import Table
 
 from saebench_recovery.results.report.escape import terminal
+from saebench_recovery.results.report.headline import explained, headline
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number
 from saebench_recovery.results.summary import by_task, over_targets, worst_drift
-from saebench_recovery.schema import Cost, Flag, Mean, Rate, Row, RunResult, SideEffects
+from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult, SideEffects
 from saebench_recovery.scoring import measures
 
-LEVELS = ("invalid", "caution", "note")  # in the order in which flags are explained
 
+def print_result(result: RunResult, *, full: bool = False) -> None:
+    """Print the rows of a run, and an explanation of each flag that stands in them.
 
-def print_result(result: RunResult) -> None:
-    """Print the rows of a run, and an explanation of each flag that stands in them."""
+    Args:
+        result: the run.
+        full: all figures, and each target of a task, in place of those that a run is read by.
+    """
     console = Console()
     tasks = by_task(result.rows)
-    console.print(_table(result, tasks))
-    for name, rows in tasks.items():
-        if len(rows) > 1:
-            console.print(_targets(name, rows))
+    console.print(_table(result, tasks) if full else headline(_title(result), tasks))
+    if full:
+        for name, rows in tasks.items():
+            if len(rows) > 1:
+                console.print(_targets(name, rows))
+    else:
+        console.print(terminal("; ".join(_terms(result))), highlight=False)
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
-    for flag in _each_once(result.rows):
-        line = f"[bold]{terminal(flag.name)}[/bold] ({flag.level}): {terminal(flag.sentence)}; "
-        console.print(line + terminal(flag.remedy), highlight=False)
+    for flag, where in explained(tasks):
+        line = f"[bold]{terminal(flag.name)}[/bold] ({flag.level}, {terminal(', '.join(where))}): "
+        console.print(f"{line}{terminal(flag.sentence)}; {terminal(flag.remedy)}", highlight=False)
     if result.spec["protocol"] is not None:
         # Published intervals need scipy, which takes a second to import.
         from saebench_recovery.results.report.published_table import print_comparison
@@ -38,9 +45,8 @@ def print_result(result: RunResult) -> None:
 
 
 def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
-    spec = result.spec
     table = Table(
-        title=terminal(f"{spec['defense']} against {spec['attack']} on {spec['target']}"),
+        title=terminal(_title(result)),
         caption=terminal("; ".join(_terms(result))),
     )
     table.add_column("", style="bold")
@@ -52,6 +58,11 @@ def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
     for label in dict.fromkeys(label for column in columns for label in column):
         table.add_row(terminal(label), *(column.get(label, NONE) for column in columns))
     return table
+
+
+def _title(result: RunResult) -> str:
+    spec = result.spec
+    return f"{spec['defense']} against {spec['attack']} on {spec['target']}"
 
 
 def _terms(result: RunResult) -> Iterator[str]:
@@ -179,12 +190,6 @@ def _flags(rows: Sequence[Row]) -> list[str]:
         terminal(flag) if n == len(rows) else f"{terminal(flag)} ({n} of {len(rows)})"
         for flag, n in count.items()
     ]
-
-
-def _each_once(rows: Iterable[Row]) -> list[Flag]:
-    """A flag of each name, what is invalid first."""
-    named = {flag.name: flag for row in rows for flag in row.flags}
-    return sorted(named.values(), key=lambda flag: (LEVELS.index(flag.level), flag.name))
 
 
 def _added_tokens(row: Row) -> dict[str, str]:

@@ -1,0 +1,97 @@
+"""The dozen figures by which a run is read, in 80 columns; `table.py` has all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from saebench_recovery.results.report.escape import terminal
+from saebench_recovery.results.report.numbers import NONE, brief, mean_number
+from saebench_recovery.results.summary import over_targets, worst_drift
+from saebench_recovery.schema import Flag, Mean, Rate, Row
+
+LEVELS = ("invalid", "caution", "note")  # in the order in which flags are explained
+MEASURES = {
+    "recovery": "recovery",
+    "faithful": "faithful",
+    "injection": "wrong_target",
+    "random direction": "random_direction",
+}
+
+
+def headline(title: str, tasks: Mapping[str, Sequence[Row]]) -> Table:
+    """A column for each task; of one with several targets, the mean over them."""
+    table = Table(title=terminal(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", style="bold", no_wrap=True)
+    for name, rows in tasks.items():
+        heading = name if len(rows) == 1 else f"{name}, {len(rows)} mean"
+        table.add_column(terminal(heading), justify="right")
+    columns = [_figures(rows) for rows in tasks.values()]
+    for label in columns[0] if columns else ():
+        table.add_row(label, *(column[label] for column in columns))
+    return table
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, str]:
+    return {
+        "valid flips": f"{sum(r.examples.valid for r in rows)} of "
+        f"{sum(r.examples.base for r in rows)}",
+        "under attack": _over(rows, lambda r: r.under_attack),
+        **{
+            label: _over(rows, lambda r, n=name: r.measures.get(n))  # type: ignore[misc]
+            for label, name in MEASURES.items()
+        },
+        "worst drift": _drift(rows),
+        "smallest norm": mean_number([r.curve.median_norm_recovers for r in rows], ".2g"),
+        "... that injects": mean_number([r.curve.median_norm_injects for r in rows], ".2g"),
+        "side effects": _side_effects(rows),
+        "search": _cost(rows),
+        "flags": _levels(rows),
+    }
+
+
+def _over(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> str:
+    return brief(over_targets(value for value in map(of, rows) if value is not None))
+
+
+def _drift(rows: Sequence[Row]) -> str:
+    """The largest, and on how many flips the drift at the readout is defined."""
+    worst = worst_drift(*rows)
+    if worst is None:
+        return NONE
+    defined = sum(max(drift.relative_l2.n for drift in row.drift.values()) for row in rows)
+    return f"{worst[0]:.0e} n={defined}"
+
+
+def _side_effects(rows: Sequence[Row]) -> str:
+    effects = [row.side_effects for row in rows]
+    kept, known = sum(e.retain_kept for e in effects), sum(e.retain_known for e in effects)
+    return f"{kept}/{known} KL {mean_number([e.kl for e in effects], '.1g')}"
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    costs = [row.compute.attack for row in rows]
+    return f"{sum(c.seconds for c in costs):.0f} s {sum(c.flops for c in costs):.0e} F"
+
+
+def _levels(rows: Sequence[Row]) -> str:
+    """How many flags there are of each level, by name."""
+    named = {flag.name: flag.level for row in rows for flag in row.flags}
+    count = Counter(named.values())
+    return "\n".join(f"{count[level]} {level}" for level in LEVELS if count[level]) or "none"
+
+
+def explained(tasks: Mapping[str, Sequence[Row]]) -> Iterable[tuple[Flag, list[str]]]:
+    """A flag of each name and the tasks that it stands in, what is invalid first."""
+    named: dict[str, Flag] = {}
+    where: dict[str, list[str]] = {}
+    for task, rows in tasks.items():
+        for flag in (flag for row in rows for flag in row.flags):
+            named.setdefault(flag.name, flag)
+            if task not in where.setdefault(flag.name, []):
+                where[flag.name].append(task)
+    for flag in sorted(named.values(), key=lambda flag: (LEVELS.index(flag.level), flag.name)):
+        yield flag, where[flag.name]
