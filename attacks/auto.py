@@ -33,8 +33,8 @@ V1: Members = (
     ("soft-suffix", SOFT),
     ("gcg", TOKENS | {"margin": 0.5, "drift_penalty": 1.0}),
 )
-# What each breaks that the others do not: docs/suite.md. `unconstrained` is there for the worst case
-# without limits, and the suffixes of v1 are not: none broke a flip inside them.
+# What each breaks that the others do not: docs/suite.md. The suffixes of v1 broke nothing inside
+# the limits; `unconstrained` is there for the worst case without them.
 V2: Members = (
     ("orthogonal", ASCENT),
     ("straight-through", ASCENT | {"through": "identity"}),
