@@ -73,7 +73,7 @@ def evaluate(
         checks = preflight(setting, examples)
         refuse(checks.findings)
         setting = replace(setting, held=_held(defense, checks.edited))
-        unsuppressed, flips = valid_flips(setting, clustered(target, examples))
+        unsuppressed, flips = valid_flips(setting, clustered(target, examples), checks.defended)
         of_attack = check_attack(setting, flips[:1])
         refuse(of_attack)
         effects = side_effects(setting)
