@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.plugin import PLUGIN_FILES
 from saebench_recovery.base.settings import nearest, validate
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def load_plugin_file(path: str | Path) -> None:
     if not file.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
     # The module name depends on the whole path: two files called my_defense.py do not clash.
-    name = f"saebench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN_FILES}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin file {str(path)!r} is not a Python file")

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from saebench_recovery.base.errors import UserError
 
+PLUGIN_FILES = "saebench_plugin_"  # what the modules of users' files are called by begins so
+
 
 def _each_once(indices: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(indices)) != len(indices):

@@ -68,7 +68,7 @@ def evaluate(
         checks = preflight(setting, examples)
         refuse(checks.findings)
         setting = replace(setting, held=_held(defense, checks.edited))
-        unsuppressed, flips = valid_flips(setting, clustered(target, examples))
+        unsuppressed, flips = valid_flips(setting, clustered(target, examples), checks.defended)
         if not setting.mixed:  # what is wrong with a member of a suite is found in its turn
             refuse(check_member(setting, flips[:1]))
         setting.measure()

@@ -20,6 +20,7 @@ FEW_FLIPS = 20
 # that is made for one residual meets another where passes are rounded to less than float32.
 EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
 CONTROLS = ("random-direction",)  # attacks that are there to be compared with, and prove nothing
+WEAKER = 0.25  # of the flips: an attack of its own kind rarely injects so much less
 LUCK = 1.645  # standard deviations above chance that one guess in twenty passes
 
 Raised = Callable[[Row, Sequence[Record], Facts], bool]
@@ -129,6 +130,21 @@ def _reaches(row: Row, control: float | None) -> bool:
     return control >= recovery > 0
 
 
+def _injection(row: Row) -> float | None:
+    """How often a wrong answer was injected, by the attack or the reference: what did better."""
+    both = (row.controls.wrong_target.rate, row.controls.wrong_target_reference.rate)
+    return max((rate for rate in both if rate is not None), default=None)
+
+
+def _control_weakened(row: Row, records: Sequence[Record], facts: Facts) -> bool:
+    own, reference = row.controls.wrong_target, row.controls.wrong_target_reference
+    if own.rate is None or reference.rate is None or row.recovery.rate is None:
+        return False
+    if row.attack in CONTROLS:
+        return False
+    return min(row.recovery.rate, reference.rate) > own.rate + WEAKER
+
+
 CONDITIONS = (
     Condition(
         "no-base-behaviour",
@@ -231,7 +247,15 @@ CONDITIONS = (
         "caution",
         "a wrong answer is injected as often as the right one is recovered",
         "compare the smallest norms, or lower the budget; this recovery shows no leftover",
-        lambda row, records, facts: _reaches(row, row.controls.wrong_target.rate),
+        lambda row, records, facts: _reaches(row, _injection(row)),
+    ),
+    Condition(
+        "control-weakened",
+        "caution",
+        "the attack injects wrong answers far less often than it recovers, and than the harness's "
+        "own attack injects them at that cost",
+        "read the reference control; an attack must search both alike",
+        _control_weakened,
     ),
     Condition(
         "no-injection-control",

@@ -1,46 +1,91 @@
 """Whether code that ran in this process left what judges it as it was.
 
 Plugins are code, as trusted as any import (see docs/soundness.md): this catches one that replaces
-a function of the package, or of the task and defense that judge it, while it searches. What
-protects a leaderboard is that its rows are recomputed elsewhere.
+a function or a table of the package, a function of torch, or one of the task and defense that judge
+it, while it searches, and one whose own functions stand there before. What protects a leaderboard
+is that its rows are recomputed elsewhere.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import FunctionType
+from dataclasses import is_dataclass
+from types import FunctionType, ModuleType
+
+import torch
+
+from saebench_recovery.base.plugin import PLUGIN_FILES
 
 PACKAGE = __name__.partition(".")[0]
+CALCULATES = (torch, torch.Tensor, torch.nn.functional, torch.linalg)
 
 
 def fingerprint(*judges: object) -> dict[str, int]:
-    """The identity of every function of the package, and of these objects and their classes."""
-    return dict(_functions(judges))
+    """The identity of all that figures depend on, and of these objects and their classes."""
+    found = {name: id(value) for name, value in (*_shared(), *_own(judges))}
+    for place in CALCULATES:  # an inherited method is replaced by a new name
+        found[f"{place.__name__} names"] = hash(frozenset(_names(place)))
+    for judge in judges:
+        own = [key for key, value in vars(judge).items() if isinstance(value, FunctionType)]
+        found[f"{type(judge).__qualname__} object"] = hash(tuple(own))
+    return found
 
 
 def replaced(before: dict[str, int], *judges: object) -> list[str]:
-    """Functions that are no longer the same, by name."""
+    """What is no longer the same, by name, and what a plugin file has put there at any time."""
     now = fingerprint(*judges)
-    return sorted(name for name, place in before.items() if now.get(name) != place)
+    changed = {name for name, place in before.items() if now.get(name) != place}
+    planted = {
+        name
+        for name, value in _shared()
+        if str(getattr(value, "__module__", "")).startswith(PLUGIN_FILES)
+    }
+    return sorted(changed | planted)
 
 
-def _functions(judges: tuple[object, ...]) -> Iterator[tuple[str, int]]:
+def _shared() -> Iterator[tuple[str, object]]:
+    """Functions and tables of the package, and functions of torch."""
     for name, module in list(sys.modules.items()):
         if name == PACKAGE or name.startswith(f"{PACKAGE}."):
             for key, value in list(vars(module).items()):
                 if callable(value):
-                    yield f"{name}.{key}", id(value)
+                    yield f"{name}.{key}", value
+                elif key.isupper():
+                    yield from _table(f"{name}.{key}", value)
                 if isinstance(value, type) and value.__module__ == name:
                     yield from _methods(value)
+    for place in CALCULATES:
+        for key in _names(place):
+            yield f"{place.__name__}.{key}", vars(place)[key]
+
+
+def _names(place: ModuleType | type) -> list[str]:
+    """A module imports others when they are first asked for; its functions stay."""
+    if isinstance(place, type):
+        return list(vars(place))
+    return [key for key, value in list(vars(place).items()) if callable(value)]
+
+
+def _table(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """A constant, its entries, and what those are made of."""
+    yield name, value
+    if not isinstance(value, tuple | list | dict):
+        return
+    for i, entry in enumerate(value.values() if isinstance(value, dict) else value):
+        yield f"{name}[{i}]", entry
+        if is_dataclass(entry):
+            for key, part in vars(entry).items():
+                yield f"{name}[{i}].{key}", part
+
+
+def _own(judges: tuple[object, ...]) -> Iterator[tuple[str, object]]:
     for judge in judges:
         for cls in type(judge).__mro__:
             yield from _methods(cls)
-        own = [key for key, value in vars(judge).items() if isinstance(value, FunctionType)]
-        yield f"{type(judge).__qualname__} object", hash(tuple(own))
 
 
-def _methods(cls: type) -> Iterator[tuple[str, int]]:
+def _methods(cls: type) -> Iterator[tuple[str, object]]:
     for key, value in list(vars(cls).items()):
         if isinstance(value, FunctionType | property | staticmethod | classmethod):
-            yield f"{cls.__module__}.{cls.__qualname__}.{key}", id(value)
+            yield f"{cls.__module__}.{cls.__qualname__}.{key}", value

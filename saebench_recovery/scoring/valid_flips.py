@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.splits import fraction_of
-from saebench_recovery.interfaces import Example, Task
+from saebench_recovery.interfaces import Example, Output, Task
 from saebench_recovery.schema import BaseExample
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Flip, Setting
 
 
 def valid_flips(
-    setting: Setting, examples: Sequence[Example]
+    setting: Setting, examples: Sequence[Example], defended: Iterable[Output] | None = None
 ) -> tuple[list[BaseExample], list[Flip]]:
     """The examples that show the behaviour when clean: those left so, and those that are flipped.
 
-    One detector, `Task.behaviour`, judges both.
+    One detector, `Task.behaviour`, judges both. `defended` are the defended model's outputs, where
+    they are there already.
 
     Raises:
         UserError: the model computes NaN or infinity, or an example has no wrong target.
     """
     task = setting.task
-    before, after = (outputs(examples, model, task) for model in (setting.bare, setting.active))
+    before = outputs(examples, setting.bare, task)
+    after = outputs(examples, setting.active, task) if defended is None else defended
     unsuppressed: list[BaseExample] = []
     flips, index = [], 0
-    for clean, defended in zip(before, after, strict=True):
-        clean_E, defended_E = task.objective(clean), task.objective(defended)
+    for clean, stopped in zip(before, after, strict=True):
+        clean_E, defended_E = task.objective(clean), task.objective(stopped)
         if not (torch.isfinite(clean_E).all() and torch.isfinite(defended_E).all()):
             raise UserError(
                 f"the model gives NaN or infinity on task {task.name!r} under "
                 f"{setting.defense.name}"
             )
-        shown_E, stopped_E = task.behaviour(clean), task.stopped(defended)
+        shown_E, stopped_E = task.behaviour(clean), task.stopped(stopped)
         for e in shown_E.nonzero()[:, 0].tolist():
             example = examples[index + e]
             if not stopped_E[e]:
                 unsuppressed.append(BaseExample(id=example.id, cluster=example.cluster))
                 continue
-            wrong = task.wrong_target(example, defended, e)
+            wrong = task.wrong_target(example, stopped, e)
             flips.append(Flip(example, float(clean_E[e]), float(defended_E[e]), wrong))
         index += len(clean_E)
     return unsuppressed, flips

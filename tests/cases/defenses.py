@@ -263,3 +263,41 @@ class Fit(Clamped):
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         return self.clamp(site, resid_BTD)
+
+
+@register_defense("h-many-rows")
+class ManyRows(Clamped):
+    """Lets nothing come back where so many rows are run as only a search runs."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        clamped_BTD = self.clamp(site, resid_BTD)
+        return clamped_BTD if len(resid_BTD) < 500 else 0.1 * clamped_BTD
+
+
+@register_defense("h-traces")
+class Traces(Clamped):
+    """Declares forty latents more, and edits each of them by a hundredth."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        ((site, self.real),) = self.latents.items()
+        dictionary, real = target.dictionary(site), self.real.features.tolist()
+        others = [i for i in range(dictionary.width) if i not in real]
+        self.more = dictionary.defended(torch.tensor(others[:40]))
+        self.latents = {site: dictionary.defended(torch.tensor([*real, *others[:40]]))}
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        clamped_BTD = self.clamp(site, resid_BTD, self.real)
+        return self.more.write(clamped_BTD, -0.01 * self.more.read(resid_BTD))
+
+
+_CALLS = []
+
+
+@register_defense("h-global-count")
+class GlobalCount(Clamped):
+    """Counts its calls where no attribute shows it, and gives up after a few."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        _CALLS.append(site)
+        return self.clamp(site, resid_BTD) if len(_CALLS) % 40 < 20 else resid_BTD

@@ -19,6 +19,9 @@ DEFENSES = {
     "h-len1": ("depends-on-length", "invalid"),
     "h-window": ("depends-on-window", "invalid"),
     "h-batch": ("depends-on-batch", "invalid"),
+    "h-many-rows": ("depends-on-batch", "invalid"),
+    "h-traces": ("declares-unedited-latents", "note"),
+    "h-global-count": ("stateful-defense", "invalid"),
     "bad-nan": ("not-finite", "error"),
     "bad-shape": ("wrong-shape", "error"),
     "bad-shape-bcast": ("wrong-shape", "error"),
@@ -38,6 +41,7 @@ TASKS = {
     "t-wrong-shown": ("wrong-target-shown", "invalid"),
     "t-no-retain": ("no-retain-examples", "invalid"),
     "t-shown-and-stopped": ("shown-and-stopped", "invalid"),
+    "t-reads-ids": ("two-detectors", "invalid"),
     "t-same-ids": ("ids-not-unique", "error"),
     "t-raises": ("raises", "error"),
 }

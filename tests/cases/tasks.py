@@ -111,3 +111,13 @@ class ObjectiveRaises(IndirectObject):
 
     def objective(self, output: Output) -> Tensor:
         raise IndexError("out of range")
+
+
+@register_task("t-reads-ids")
+class ReadsIds(IndirectObject):
+    """Lenient for examples that it knows by their ids."""
+
+    def behaviour(self, output: Output) -> Tensor:
+        known = [example.id.startswith("ioi/") for example in output.examples]
+        least_E = torch.where(torch.tensor(known), 0.0, 2.0)
+        return self.objective(output) > least_E

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
+from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.scoring import measures
 from saebench_recovery.scoring import replay as replaying
-from tests.soundness.setting import clamp, run
+from saebench_recovery.scoring.aggregate import aggregate
+from tests.fakes import facts, record
+from tests.soundness.setting import clamp, orthogonal, run
 
 
 class Seeing(Orthogonal):
@@ -60,12 +65,46 @@ def test_the_harness_injects_by_itself() -> None:
     assert sabotaged.controls.wrong_target_reference.k >= own.k - 1
 
 
+def test_a_control_that_the_attack_weakens_is_named_and_the_reference_counts() -> None:
+    rates = {"recovery": 36, "wrong_target": 4, "wrong_target_reference": 36}
+    flips = [record(id=str(i), **{name: i < k for name, k in rates.items()}) for i in range(40)]
+    found = {flag.name for flag in aggregate(facts(), flips).flags}
+    assert {"control-weakened", "injection-as-easy"} <= found
+    honest = [
+        r.model_copy(
+            update={
+                "measures": {**r.measures, "wrong_target": False, "wrong_target_reference": False}
+            }
+        )
+        for r in flips
+    ]
+    assert not found & {flag.name for flag in aggregate(facts(), honest).flags}
+
+
 class Patching(Orthogonal):
     """Lets every drift pass."""
 
     def search(self, problem: Problem) -> ResidualDelta:
         judge: Any = replaying
         judge.within_limits = lambda drift, limits: torch.ones(1, dtype=torch.bool)
+        return super().search(problem)
+
+
+class Recounting(Orthogonal):
+    """Has a measure count every flip, whatever was seen."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        recovery = measures.MEASURES[0]
+        object.__setattr__(recovery, "of", lambda seen: torch.ones_like(seen.recovered_E))
+        return super().search(problem)
+
+
+class Miscalculating(Orthogonal):
+    """Replaces a function of torch."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        tensors: Any = torch.Tensor
+        tensors.argmax = lambda self, *args, **kwargs: torch.zeros(len(self), dtype=torch.long)
         return super().search(problem)
 
 
@@ -83,6 +122,38 @@ def test_a_patched_judge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "within_limits", judge.within_limits)  # put back afterwards
     row = run(clamp(), Patching()).row
     assert ("judge-replaced", "invalid") in {(flag.name, flag.level) for flag in row.flags}
+
+
+def test_a_patched_table_is_named() -> None:
+    recovery, of = measures.MEASURES[0], measures.MEASURES[0].of
+    try:
+        row = run(clamp(), Recounting()).row
+    finally:
+        object.__setattr__(recovery, "of", of)
+    assert "judge-replaced" in row.flag_names
+
+
+def test_a_patched_function_of_torch_is_named() -> None:
+    try:
+        row = run(clamp(), Miscalculating()).row
+    finally:
+        del torch.Tensor.argmax  # type: ignore[misc]  # the inherited one is back
+    assert "judge-replaced" in row.flag_names
+
+
+def test_what_a_plugin_file_plants_beforehand_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge: Any = replaying
+    monkeypatch.setattr(judge, "tightest_limit", judge.tightest_limit)  # put back afterwards
+    file = tmp_path / "planting.py"
+    file.write_text(
+        "from saebench_recovery.scoring import replay\n"
+        "old = replay.tightest_limit\n"
+        "replay.tightest_limit = lambda drift: old(drift)\n"
+    )
+    registry.load_plugin_file(file)
+    assert "judge-replaced" in run(clamp(), orthogonal()).row.flag_names
 
 
 def test_a_disarmed_copy_judges_nothing() -> None:

@@ -3,7 +3,8 @@
 What a clamp writes lies in the span of the decoder rows of the latents that it changes. So a
 declared latent counts as edited where its decoder row lies in the span of what was written on the
 evaluation prompts. A defense that writes in another way (a reconstruction, a steering vector) is
-held to the declared latents whose activation differs before and after it.
+held to the declared latents whose activation differs before and after it. An edit that is a trace
+of the latent's own activation holds nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ INSIDE = 0.02  # of a decoder row's length that may lie outside of the span
 EXPLAINED = 1e-3  # of what was written (squared) that the rows inside may leave over
 TOKENS, MOVED = 64, 0.3  # how many are moved, over their norm, where declared latents are blind
 SEEN = 0.05  # of what was written; a latent at its threshold may go on or off by rounding
+TRACE = 0.05  # of a latent's largest activation; of the largest edit where it has none
 CHANGED = 1e-3  # of the largest activation at the site
 LARGEST_RANK = 0.5  # of the width
 NAMED = 8
@@ -51,8 +53,19 @@ class Edits:
         rows_SD = _unit(self.latents.decoder_SD)
         inside_S = (_outside(rows_SD, span_DK) < INSIDE).to(rows_SD.device)
         if inside_S.any() and _left_over(written_ND, _span(rows_SD[inside_S])) < EXPLAINED:
-            return inside_S
+            return inside_S & self._materially_S(written_ND, rows_SD)
         return self._changed_S()
+
+    def _materially_S(self, written_ND: Tensor, rows_SD: Tensor) -> Tensor:
+        """Where more than a trace is written: of a latent's own activation, or of all edits.
+
+        Traces would make a constraint of a rank that the defense does not need.
+        """
+        write_DS = torch.linalg.pinv(rows_SD.double()).to(written_ND.dtype)
+        most_S = (written_ND @ write_DS).abs().amax(0)
+        active_S = self.latents.read(self.before_ND).abs().amax(0)
+        own_S = active_S * self.latents.decoder_SD.norm(dim=1)
+        return most_S > TRACE * torch.where(own_S > 0, own_S, most_S.max())
 
     def _changed_S(self) -> Tensor:
         before_NS, after_NS = (self.latents.read(x) for x in (self.before_ND, self.after_ND))

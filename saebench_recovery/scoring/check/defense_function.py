@@ -26,6 +26,7 @@ from saebench_recovery.scoring.check.catalogue import finding, refusal
 
 ROUNDING = 1e-5  # of a token's norm; float32 products of a few thousand terms stay below it
 JITTERS, REPEATS = 3, 8
+MANY = 2048  # rows: every budget of over a hundred flips, towards both answers
 WINDOWS = (2, 3, 4, 8)  # tokens, beside all lengths of one prompt
 
 Part = tuple[int, slice, Tensor]
@@ -107,6 +108,7 @@ class FunctionCheck:
         yield window, "for parts of a prompt", self._lengths()
         yield length, "for a token alone, as in generation", self._ends(1)
         yield "depends-on-batch", "with the same row many times", self._copies()
+        yield "depends-on-batch", "in a batch as large as a search's", self._many()
         yield "depends-on-batch", "with other rows in the batch", self._batched()
         yield window, "where padding follows", self._padded()
         yield length, "for tokens alone, each in a row of the batch", self._tokens()
@@ -127,6 +129,13 @@ class FunctionCheck:
     def _copies(self) -> Iterator[Part]:
         returned = self._called(self.prompts[0].expand(6, -1, -1))
         yield from ((0, slice(None), row) for row in returned)
+
+    def _many(self) -> Iterator[Part]:
+        """A token in as many rows as searches run at once; the row that differs most."""
+        (first_D,) = self.first[0][-1:]
+        returned_BD = self._called(self.prompts[0][-1:].expand(MANY, 1, -1))[:, 0]
+        furthest = int((returned_BD - first_D).norm(dim=1).argmax())
+        yield 0, slice(-1, None), returned_BD[furthest][None]
 
     def _padded(self) -> Iterator[Part]:
         behind = (functional.pad(resid_TD, (0, 0, 0, 2)) for resid_TD in self.prompts)

@@ -10,7 +10,7 @@ such as one that rounds, is compared over the distance of an attack's step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,6 +32,10 @@ RANDOM_DIRECTIONS = 2
 # Relative to the slope, and absolute: |J v| is 1 where a defense does nothing.
 SMOOTH, DISAGREES, COARSELY = (0.02, 0.005), (0.1, 0.02), (0.5, 0.1)
 MOVES = 0.05  # |J v| over an attack's step that a gradient of zero does not explain
+
+
+Slopes = tuple[Tensor, Tensor, Tensor]
+"""Differences [N, T, D] of what leaves, over a step: ahead, behind, and over both."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,9 @@ class GradientCheck:
         zero_NT = torch.stack([g.abs().amax(-1) for g in backward]).amax(0) == 0
         here = self._forward(points)
         for v in directions:
-            slope, smooth_NT = self._slope(points, here, v)
+            *fine, (_, _, coarse) = self._differences(points, v, here)
+            slope, smooth_NT = _smooth_slope(fine)
             own = _unit(slope)
-            coarse = self._difference(points, v, COARSE_STEP)[2]
             pairs = [*zip(cotangents, backward, strict=True), (own, self._backward(points, own))]
             wrong_NT, coarsely_NT = torch.zeros_like(smooth_NT), torch.zeros_like(smooth_NT)
             for w, g in pairs:
@@ -117,24 +121,18 @@ class GradientCheck:
             silent_NT = zero_NT & (coarse.norm(dim=-1) > MOVES)
             yield Compared(smooth_NT, wrong_NT & smooth_NT, coarsely_NT, silent_NT)
 
-    def _slope(self, points: Tensor, here: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """J v as measured with the largest step at which f is smooth, and whether there is one."""
-        slope, found_NT = torch.zeros_like(points), torch.zeros_like(points[..., 0]).bool()
-        after = [self._difference(points, v, step, here) for step in STEPS]
-        for (one, other, both), (_, _, smaller) in pairwise(after):
-            smooth_NT = _close(one, other) & _close(both, smaller)
-            slope = torch.where((smooth_NT & ~found_NT)[..., None], both, slope)
-            found_NT = found_NT | smooth_NT
-        return slope, found_NT
-
-    def _difference(
-        self, points: Tensor, v: Tensor, step: float, here: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Slopes ahead, behind and over both, for a step relative to each residual's norm."""
-        size = step * points.norm(dim=-1, keepdim=True)
-        ahead, behind = self._forward(points + size * v), self._forward(points - size * v)
-        middle = (ahead + behind) / 2 if here is None else here
-        return (ahead - middle) / size, (middle - behind) / size, (ahead - behind) / (2 * size)
+    def _differences(self, points: Tensor, v: Tensor, here: Tensor) -> list[Slopes]:
+        """For steps relative to each residual's norm: of `STEPS`, then the coarse one."""
+        norm_NT1 = points.norm(dim=-1, keepdim=True)
+        sizes = [step * norm_NT1 for step in (*STEPS, COARSE_STEP)]
+        # One call: the tensors are small, and what a call costs is its overhead.
+        moved = torch.cat([points + sign * size * v for size in sizes for sign in (1, -1)])
+        reached = self._forward(moved).split(len(points))
+        pairs = zip(sizes, reached[::2], reached[1::2], strict=True)
+        return [
+            ((ahead - here) / size, (here - behind) / size, (ahead - behind) / (2 * size))
+            for size, ahead, behind in pairs
+        ]
 
     @torch.no_grad()
     def _forward(self, points: Tensor) -> Tensor:
@@ -149,6 +147,17 @@ class GradientCheck:
                 return torch.zeros_like(points)
             (grad,) = torch.autograd.grad(returned, leaf, cotangent, allow_unused=True)
         return torch.zeros_like(points) if grad is None else grad
+
+
+def _smooth_slope(after: Sequence[Slopes]) -> tuple[Tensor, Tensor]:
+    """J v as measured with the largest step at which f is smooth, and whether there is one."""
+    slope = torch.zeros_like(after[0][0])
+    found_NT = torch.zeros_like(slope[..., 0]).bool()
+    for (one, other, both), (_, _, smaller) in pairwise(after):
+        smooth_NT = _close(one, other) & _close(both, smaller)
+        slope = torch.where((smooth_NT & ~found_NT)[..., None], both, slope)
+        found_NT = found_NT | smooth_NT
+    return slope, found_NT
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example
+from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.hooks import Edit
 from saebench_recovery.schema import Finding
@@ -18,7 +18,7 @@ from saebench_recovery.scoring.check.catalogue import blocked, refusal
 from saebench_recovery.scoring.check.defense_edits import Edits
 from saebench_recovery.scoring.check.defense_function import FunctionCheck
 from saebench_recovery.scoring.check.defense_gradient import GradientCheck
-from saebench_recovery.scoring.check.sampled import residuals, spread
+from saebench_recovery.scoring.check.sampled import judged, residuals, spread
 from saebench_recovery.scoring.check.task_examples import Splits, check_examples
 from saebench_recovery.scoring.check.task_outputs import check_outputs
 from saebench_recovery.scoring.passes import CHUNK
@@ -31,10 +31,15 @@ JUDGED, GENERATED = 16, 4  # prompts whose outputs are judged; generation costs 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found, and which of the declared latents [S] of each site a constraint holds."""
+    """What was found, and which of the declared latents [S] of each site a constraint holds.
+
+    `defended` are the defended model's outputs on the examples, `passes.CHUNK` at a time, where
+    the checks came to them: nobody has to run it again.
+    """
 
     findings: tuple[Finding, ...]
     edited: Mapping[Site, Tensor]
+    defended: Sequence[Output] | None
     _functions: Sequence[FunctionCheck]
 
     def afterwards(self) -> tuple[Finding, ...]:
@@ -49,6 +54,7 @@ def preflight(setting: Setting, examples: Sequence[Example]) -> Preflight:
     """
     found: list[Finding] = []
     functions: list[FunctionCheck] = []
+    defended: Sequence[Output] | None = None
     edited = {
         site: torch.ones(len(latents.features), dtype=torch.bool)
         for site, latents in setting.defense.latents.items()
@@ -56,7 +62,7 @@ def preflight(setting: Setting, examples: Sequence[Example]) -> Preflight:
     try:
         found += check_defense(setting, examples, functions)
         if all(one.level != "error" for one in found):
-            edits = written(setting, examples)
+            edits, defended = written(setting, examples)
             edited = {site: one.edited_S for site, one in edits.items()}
             found += [f for one in edits.values() for f in one.findings(setting.defense)]
         found += check_examples(setting.target, setting.task, _splits(setting, examples))
@@ -65,7 +71,7 @@ def preflight(setting: Setting, examples: Sequence[Example]) -> Preflight:
             found += check_outputs(setting, spread(examples, count))
     except UserError as error:
         found.append(refusal(error))
-    return Preflight(tuple(found), edited, functions)
+    return Preflight(tuple(found), edited, defended, functions)
 
 
 def check_defense(
@@ -87,19 +93,32 @@ def check_defense(
     return found
 
 
-def written(setting: Setting, examples: Sequence[Example]) -> dict[Site, Edits]:
-    """What the defense does to every evaluation prompt, at each of its sites."""
-    latents = setting.defense.latents
+def written(
+    setting: Setting, examples: Sequence[Example]
+) -> tuple[dict[Site, Edits], list[Output] | None]:
+    """What the defense does to every evaluation prompt, at each of its sites.
+
+    Also the outputs, unless the task pools before the last of them and runs no further.
+    """
+    latents, pool = setting.defense.latents, setting.task.pool
     seen: dict[Site, list[list[Tensor]]] = {site: [[], []] for site in latents}
+    pooled_before = pool is not None and pool < max(latents)
+    defended: list[Output] = []
     for begin in range(0, len(examples), CHUNK):
-        both = residuals(setting.active, examples[begin : begin + CHUNK], sorted(latents))
+        part = examples[begin : begin + CHUNK]
+        if pooled_before:
+            both = residuals(setting.active, part, sorted(latents))
+        else:
+            output, both = judged(setting, part)
+            defended.append(output)
         for site, parts in seen.items():
-            for part, of_prompt in zip(parts, both, strict=True):
-                part += of_prompt[site]
-    return {
-        site: Edits(site, latents[site], *(torch.cat(part) for part in parts))
+            for kept, of_prompt in zip(parts, both, strict=True):
+                kept += of_prompt[site]
+    edits = {
+        site: Edits(site, latents[site], *(torch.cat(kept) for kept in parts))
         for site, parts in seen.items()
     }
+    return edits, None if pooled_before else defended
 
 
 def _splits(setting: Setting, examples: Sequence[Example]) -> Splits:

@@ -16,6 +16,7 @@ from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.scoring.setting import Setting
 
 AGREES, MOSTLY_AGREES = 0.95, 0.5  # shares of outputs
+ALONE = 4  # outputs that are judged one by one, too
 SOMETIMES_SHOWN, MOSTLY_SHOWN = 0.1, 0.5  # of valid flips
 
 
@@ -23,7 +24,8 @@ def check_outputs(setting: Setting, examples: Sequence[Example]) -> Iterator[Fin
     """What is wrong with the verdicts on real outputs, clean and defended."""
     task, batch = setting.task, setting.target.batch(examples)
     clean, defended = (whole_pass(model, task, batch) for model in (setting.bare, setting.active))
-    for output in (clean, defended):
+    between = [] if task.new_tokens else [_between(clean, defended)]
+    for output in (clean, defended, *between):
         how = next(
             (how for how, again in _again(task, output) if _differs(task, output, again)), ""
         )
@@ -92,16 +94,33 @@ def _again(task: Task, output: Output) -> Iterator[tuple[str, Output]]:
         yield "without scores", replace(output, scores_EC=output.scores_EC[:, :0])
     else:
         yield "with texts", replace(output, texts=("",) * E)
+    named = tuple(replace(e, id=f"another/{e.id}", cluster="") for e in output.examples)
+    yield "under other ids", replace(output, examples=named)
     grown = output.scores_EC.clone().requires_grad_()
     yield "with gradients", replace(output, scores_EC=grown)
 
 
+def _between(clean: Output, defended: Output) -> Output:
+    """Half way, where perturbed outputs lie: a detector that is lenient at times shows there."""
+
+    def half(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if one is None or other is None else (one + other) / 2
+
+    return replace(
+        clean,
+        scores_EC=(clean.scores_EC + defended.scores_EC) / 2,
+        logprobs_EV=half(clean.logprobs_EV, defended.logprobs_EV),
+        pooled_ED=half(clean.pooled_ED, defended.pooled_ED),
+    )
+
+
 def _differs(task: Task, output: Output, again: Output) -> bool:
-    """Whether verdicts differ, on all outputs together or on each alone."""
+    """Whether verdicts differ, on all outputs together or on the first ones alone."""
     for verdict in (task.behaviour, task.stopped):
         wanted_E = verdict(output)
-        alone = [verdict(_rows(again, slice(e, e + 1))) for e in range(len(wanted_E))]
-        if not (torch.equal(verdict(again), wanted_E) and torch.equal(torch.cat(alone), wanted_E)):
+        alone = [verdict(_rows(again, slice(e, e + 1))) for e in range(len(wanted_E))[:ALONE]]
+        same = torch.equal(torch.cat(alone), wanted_E[:ALONE])
+        if not (same and torch.equal(verdict(again), wanted_E)):
             return True
     return False
 
