@@ -43,8 +43,8 @@ class PassCost:
 class Trail:
     """What the search has cost each of N rows, and had cost when its objective was first reached.
 
-    FLOPs [N], in float64 where the device has it; `first_N` is infinite until then. Every selection of a problem's rows
-    writes into the one trail of the whole problem.
+    FLOPs [N], in float64 where the device has it; `first_N` is infinite until then. Every selection
+    of a problem's rows writes into the one trail of the whole problem.
     """
 
     def __init__(self, size: int, device: torch.device | str) -> None:
