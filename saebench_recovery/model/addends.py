@@ -49,7 +49,7 @@ def attention_addend(block: nn.Module) -> Addend:
     Raises:
         UserError: the block's attention is known by none of the usual names.
     """
-    norms = _ATTENTION_NORMS
+    norms: tuple[str, ...] = _ATTENTION_NORMS
     if _first(block, _BEFORE_MLP) or not _first(block, ("input_layernorm", "ln_1")):
         norms = (*norms, "post_attention_layernorm")
     return _addend(block, (*norms, *_ATTENTION), "hook_attn_out")

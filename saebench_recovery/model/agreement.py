@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import reason
 from saebench_recovery.base.sites import KINDS, Site
 from saebench_recovery.model.both_engines import Disagreement, compared
 from saebench_recovery.model.hooks import blocks, edited
-from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.language_model import LanguageModel, refusal
 from saebench_recovery.model.plain_hooks import replaced
 from saebench_recovery.schema import Agreement
 
@@ -53,10 +52,7 @@ def check_agreement(target: LanguageModel, asked: Iterable[Site] = ()) -> Agreem
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever an architecture raises that is run in another way
-            raise UserError(
-                f"{name} cannot be run here, with its attention or cache of another kind: "
-                f"{type(error).__name__}: {reason(error)}"
-            ) from error
+            raise refusal(target.model, error) from error
         else:
             return Agreement(errors=errors, refused=refused, blocks=ran)
 

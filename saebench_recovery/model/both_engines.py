@@ -47,7 +47,7 @@ class Disagreement(Exception):  # noqa: N818
         self.where = where
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Stirred:
     """A defense whose edit is of the residual's own order, so that whatever follows moves."""
 
@@ -197,7 +197,8 @@ def _hold_sums(layer: int, wanted: Pass, hold: Hold) -> None:
 def _error(found_TN: Tensor, wanted_TN: Tensor) -> Tensor:
     """Relative error [T] at each position."""
     size_T = wanted_TN.float().norm(dim=1).clamp(min=1e-12)
-    return (found_TN.float().to(wanted_TN.device) - wanted_TN).norm(dim=1) / size_T
+    error_T: Tensor = (found_TN.float().to(wanted_TN.device) - wanted_TN).norm(dim=1) / size_T
+    return error_T
 
 
 def _prompts(target: LanguageModel) -> tuple[Example, Example]:

@@ -220,26 +220,39 @@ class LanguageModel:
         return model.get_output_embeddings()
 
     def _capped(self, logits: Tensor) -> Tensor:
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        config: Any = self.model.config
+        factor = getattr(config, "logit_scale", None) or 1.0  # Cohere's
+        divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite's
+        if factor != divisor:
+            logits = logits * (factor / divisor)
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse an architecture whose logits are more than head and soft cap, and NaN."""
+        """Refuse an architecture whose logits are more than head, factor and soft cap, and NaN."""
         ids = torch.tensor([[1, 2, 3]], device=self.device)
         model: Any = self.model
         try:
             whole = model(input_ids=ids, use_cache=False).logits[0].float()
             hidden_ND = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
             ours = self.logits(hidden_ND.to(self.device))
-        except (UserError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever an architecture raises that is run in another way
-            raise UserError(
-                f"{type(model).__name__} cannot be run here, with its attention or cache of "
-                f"another kind: {type(error).__name__}: {reason(error)}"
-            ) from error
+            raise refusal(model, error) from error
         if not torch.isfinite(whole).all():
             raise UserError(f"{self.name} computes NaN or infinity: its weights are broken")
         if ours.shape != whole.shape or (ours - whole).abs().max() > 1e-2 * whole.abs().max():
             raise UserError(f"{type(self.model).__name__} scales its logits in an unknown way")
+
+
+def refusal(model: nn.Module, error: Exception) -> UserError:
+    """The line that names an architecture which cannot be run, from what it raised."""
+    name = type(model).__name__
+    if isinstance(error, UserError):
+        return UserError(f"{name}: {error}")
+    return UserError(
+        f"{name} cannot be run here: its attention or cache is of another kind "
+        f"({type(error).__name__}: {reason(error)}); docs/architectures.md lists what can"
+    )

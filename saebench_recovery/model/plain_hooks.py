@@ -42,8 +42,8 @@ _NORMED_OUTPUTS_TOO = _Modules(
 )
 _GPT2 = _Modules("attn", "ln_2", "mlp")
 _LLAMA_LIKE = """
-    arcee aria_text bitnet cwm deepseek_v2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone exaone_moe
-    gemma glm glm4_moe glm4_moe_lite granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
+    arcee aria_text bitnet cwm dots1 ernie4_5 ernie4_5_moe exaone exaone_moe
+    gemma glm glm4_moe granite helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 internlm3
     iquestcoder jais2 laguna llama mellum minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
     mixtral nanochat nemotron olmo olmoe persimmon phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
     sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2

@@ -158,7 +158,7 @@ SIZE: dict[str, Any] = {
 }
 
 
-def by_longest_row(kind: str) -> nn.Module:
+def by_longest_row(kind: str) -> Any:
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
     rope["original_max_position_embeddings"] = 24
     if kind == "dynamic":

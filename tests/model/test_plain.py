@@ -348,9 +348,9 @@ def test_a_delta_of_several_examples_is_refused() -> None:
 
 def test_hook_points_inside_unknown_blocks_are_refused() -> None:
     model = plain_model(tiny_model("llama")).model
-    model.config.model_type = "olmo2"
+    model.config.model_type = "unheard_of"
     hooks = {Site(0, "hook_attn_out"): lambda resid: resid}
-    with pytest.raises(UserError, match="olmo2"), replaced(model, hooks):
+    with pytest.raises(UserError, match="unheard_of"), replaced(model, hooks):
         pass
 
 

@@ -75,7 +75,8 @@ FURTHER: dict[str, Any] = {
     "attention_types": [[["global", "local"], 2]],
     "window_size": 8,
     "rotary_dim": 4,
-    "residual_multiplier": 0.6,  # Granite's, which is 1 by default
+    "residual_multiplier": 0.6,  # Granite's, which are 1 by default
+    "logits_scaling": 3.0,
 }
 
 

@@ -112,6 +112,10 @@ def behind(target: Target, before: Sequence[int], ids: Sequence[int]) -> str:
     return said(target, [*before, *ids])[len(said(target, before)) :]
 
 
+def behind_bos(target: Target, example: Example) -> tuple[int, ...]:
+    return example.prompt[int(target.bos is not None) :]
+
+
 def content(example: Example) -> tuple[int, ...]:
     """The prompt behind its first token, which is a sink of attention, BOS or not."""
     return example.prompt[1:]
@@ -136,7 +140,7 @@ def test_a_prompt_is_its_text_behind_one_bos(
     assert examples
     for example in examples:
         assert [i for i, t in enumerate(example.prompt) if t == mark] == wanted
-        text = said(target, content(example))
+        text = said(target, behind_bos(target, example))
         if example.prompt in target.prompts:
             assert text == target.prompts[example.prompt]
         elif isinstance(task, Refusal):
