@@ -19,7 +19,6 @@ from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_
 from saebench_recovery.runs.attribute.replays import ReplayedParts
 from saebench_recovery.schema import Attribution
 from saebench_recovery.targets.plain import load_plain
-from tests.forged import lines
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,8 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
 
 
 def test_every_recovered_flip_is_attributed(genuine: Path) -> None:
-    back = [r for r in lines(genuine / "records.jsonl") if r["measures"]["recovery"]]
+    lines = (genuine / "records.jsonl").read_text().splitlines()
+    back = [r for r in map(json.loads, lines) if r["measures"]["recovery"]]
     assert back
     (task,) = attribute(genuine).tasks
     assert task.flips == len(back)
