@@ -38,6 +38,10 @@ class DeltaEffect(Stored):
 
     source: Source
     works: Rate = Field(description="whole deltas that work when they are replayed")
+    later_residual_held: Rate = Field(
+        description="... with the SAE residual of later sites held at its defended value"
+    )
+    later_latents_held: Rate = Field(description="... with the latents of later sites held")
     parts: tuple[PartEffect, ...]
     carriers: tuple[str, ...] = Field(
         description="parts that carry the effect and are not told apart; none where nothing does"

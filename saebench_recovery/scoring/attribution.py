@@ -79,7 +79,8 @@ def effect(
     carriers = carrying(share, clusters)
 
     def counted(name: str) -> Rate:
-        known = [(v, c) for v, c in zip(verdicts[name], clusters, strict=True) if v is not None]
+        pairs = zip(verdicts.get(name, ()), clusters, strict=False)
+        known = [(v, c) for v, c in pairs if v is not None]
         return rate([v for v, _ in known], [c for _, c in known])
 
     parts = tuple(
@@ -100,6 +101,8 @@ def effect(
     return DeltaEffect(
         source=source,
         works=works,
+        later_residual_held=counted("later residual held"),
+        later_latents_held=counted("later latents held"),
         parts=parts,
         carriers=carriers,
         verdict=_verdict(source, works, parts, carriers),
