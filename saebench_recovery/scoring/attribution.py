@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from saebench_recovery.schema import Contrast, DeltaEffect, PartEffect, Rate, So
 from saebench_recovery.scoring.paired import Value, paired
 from saebench_recovery.scoring.statistics import mean, rate
 
+T = TypeVar("T")
 Works = Callable[[ResidualDelta], Tensor]
 """Whether each delta works under the active defense, bool [E], judged by the task's detector."""
 
@@ -56,7 +58,7 @@ def _judged(works: Works, delta: ResidualDelta, defined_E: Tensor) -> list[bool 
     return [bool(verdict) if defined else None for verdict, defined in pairs]
 
 
-def joined(chunks: Sequence[Mapping[str, Sequence]]) -> dict[str, list]:  # type: ignore[type-arg]
+def joined(chunks: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
     """The columns of several chunks of flips behind one another."""
     return {name: list(chain(*(chunk[name] for chunk in chunks))) for name in chunks[0]}
 
