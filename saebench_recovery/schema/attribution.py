@@ -15,7 +15,7 @@ class PartEffect(Stored):
     """What one part of the deltas does under the active defense, over flips.
 
     Rates leave out flips whose part is zero. At one norm, every part has the norm of its whole
-    delta, or of the smallest one that works.
+    delta, or of the smallest one that works, which is not known of random deltas.
     """
 
     part: Literal["clamped", "other", "residual", "top"]

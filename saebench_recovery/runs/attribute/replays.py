@@ -93,7 +93,8 @@ class ReplayedParts:
         wrong = self._defended[0]
         headline = self.of("headline")
         yield "recovering", self._replays(self.examples, headline, self._smallest(wrong=False))
-        yield "random", self._replays(self.examples, self._random(headline), headline.norm_E())
+        unknown_E = torch.full_like(headline.norm_E(), torch.nan)
+        yield "random", self._replays(self.examples, self._random(headline), unknown_E)
         injecting = self.of("headline_wrong")
         yield "wrong-target", self._replays(wrong, injecting, self._smallest(wrong=True))
 
