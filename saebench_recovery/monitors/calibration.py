@@ -97,7 +97,7 @@ def _passing(
         forward(target, batch, active.edits(batch, trace=trace), pool=last)
         keep_RQ = content(target, batch)
         prompt_N = begin + keep_RQ.nonzero()[:, 0]
-        for tokens in torch.arange(len(prompt_N), device=prompt_N.device).split(TOKENS):
+        for tokens in torch.split(torch.arange(len(prompt_N), device=prompt_N.device), TOKENS):
             yield (
                 prompt_N[tokens],
                 {

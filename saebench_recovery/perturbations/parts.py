@@ -164,4 +164,5 @@ class _Moved:
         gram_PKK.diagonal(dim1=1, dim2=2).add_(RIDGE)
         noise_PD1 = noise_PD.double()[..., None]
         share_PK1 = torch.linalg.solve(gram_PKK, rows_PKD @ noise_PD1)
-        return (noise_PD1 - rows_PKD.mT @ share_PK1)[..., 0].to(noise_PD)
+        beside: Tensor = (noise_PD1 - rows_PKD.mT @ share_PK1)[..., 0]
+        return beside.to(noise_PD)

@@ -29,8 +29,7 @@ from saebench_recovery.targets.plain import load_plain
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("genuine")
-    options = {"limit": 6, "batch_size": 3, "budget": 1.0}
-    return out / run(tasks=["ioi"], out=out, **options).identity
+    return out / run(tasks=["ioi"], limit=6, batch_size=3, budget=1.0, out=out).identity
 
 
 @pytest.fixture
@@ -100,8 +99,7 @@ def test_another_schema_is_one_line(folder: Path) -> None:
 
 
 def test_a_run_without_recoveries_is_one_line(tmp_path: Path) -> None:
-    options = {"limit": 4, "budget": 0.01}
-    result = run(tasks=["ioi"], attack="random-direction", out=tmp_path, **options)
+    result = run(tasks=["ioi"], attack="random-direction", limit=4, budget=0.01, out=tmp_path)
     with pytest.raises(UserError, match="ioi: no recovery by a residual delta"):
         attribute(tmp_path / result.identity)
 
