@@ -22,6 +22,7 @@ from saebench_recovery.base.plugin import Indices, Plugin, PluginConfig, PluginE
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.model.examples import Example, Output, Run
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.monitors.calibration import calibrated
 from saebench_recovery.monitors.watched import Watched
 from saebench_recovery.perturbations.answer_beginning import Beginning
 from saebench_recovery.perturbations.problem import Problem
@@ -260,6 +261,19 @@ class Defense(Watched, ABC, kind="defense"):
     @abstractmethod
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         """The residual stream as the defense leaves it: pure, differentiable, shape kept."""
+
+    @final
+    def watch(self, target: Target, task: Task) -> None:
+        """Calibrate its monitor, if it is to have one, once it is fitted.
+
+        Raises:
+            UserError: see `calibrated`, or it has a detector of its own.
+        """
+        if self.config.monitor is not None:
+            if type(self).alarm is not Watched.alarm:
+                raise UserError(f"{self.title} has a detector of its own; leave out -D monitor")
+            selection = task.examples(target, "selection")
+            self._monitor = calibrated(self.config.monitor, target, task, self, selection)
 
     @final
     @property

@@ -13,14 +13,14 @@ from saebench_recovery.cli.interrupt import stoppable
 def attribute(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with its evidence.")],
     flips: Annotated[
-        int | None,
+        int,
         typer.Option(
             min=1,
             metavar="N",
-            help="The first N recovered flips of each task; default: all.",
+            help="The first N recovered flips of each task.",
             envvar="SAEBENCH_FLIPS",
         ),
-    ] = None,
+    ] = 32,
     top: Annotated[
         int,
         typer.Option(

@@ -58,13 +58,12 @@ def calibrated(
     A prompt's score is the largest of its content tokens' at any defended site. The threshold is
     the quantile that split conformal prediction asks for (Vovk, Gammerman and Shafer,
     "Algorithmic Learning in a Random World", 2005): a new prompt of their kind exceeds it with
-    probability at most `defense.false_alarms`, whatever the distribution.
+    probability at most the stated rate, whatever the distribution.
 
     Raises:
         UserError: too few selection examples for that rate.
     """
-    stated = defense.false_alarms
-    assert stated is not None
+    stated = float(defense.config.false_alarms)
     known, held_out = examples[::2], examples[1::2]
     rank = math.ceil((len(held_out) + 1) * (1 - stated))
     if rank > len(held_out):
@@ -98,7 +97,7 @@ def _passing(
         forward(target, batch, active.edits(batch, trace=trace), pool=last)
         keep_RQ = content(target, batch)
         prompt_N = begin + keep_RQ.nonzero()[:, 0]
-        for tokens in torch.arange(len(prompt_N), device=prompt_N.device).split(TOKENS):
+        for tokens in torch.split(torch.arange(len(prompt_N), device=prompt_N.device), TOKENS):
             yield (
                 prompt_N[tokens],
                 {

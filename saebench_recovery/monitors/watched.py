@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import Plugin, PluginConfig
 from saebench_recovery.base.sites import Site
-from saebench_recovery.model.examples import Example
-from saebench_recovery.model.roles import Judge
-from saebench_recovery.monitors.calibration import Monitor, MonitorName, calibrated
-from saebench_recovery.sae.latents import Latents
-from saebench_recovery.targets.target import Target
+from saebench_recovery.monitors.calibration import Monitor, MonitorName
 
 
 class Watched(Plugin, kind="defense"):
@@ -36,14 +30,12 @@ class Watched(Plugin, kind="defense"):
             description="share of undisturbed prompts on which the monitor may ring",
         )
 
-    # Those of `interfaces.Defense`; plugins narrow the type of their settings.
-    config: Any
-    latents: Mapping[Site, Latents]
+    config: Any  # narrowed by every defense
     _monitor: Monitor | None = None
 
     @property
     def false_alarms(self) -> float | None:
-        return None if self.config.monitor is None else float(self.config.false_alarms)
+        return None if self._monitor is None else float(self.config.false_alarms)
 
     def alarm(self, site: Site, resid_BTD: Tensor, *, entering: bool) -> Tensor:
         """Suspicion [B, T] of each token, positive where the detector rings.
@@ -54,16 +46,3 @@ class Watched(Plugin, kind="defense"):
         if self._monitor is None:
             raise NotImplementedError(f"defense {self.name!r} has no detector")
         return self._monitor.alarm(site, resid_BTD, entering=entering)
-
-    @final
-    def watch(self, target: Target, task: Judge, selection: Sequence[Example]) -> None:
-        """Calibrate the monitor, if it is to have one, on the fitted defense.
-
-        Raises:
-            UserError: see `monitors.calibrated`, or the defense has a detector of its own.
-        """
-        if self.config.monitor is None:
-            return
-        if type(self).alarm is not Watched.alarm:
-            raise UserError(f"{self.title} has a detector of its own; leave out -D monitor")
-        self._monitor = calibrated(self.config.monitor, target, task, self, selection)

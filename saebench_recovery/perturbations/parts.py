@@ -20,13 +20,13 @@ from torch import Generator, Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.perturbation import ResidualDelta
-from saebench_recovery.perturbations.constraints import orthonormal_basis
 from saebench_recovery.sae.latents import Dictionary
 
 WHOLE = ("clamped", "other", "residual")
 """The parts that add up to the delta."""
 PARTS = (*WHOLE, "top")
 TINY = 1e-30  # keeps 0 / 0 at 0
+RIDGE = 1e-9  # on inner products of decoder rows, which are about 1
 NOTHING = 1e-5  # of the delta's norm: a shorter part is rounding
 
 
@@ -35,8 +35,9 @@ class Split:
     """A delta, its parts, and for each a random direction inside the part's own subspace.
 
     The subspace of latents' parts is spanned by the decoder rows of those that change at the
-    token, that of the residual is the complement of the rows of all that are active there. A
-    random direction has the part's norm at every site and position.
+    token, and a random direction has Gaussian coefficients on them; that of the residual is the
+    complement of the rows of all that are active there. A random direction has the part's norm at
+    every site and position.
     """
 
     delta: ResidualDelta
@@ -85,11 +86,9 @@ def split(
         clamped_M = torch.zeros(dictionary.width, dtype=torch.bool, device=value_EPD.device)
         clamped_M[clamped.get(site, torch.empty(0, dtype=torch.long))] = True
         seen = _Moved(dictionary, base[site], value_EPD, clamped_M, top)
-        noise = [torch.randn(value_EPD.shape[1:], generator=g) for g in drawn]
-        noise_EPD = torch.stack(noise).to(value_EPD)
         for part in PARTS:
             parts[part][site] = seen.part(part)
-            inside_EPD = seen.inside(part, noise_EPD)
+            inside_EPD = seen.inside(part, drawn)
             length_EP1 = parts[part][site].norm(dim=2, keepdim=True)
             unit_EPD = inside_EPD / inside_EPD.norm(dim=2, keepdim=True).clamp_min(TINY)
             random[part][site] = length_EP1 * unit_EPD
@@ -144,14 +143,26 @@ class _Moved:
             return self.delta_EPD - (after - before)
         return after - before - self._expressed(self.masks["clamped"])
 
-    def inside(self, name: str, noise_EPD: Tensor) -> Tensor:
-        """Noise projected, token by token, into the subspace that a part lives in."""
-        rows_MD = self.dictionary.whole.decoder_SD
-        mask = self.active if name == "residual" else self.masks[name]
-        inside = torch.zeros_like(noise_EPD)
-        for e, p in self.delta_EPD.any(2).nonzero().tolist():
-            basis_DK = orthonormal_basis(rows_MD[mask[e, p]].T)
-            noise_D = noise_EPD[e, p].double()
-            along_D = basis_DK @ (basis_DK.T @ noise_D)
-            inside[e, p] = (noise_D - along_D if name == "residual" else along_D).to(inside)
-        return inside
+    def inside(self, name: str, drawn: Sequence[Generator]) -> Tensor:
+        """A random direction [E, P, D] inside the subspace of a part, of any length."""
+        E, P, D = self.delta_EPD.shape
+        of_rows = name != "residual"
+        width = self.dictionary.width if of_rows else D
+        noise = torch.stack([torch.randn(P, width, generator=g) for g in drawn]).to(self.delta_EPD)
+        if of_rows:
+            return self.dictionary.whole.decoded(noise * self.masks[name])
+        each = [self._beside_active(noise[e], self.active[e]) for e in range(E)]
+        return torch.stack(each)
+
+    def _beside_active(self, noise_PD: Tensor, active_PM: Tensor) -> Tensor:
+        """Noise without what lies in the span of the decoder rows that are active at its token."""
+        most = max(1, int(active_PM.sum(1).max()))
+        there_PK, index_PK = active_PM.int().topk(most, dim=1)
+        rows_PKD = self.dictionary.whole.decoder_SD[index_PK].double() * there_PK[..., None]
+        # Rows may depend on each other, and those that fill up are zero.
+        gram_PKK = rows_PKD @ rows_PKD.mT
+        gram_PKK.diagonal(dim1=1, dim2=2).add_(RIDGE)
+        noise_PD1 = noise_PD.double()[..., None]
+        share_PK1 = torch.linalg.solve(gram_PKK, rows_PKD @ noise_PD1)
+        beside: Tensor = (noise_PD1 - rows_PKD.mT @ share_PK1)[..., 0]
+        return beside.to(noise_PD)

@@ -15,7 +15,7 @@ class PartEffect(Stored):
     """What one part of the deltas does under the active defense, over flips.
 
     Rates leave out flips whose part is zero. At one norm, every part has the norm of its whole
-    delta, or of the smallest one that works.
+    delta, or of the smallest one that works, which is not known of random deltas.
     """
 
     part: Literal["clamped", "other", "residual", "top"]
@@ -38,6 +38,10 @@ class DeltaEffect(Stored):
 
     source: Source
     works: Rate = Field(description="whole deltas that work when they are replayed")
+    later_residual_held: Rate = Field(
+        description="... with the SAE residual of later sites held at its defended value"
+    )
+    later_latents_held: Rate = Field(description="... with the latents of later sites held")
     parts: tuple[PartEffect, ...]
     carriers: tuple[str, ...] = Field(
         description="parts that carry the effect and are not told apart; none where nothing does"

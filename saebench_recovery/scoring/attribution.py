@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from saebench_recovery.schema import Contrast, DeltaEffect, PartEffect, Rate, So
 from saebench_recovery.scoring.paired import Value, paired
 from saebench_recovery.scoring.statistics import mean, rate
 
+T = TypeVar("T")
 Works = Callable[[ResidualDelta], Tensor]
 """Whether each delta works under the active defense, bool [E], judged by the task's detector."""
 
@@ -56,7 +58,7 @@ def _judged(works: Works, delta: ResidualDelta, defined_E: Tensor) -> list[bool 
     return [bool(verdict) if defined else None for verdict, defined in pairs]
 
 
-def joined(chunks: Sequence[Mapping[str, Sequence]]) -> dict[str, list]:  # type: ignore[type-arg]
+def joined(chunks: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
     """The columns of several chunks of flips behind one another."""
     return {name: list(chain(*(chunk[name] for chunk in chunks))) for name in chunks[0]}
 
@@ -79,7 +81,8 @@ def effect(
     carriers = carrying(share, clusters)
 
     def counted(name: str) -> Rate:
-        known = [(v, c) for v, c in zip(verdicts[name], clusters, strict=True) if v is not None]
+        pairs = zip(verdicts.get(name, ()), clusters, strict=False)
+        known = [(v, c) for v, c in pairs if v is not None]
         return rate([v for v, _ in known], [c for _, c in known])
 
     parts = tuple(
@@ -100,6 +103,8 @@ def effect(
     return DeltaEffect(
         source=source,
         works=works,
+        later_residual_held=counted("later residual held"),
+        later_latents_held=counted("later latents held"),
         parts=parts,
         carriers=carriers,
         verdict=_verdict(source, works, parts, carriers),

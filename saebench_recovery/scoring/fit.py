@@ -21,8 +21,7 @@ def fit(setting: Setting) -> None:
     with fitting():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
-        selection = task.examples(setting.target, "selection")
-        setting.defense.watch(setting.target, task, selection)
+        setting.defense.watch(setting.target, task)
 
 
 def _restricted(task: Task, defense: str) -> Task:

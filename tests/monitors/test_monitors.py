@@ -37,7 +37,7 @@ def watched(name: str, target: Target, task: TinyTask, **config: Any) -> Defense
     defense = registry.create("defense", chosen.pop("defense", "clamp"), chosen)
     assert isinstance(defense, Defense)
     defense.fit(target, task)
-    defense.watch(target, task, task.examples(target, "selection"))
+    defense.watch(target, task)
     return defense
 
 
@@ -96,7 +96,7 @@ def test_it_needs_enough_prompts_for_its_promise() -> None:
 def test_without_one_there_is_no_detector() -> None:
     clamp = Clamp(Clamp.Config(latents=8))
     clamp.fit(shared_target("llama"), TinyTask())
-    clamp.watch(shared_target("llama"), TinyTask(), ())
+    clamp.watch(shared_target("llama"), TinyTask())
     assert clamp.false_alarms is None
     with pytest.raises(NotImplementedError, match="no detector"):
         clamp.alarm(SITE, torch.zeros(1, 1, WIDTH), entering=True)
@@ -110,4 +110,4 @@ def test_a_detector_of_its_own_takes_no_monitor() -> None:
     own = Own(Own.Config(latents=8, monitor="error"))
     own.fit(shared_target("llama"), TinyTask())
     with pytest.raises(UserError, match="detector of its own"):
-        own.watch(shared_target("llama"), TinyTask(), ())
+        own.watch(shared_target("llama"), TinyTask())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,21 +13,23 @@ import torch
 from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.model.defended import Trace
+from saebench_recovery.model.forward import forward
 from saebench_recovery.model.plain import Conditions
-from saebench_recovery.perturbations.parts import PARTS
+from saebench_recovery.perturbations.parts import PARTS, scaled
+from saebench_recovery.runs.attribute import mediation
 from saebench_recovery.runs.attribute.attribute import attribute
+from saebench_recovery.runs.attribute.mediation import Held, later_sites, works_holding
 from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_run
 from saebench_recovery.runs.attribute.replays import ReplayedParts
 from saebench_recovery.schema import Attribution
 from saebench_recovery.targets.plain import load_plain
-from tests.forged import lines
 
 
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("genuine")
-    options = {"limit": 6, "batch_size": 3, "budget": 1.0}
-    return out / run(tasks=["ioi"], out=out, **options).identity
+    return out / run(tasks=["ioi"], limit=6, batch_size=3, budget=1.0, out=out).identity
 
 
 @pytest.fixture
@@ -36,7 +39,8 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
 
 
 def test_every_recovered_flip_is_attributed(genuine: Path) -> None:
-    back = [r for r in lines(genuine / "records.jsonl") if r["measures"]["recovery"]]
+    lines = (genuine / "records.jsonl").read_text().splitlines()
+    back = [r for r in map(json.loads, lines) if r["measures"]["recovery"]]
     assert back
     (task,) = attribute(genuine).tasks
     assert task.flips == len(back)
@@ -95,7 +99,30 @@ def test_another_schema_is_one_line(folder: Path) -> None:
 
 
 def test_a_run_without_recoveries_is_one_line(tmp_path: Path) -> None:
-    options = {"limit": 4, "budget": 0.01}
-    result = run(tasks=["ioi"], attack="random-direction", out=tmp_path, **options)
+    result = run(tasks=["ioi"], attack="random-direction", limit=4, budget=0.01, out=tmp_path)
     with pytest.raises(UserError, match="ioi: no recovery by a residual delta"):
         attribute(tmp_path / result.identity)
+
+
+def test_what_is_held_at_later_sites_stays(genuine: Path) -> None:
+    """With nothing added nothing changes; with a large delta either of the two does something."""
+    stored, plan = stored_run(genuine)
+    target = loaded(plan)
+    chunk = ReplayedParts(next(recovered(target, plan, stored, "ioi", 2)), top=4)
+    setting, examples, delta = chunk.setting, chunk.examples, chunk.of("headline")
+    (site,) = later_sites(setting, delta)
+    zero = scaled(delta, torch.zeros(len(examples)))
+    batch, seen = target.batch(examples), Trace()
+    forward(target, batch, setting.active.edits(batch, trace=seen, watch=(site,)))
+    dictionary, defended = target.dictionary(site), seen.after[site]
+    for held in get_args(Held):
+        assert not works_holding(setting, examples, zero, held).any()
+        edit = mediation._holding(dictionary, None, defended, held)
+        torch.testing.assert_close(edit(defended), defended, rtol=1e-4, atol=1e-4)
+    moved = defended + torch.randn(defended.shape, generator=torch.Generator().manual_seed(0))
+    expressed, before = dictionary.reconstruct(moved), dictionary.reconstruct(defended)
+    latents_move, residual_moves = (
+        mediation._holding(dictionary, None, defended, held)(moved) for held in get_args(Held)
+    )
+    torch.testing.assert_close(latents_move - expressed, defended - before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(residual_moves - before, moved - expressed, rtol=1e-4, atol=1e-4)

@@ -21,14 +21,18 @@ from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 
 # What is left out does not suit: without its densest latents the organism still answers the
-# questions, and taking refusal latents away makes no model refuse.
+# questions, and taking refusal latents away makes no model refuse. Of the six classes of tpp
+# `conditional` flips five: what tells the sixth is as loud on retained text.
 SUITED = [
     ("ioi", "clamp"),
     ("ioi", "ablation"),
     ("ioi", "steering"),
+    ("ioi", "conditional"),
+    ("ioi", "paired-shift"),
     ("tpp", "clamp"),
     ("tpp", "ablation"),
     ("tpp", "steering"),
+    ("tpp", "paired-shift"),
     ("unlearning", "clamp"),
     ("unlearning", "steering"),
     ("refusal", "clamp"),

@@ -26,6 +26,13 @@ def print_attribution(found: Attribution) -> None:
         for delta in task.deltas:
             console.print(delta.verdict, highlight=False)
             console.print(_parts(task, delta))
+            if delta.later_residual_held.n:
+                moved, beside = delta.later_residual_held, delta.later_latents_held
+                console.print(
+                    f"works with later SAE residuals held {estimate(moved)}, with later latents "
+                    f"held {estimate(beside)}",
+                    highlight=False,
+                )
         for contrast in task.contrasts:
             console.print(_sentence(contrast), highlight=False)
         if len(task.places) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.parts import PARTS, Split, split
+from saebench_recovery.perturbations.parts import PARTS, TINY, Split, split
+from saebench_recovery.runs.attribute.mediation import Held, later_sites, works_holding
 from saebench_recovery.runs.attribute.reopened import Recovered
 from saebench_recovery.schema import Source
 from saebench_recovery.scoring.attack_and_score import posed
@@ -91,7 +93,8 @@ class ReplayedParts:
         wrong = self._defended[0]
         headline = self.of("headline")
         yield "recovering", self._replays(self.examples, headline, self._smallest(wrong=False))
-        yield "random", self._replays(self.examples, self._random(headline), headline.norm_E())
+        unknown_E = torch.full_like(headline.norm_E(), torch.nan)
+        yield "random", self._replays(self.examples, self._random(headline), unknown_E)
         injecting = self.of("headline_wrong")
         yield "wrong-target", self._replays(wrong, injecting, self._smallest(wrong=True))
 
@@ -140,9 +143,29 @@ class ReplayedParts:
             ]
             return torch.cat(each).cpu() & ~already_E
 
-        whole_E = delta.norm_E().clamp_min(1e-30)
+        whole_E = delta.norm_E().clamp_min(TINY)
         lengths = {p: (parts.parts[p].norm_E() / whole_E).tolist() for p in PARTS}
-        return Replays(parts, lengths, replayed(works, parts, smallest_E))
+        verdicts = replayed(works, parts, smallest_E)
+        for held in get_args(Held):
+            shown = self._holding(asked, delta, held)
+            verdicts[f"later {held} held"] = [
+                None if verdict is None else verdict and not already
+                for verdict, already in zip(shown, already_E.tolist(), strict=True)
+            ]
+        return Replays(parts, lengths, verdicts)
+
+    def _holding(
+        self, asked: Sequence[Example], delta: ResidualDelta, held: Held
+    ) -> list[bool | None]:
+        """Verdicts with one thing held at later sites; None where there are none."""
+        if not later_sites(self.setting, delta):
+            return [None] * len(asked)
+        shown: list[bool | None] = []
+        for begin in range(0, len(asked), CHUNK):
+            index = torch.arange(begin, min(begin + CHUNK, len(asked)))
+            part = asked[begin : begin + CHUNK]
+            shown += works_holding(self.setting, part, delta.rows(index), held).tolist()
+        return shown
 
     def _works(self, asked: Sequence[Example], delta: ResidualDelta | None, rows: slice) -> Tensor:
         """Whether the behaviour is shown, bool [E], from the tokens."""
