@@ -82,7 +82,7 @@ def job(
         target = load_target("organism", "cpu")
         monkeypatch.setattr(loading, "load_target", lambda *_, **__: target)
         steps = {"steps": 2}
-        options = {"tasks": ["ioi"], "limit": 8, "batch_size": 1, "attack_config": steps}
+        options = {"tasks": ["ioi"], "limit": 4, "batch_size": 1, "attack_config": steps}
         request.getfixturevalue("one_thread")
     else:
         request.getfixturevalue("engine")
