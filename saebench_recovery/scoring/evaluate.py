@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.sae.latents import Latents
-from saebench_recovery.schema import (
-    BaseExample,
-    Compute,
-    Cost,
-    ExampleCounts,
-    Facts,
-    PerturbationKind,
-    Rate,
-    Record,
-    SideEffects,
-)
+from saebench_recovery.schema import Compute, Cost, Facts, PerturbationKind, Record
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
 from saebench_recovery.scoring.check.attack_contract import check_attack
 from saebench_recovery.scoring.check.catalogue import refuse
-from saebench_recovery.scoring.check.preflight import preflight
-from saebench_recovery.scoring.check.task_examples import clustered
-from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal, Written
-from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.setting import Flip, Setting
-from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.suite import unbroken
-from saebench_recovery.scoring.valid_flips import (
-    evaluation_examples,
-    expected_by_chance,
-    halves,
-    valid_flips,
-)
+from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
+from saebench_recovery.scoring.valid_flips import halves
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -63,52 +40,37 @@ def evaluate(
     Raises:
         UserError: the plugins do not fit the target, or the model computes NaN.
     """
-    setting = Setting(target, task, defense, attack, spec)
-    scoring = Meter()
-    with scoring.counting():
-        progress("fitting the defense", 0, 1)
-        task.fit(target, target.site_for(task.name, defense.config.site))
-        examples = evaluation_examples(setting)
-        fit(setting)
-        checks = preflight(setting, examples)
-        refuse(checks.findings)
-        setting = replace(setting, held=_held(defense, checks.edited))
-        unsuppressed, flips = valid_flips(setting, clustered(target, examples))
-        of_attack = check_attack(setting, flips[:1])
+    seen = undisturbed(Setting(target, task, defense, attack, spec), progress)
+    return attacked(seen, attack, spec, journal, progress)
+
+
+def attacked(
+    seen: Undisturbed, attack: Attack, spec: RunSpec, journal: Journal, progress: Progress
+) -> Facts:
+    """The same for a defense that is fitted already; its other attacks change nothing in it.
+
+    Raises:
+        UserError: the attack does not fit, or the model computes NaN.
+    """
+    setting = seen.under(attack, spec)
+    checking = Meter()
+    with checking.counting():
+        of_attack = check_attack(setting, seen.flips[:1])
         refuse(of_attack)
-        effects = side_effects(setting)
-        ringing = false_alarms(setting.active, examples)
-    learned, flips = halves(flips) if attack.learns else ([], flips)
+    learned, flips = halves(seen.flips) if attack.learns else ([], seen.flips)
     costs: dict[str, list[Written]] = {}
     records: list[Record] = []
     for member in attack.suite():
         left = set(unbroken([f.example.id for f in flips], records))
         part = [f for f in flips if f.example.id in left]
-        of_member = Setting(target, task, defense, member, spec, setting.held)
+        of_member = seen.under(member, spec)
         costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
         records += [record for chunk in costs[member.name] for record in chunk.records]
-    counts = ExampleCounts(
-        n=len(examples),
-        base=len(unsuppressed) + len(flips) + len(learned),
-        valid=len(flips) + len(learned),
-        learned=len(learned),
-        chance=expected_by_chance(task, examples),
-    )
-    seen = _Undisturbed(counts, unsuppressed, effects, ringing)
-    facts = _facts(setting, seen, scoring.cost(), costs)
+    scoring = total_cost([seen.cost, checking.cost()])
+    facts = _facts(setting, seen, len(learned), scoring, costs)
     return facts.model_copy(
-        update={"findings": (*checks.findings, *of_attack, *checks.afterwards())}
+        update={"findings": (*seen.checks.findings, *of_attack, *seen.checks.afterwards())}
     )
-
-
-def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
-    """Of the declared latents those that the defense edits; where it edits none, all."""
-    held = {}
-    for site, latents in defense.latents.items():
-        chosen_S = edited[site].to(latents.features.device)
-        some = bool(chosen_S.any()) and not bool(chosen_S.all())
-        held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
-    return held
 
 
 def chunks(
@@ -155,19 +117,10 @@ def chunks(
     yield Written((), learning.cost(), Meter().cost())
 
 
-@dataclass(frozen=True)
-class _Undisturbed:
-    """What was seen of the defense before any attack."""
-
-    counts: ExampleCounts
-    unsuppressed: Sequence[BaseExample]
-    effects: SideEffects
-    ringing: Rate | None
-
-
 def _facts(
     setting: Setting,
-    seen: _Undisturbed,
+    seen: Undisturbed,
+    learned: int,
     scoring: Cost,
     chunks: Mapping[str, Sequence[Written]],
 ) -> Facts:
@@ -190,7 +143,7 @@ def _facts(
             str(site): tuple(latents.features.tolist())
             for site, latents in setting.active.latents.items()
         },
-        examples=seen.counts,
+        examples=seen.counts(learned),
         unsuppressed=tuple(seen.unsuppressed),
         perturbation=PerturbationKind(
             kind="several" if setting.mixed else setting.attack.space,
