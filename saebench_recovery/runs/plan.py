@@ -7,7 +7,7 @@ found at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -130,6 +130,18 @@ class Plan:
                 attack = registry.create("attack", self.spec.attack, settings["attack"])
                 found[task.label] = Matchup(task, cast("Defense", defense), cast("Attack", attack))
         return found
+
+    def fresh(self) -> Plan:
+        """The same, without the plugins that it has made."""
+        return replace(self)
+
+    def check_settings(self) -> None:
+        """Make sure that the settings fit the plugins, without keeping any.
+
+        Raises:
+            UserError: see `matchups`.
+        """
+        _ = self.fresh().matchups
 
     def record(self) -> dict[str, Any]:
         """The `spec` of a result, with the resolved settings of each row."""
