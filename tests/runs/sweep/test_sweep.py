@@ -1,4 +1,4 @@
-"""Cells of a sweep share what they can, fail alone, are tried twice, and are runs like any other."""
+"""Cells of a sweep share what they can, fail alone, are tried twice, and are ordinary runs."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_interrupted_sweep_goes_on(engine: Engine, tmp_path: Path) -> None:
 def test_alike_cells_and_unknown_names_are_refused(engine: Engine) -> None:
     with pytest.raises(UserError, match=r"two cells are alike, with identity [0-9a-f]{16}"):
         planned(specs_of({"budget": [1, 1.0]}))
-    with pytest.raises(UserError, match="alike.*batch_size 8"):
+    with pytest.raises(UserError, match=r"alike.*batch_size 8"):
         planned(specs_of({"batch_size": [None, 8]}))  # of which no number depends
     with pytest.raises(UserError, match="unknown attack 'orthogonl'"):
         planned(specs_of({"attack": ["orthogonal", "orthogonl"]}))
