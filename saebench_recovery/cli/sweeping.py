@@ -56,10 +56,9 @@ def carry_out(plans: Sequence[Plan], sending: Sending, *, quiet: bool) -> list[O
     from saebench_recovery.runs.sweep.sweep import sweep
 
     orders = sending.orders
-    done, left = [], []
-    for plan in plans:
-        complete = not orders.force and state(plan, orders.out) == "done"
-        (done if complete else left).append(plan)
+    left = [p for p in plans if orders.force or state(p, orders.out) != "done"]
+    waiting = {plan.identity for plan in left}
+    done = [plan for plan in plans if plan.identity not in waiting]
     with stoppable():
         outcomes = {o.identity: o for o in ThisProcess(orders).outcomes([done])}
         if left:
