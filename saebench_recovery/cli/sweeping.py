@@ -67,7 +67,11 @@ def carry_out(plans: Sequence[Plan], sending: Sending, *, quiet: bool) -> list[O
                 plan.check_settings()
             with live_view(len(left), wanted=not quiet) as view:
                 engine, workers = _engine(left, sending, view.told)
-                outcomes |= sweep(left, engine, workers, view.finished)
+                try:
+                    outcomes |= sweep(left, engine, workers, view.finished)
+                except KeyboardInterrupt as stop:
+                    kept = f"what is done is kept in {str(orders.out)!r}"
+                    raise type(stop)(f"{kept}; the same command goes on from there") from None
     return [outcomes[plan.identity] for plan in plans]
 
 

@@ -24,9 +24,7 @@ def verdict(
     """
     by_measure = {pair.measure: pair for pair in differences}
     amounts = [
-        f"{_amount(by_measure[name])} {words}"
-        for name, words in MEASURES.items()
-        if name in by_measure
+        _amount(by_measure[name], words) for name, words in MEASURES.items() if name in by_measure
     ]
     recovery = by_measure.get("recovery")
     if recovery is None:
@@ -38,6 +36,6 @@ def verdict(
     return f"{this} {found}: {'; '.join(amounts)}; {cost}, {fair}"
 
 
-def _amount(pair: PairedDifference) -> str:
+def _amount(pair: PairedDifference, of: str) -> str:
     interval = "" if pair.low is None else f" [{pair.low:+.2f}, {pair.high:+.2f}]"
-    return f"{pair.difference:+.2f}{interval} (p = {pair.p_value:.2g})"
+    return f"{pair.difference:+.2f}{interval} {of} (p = {pair.p_value:.2g})"

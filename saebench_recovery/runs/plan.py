@@ -31,6 +31,7 @@ OF_THE_ATTACK = {
     "budget",
     "budget_unit",
     "flops",
+    "seed",  # of what is drawn for an attack and its controls; nothing else is drawn by it
     "batch_size",
     "tasks",
     "defense_config",  # merged into the settings of each task, as those of the task are

@@ -42,7 +42,9 @@ def test_lists_of_values_are_runs_of_their_own(
     assert [(s["defense"], s["attack"]) for s in specs] == [
         (defense, attack) for defense in ("clamp", "ablation") for attack in ("orthogonal", "gcg")
     ]
-    assert "ablation against gcg on organism, reclamp, budget 0.5 (spread)" in shown.out
+    assert "ablation against gcg on organism, reclamp, budget 0.5 (spread)" in " ".join(
+        shown.out.split()
+    )
     assert (len(engine.loaded), len(engine.fitted)) == (1, 2)
     one = ["--defense", "ablation", "--attack", "gcg", "--task", "alpha"]
     assert saebench(monkeypatch, "run", *one, *out, "--json") == 0

@@ -268,7 +268,7 @@ def test_a_verdict_says_who_recovers_more_at_which_cost(stored: Stored) -> None:
     )
     assert "+0.50 [" in half
     assert half.endswith("at equal cost, on equal footing")
-    assert "+1.00 [+1.00, +1.00] (p = 1.9e-06) of the flips" in full
+    assert "+1.00 [+0.72, +1.00] of the flips (p = 1.9e-06)" in full  # 2 in 2^20
     assert "at unequal cost (30 and 10 FLOPs on a flip)" in full
     matched = only(twenty(stored), match_flops=True).verdicts[0]
     assert "at 10 FLOPs on each flip" in matched
