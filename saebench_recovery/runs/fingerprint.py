@@ -48,7 +48,7 @@ def harness_fingerprint() -> str:
 
 
 class Fingerprints:
-    """Both hashes for several runs of one process: what they are of is read once."""
+    """These hashes and versions for several runs of one process: what they are of is read once."""
 
     def __init__(self) -> None:
         self._of_target: dict[str, str] = {}
@@ -56,6 +56,10 @@ class Fingerprints:
     @cached_property
     def harness(self) -> str:
         return harness_fingerprint()
+
+    @cached_property
+    def packages(self) -> dict[str, str]:
+        return package_versions()
 
     def target(self, preset: Preset) -> str:
         name = canonical_json(preset.model_dump(mode="json"))

@@ -15,7 +15,7 @@ from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json, nearest
-from saebench_recovery.runs.fingerprint import Fingerprints, package_versions
+from saebench_recovery.runs.fingerprint import Fingerprints
 from saebench_recovery.runs.sources import source_hash
 from saebench_recovery.spec import RunSpec, identity
 from saebench_recovery.targets.presets import Preset, TaskPreset, preset
@@ -191,6 +191,6 @@ def _environment(spec: RunSpec, chosen: Preset, fingerprints: Fingerprints) -> d
     return {
         "target": fingerprints.target(chosen),
         "harness": fingerprints.harness,
-        "packages": package_versions(),
+        "packages": fingerprints.packages,
         "sources": {f"{kind} {name}": source_hash(cls) for (kind, name), cls in plugins.items()},
     }
