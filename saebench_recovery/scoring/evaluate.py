@@ -53,8 +53,8 @@ def attacked(
         UserError: the attack does not fit, or the model computes NaN.
     """
     setting = seen.under(attack, spec)
-    checking = Meter()
-    with checking.counting():
+    own = Meter()
+    with own.counting():
         of_attack = check_attack(setting, seen.flips[:1])
         refuse(of_attack)
     learned, flips = halves(seen.flips) if attack.learns else ([], seen.flips)
@@ -63,10 +63,11 @@ def attacked(
     for member in attack.suite():
         left = set(unbroken([f.example.id for f in flips], records))
         part = [f for f in flips if f.example.id in left]
-        of_member = seen.under(member, spec)
+        with own.counting():
+            of_member = seen.under(member, spec).measured()
         costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
         records += [record for chunk in costs[member.name] for record in chunk.records]
-    scoring = total_cost([seen.cost, checking.cost()])
+    scoring = total_cost([seen.cost, own.cost()])
     facts = _facts(setting, seen, len(learned), scoring, costs)
     return facts.model_copy(
         update={"findings": (*seen.checks.findings, *of_attack, *seen.checks.afterwards())}
