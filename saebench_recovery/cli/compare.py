@@ -6,6 +6,11 @@ from typing import Annotated
 
 import typer
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBENCH_JSON")]
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Print Markdown.", envvar="SAEBENCH_MARKDOWN")
+]
+
 
 def compare(
     runs: Annotated[
@@ -32,12 +37,8 @@ def compare(
         ),
     ] = None,
     *,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON.", envvar="SAEBENCH_JSON")
-    ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown.", envvar="SAEBENCH_MARKDOWN")
-    ] = False,
+    json: Json = False,
+    markdown: Markdown = False,
 ) -> None:
     """Set runs side by side on the flips that all of them attacked.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.results.store import RESULT, read_result
+from saebench_recovery.results.store import RESULT
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.run import execute
 from saebench_recovery.runs.sweep.cells import grouped, planned, shard, state
@@ -21,6 +18,7 @@ from saebench_recovery.runs.sweep.grid import specs_of
 from saebench_recovery.runs.sweep.local import Processes
 from saebench_recovery.runs.sweep.sweep import sweep
 from tests.fake_engine import Engine
+from tests.runs.sweep import dying
 from tests.runs.test_run import contents
 from tests.structure.source import ROOT
 
@@ -138,34 +136,19 @@ def test_groups_are_cut_for_the_workers(engine: Engine) -> None:
     assert [len(group) for group in grouped(plans, 3)] == [3, 1, 3, 1]
 
 
-# --- processes --------------------------------------------------------------------------------
-
-
-def fake_that_dies(marker: Path) -> None:
-    """In a process of its own: the fake engine, which kills the process at its fifth chunk once."""
-    engine = Engine()
-
-    def before(task: str, number: int) -> None:
-        if len(engine.chunks) == 5 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    engine.before = before
-    engine.install(lambda mapping, key, value: mapping.update({key: value}))
-
-
-def test_a_process_that_is_killed_costs_one_attempt_of_one_cell(
+def test_a_process_that_dies_costs_an_attempt_of_one_cell(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(ROOT)  # where a new process finds the tests
-    plans, marker = planned(specs_of(GRID)), tmp_path / "marker"
-    each = Processes(Orders(tmp_path / "runs"), [{}, {}], partial(fake_that_dies, marker))
-    first = list(each.outcomes(grouped(plans, 2)))
-    assert marker.exists()
-    (lost,) = [one for one in first if one.error is not None]
-    assert lost.error is not None
-    assert "killed by SIGKILL" in lost.error
-    assert len(first) == len(plans)
-    told = sweep(plans, each, 2, lambda outcome: None)
-    assert {one.error for one in told.values()} == {None}
-    assert {read_result(tmp_path / "runs" / p.identity).identity for p in plans} == set(told)
+    plans = planned(specs_of({"tasks": ["alpha"], "seed": [0, 1, 2, 3, 4]}))
+    told: list[Outcome] = []
+    each = Processes(Orders(tmp_path), [{"OMP_NUM_THREADS": "3"}] * 2, dying.prepare)
+    final = sweep(plans, each, 2, told.append)
+    assert len(told) == len(plans)
+    assert [final[plan.identity].error for plan in plans] == [
+        None,
+        None,
+        "refused, with 3 threads",
+        "its process ended (killed by SIGKILL); if memory is short, try fewer --jobs",
+        None,
+    ]
