@@ -86,6 +86,8 @@ def _address(cls: type[Any]) -> str:
 def _holder(kind: Kind, name: str) -> str | None:
     if name in _registered[kind]:
         return _address(_registered[kind][name])
+    if name in BUILT_IN[kind]:  # without a look at every installed package
+        return BUILT_IN[kind][name][0]
     return _placeholders(kind).get(name, (None, ""))[0]
 
 
@@ -156,7 +158,7 @@ def plugin_class(kind: Kind, name: str) -> type[Plugin]:
     """
     check_name(kind, name)
     if name not in _registered[kind]:
-        address = _placeholders(kind)[name][0]
+        address = str(_holder(kind, name))
         module, _, attribute = address.partition(":")
         try:
             cls = getattr(importlib.import_module(module), attribute)

@@ -33,7 +33,8 @@ class Option:
     `identity`: the value is `hashed`; or it is `merged` with the target's own settings for each
     task, or into the target's hash, and hashed there; or it changes speed and `no` number, up to
     float rounding. `unset` is the word for None. The repeat command leaves defaults out, except
-    for an option that is `always` spelled because runs are compared by it.
+    for an option that is `always` spelled because runs are compared by it. One that may be `listed`
+    takes several values, with commas, each for a run of its own.
     """
 
     flag: str
@@ -42,6 +43,7 @@ class Option:
     metavar: str | None = None
     unset: str | None = None
     always: bool = False
+    listed: bool = False
 
     @property
     def variable(self) -> str:
@@ -120,10 +122,12 @@ class RunSpec(BaseModel):
         Option("--target", always=True),
     ] = "organism"
     defense: Annotated[
-        str, Field(description="See `list defenses`."), Option("--defense", always=True)
+        str,
+        Field(description="See `list defenses`."),
+        Option("--defense", always=True, listed=True),
     ] = "clamp"
     attack: Annotated[
-        str, Field(description="See `list attacks`."), Option("--attack", always=True)
+        str, Field(description="See `list attacks`."), Option("--attack", always=True, listed=True)
     ] = "orthogonal"
     tasks: Annotated[
         tuple[str, ...],
@@ -138,12 +142,12 @@ class RunSpec(BaseModel):
     threat_model: Annotated[
         ThreatModel,
         Field(description="Perturb before the defense, or after it."),
-        Option("--threat-model", metavar="reclamp|post", always=True),
+        Option("--threat-model", metavar="reclamp|post", always=True, listed=True),
     ] = "reclamp"
     budget: Annotated[
         float,
         Field(ge=0, le=1e6, description="Largest norm of a perturbation at any position."),
-        Option("--budget", metavar="X", always=True),
+        Option("--budget", metavar="X", always=True, listed=True),
     ] = 0.5
     budget_unit: Annotated[
         BudgetUnit,
@@ -157,7 +161,7 @@ class RunSpec(BaseModel):
     seed: Annotated[
         int,
         Field(ge=0, lt=2**31, description="Of everything random."),
-        Option("--seed", metavar="N", always=True),
+        Option("--seed", metavar="N", always=True, listed=True),
     ] = 0
     limit: Annotated[
         int | None,

@@ -11,7 +11,7 @@ import torch
 
 from saebench_recovery import registry
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.interfaces import Attack, Defense, Task
+from saebench_recovery.interfaces import Attack
 from saebench_recovery.runs import plan
 from saebench_recovery.schema import Cost, Facts, Texts
 from saebench_recovery.scoring.journal import Chunk, Journal
@@ -40,19 +40,19 @@ class Engine:
 
     def __init__(self, before: Callable[[str, int], None] = lambda task, number: None) -> None:
         self.evaluated: list[str] = []
+        self.fitted: list[tuple[str, str]] = []  # tasks with their defenses
+        self.loaded: list[str] = []  # targets
         self.chunks: list[tuple[str, int]] = []
         self.before = before
 
-    def evaluate(
-        self,
-        target: Any,
-        task: Task,
-        defense: Defense,
-        attack: Attack,
-        spec: RunSpec,
-        journal: Journal,
-        progress: Progress,
+    def undisturbed(self, setting: Any, progress: Progress) -> Any:
+        self.fitted.append((setting.task.name, setting.defense.name))
+        return setting
+
+    def attacked(
+        self, seen: Any, attack: Attack, spec: RunSpec, journal: Journal, progress: Progress
     ) -> Facts:
+        task, defense = seen.task, seen.defense
         for number in range(len(journal.written(task.name, attack.name)), CHUNKS):
             self.before(task.name, number)
             progress("pretending", number, CHUNKS)
@@ -75,14 +75,22 @@ class Engine:
 
     def install(self, set: Callable[[Any, Any, Any], None]) -> None:
         """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
-        evaluate, loading = ModuleType("evaluate"), ModuleType("loading")
         target = SimpleNamespace(
             preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={}, agreement=None
         )
-        vars(evaluate)["evaluate"] = self.evaluate
-        vars(loading)["load_target"] = lambda name, device, **options: target
-        set(sys.modules, "saebench_recovery.scoring.evaluate", evaluate)
-        set(sys.modules, "saebench_recovery.targets.loading", loading)
+
+        def load_target(name: str, device: str, **options: Any) -> Any:
+            self.loaded.append(name)
+            return target
+
+        for module, function in (
+            ("scoring.evaluate", self.attacked),
+            ("scoring.undisturbed", self.undisturbed),
+            ("targets.loading", load_target),
+        ):
+            fake = ModuleType(module)
+            vars(fake)[function.__name__] = function
+            set(sys.modules, f"saebench_recovery.{module}", fake)
         set(vars(plan), "preset", lambda *options: PRESET)
         for name in TASKS:
             task = type(f"Fake{name}", (FakeTask,), {"name": name, "__module__": __name__})

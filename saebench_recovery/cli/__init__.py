@@ -28,6 +28,7 @@ from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
+from saebench_recovery.cli.sweep import sweep
 from saebench_recovery.cli.verify import verify
 
 LONGEST = 2000  # characters of an error
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(sweep)
 app.command()(check)
 app.command("list")(list_plugins)
 app.command()(new)

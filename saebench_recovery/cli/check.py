@@ -6,9 +6,10 @@ from typing import Any
 
 import typer
 
+from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import Model, Plugins, Saes, with_spec_options
-from saebench_recovery.cli.run import spec_of
+from saebench_recovery.cli.options import Model, Plugins, Saes, fields_of, with_spec_options
+from saebench_recovery.spec import RunSpec
 
 
 @with_spec_options
@@ -35,7 +36,7 @@ def check(
 
     for file in plugin or ():
         load_plugin_file(file)
-    spec = spec_of(context, options, model, sae or ())
+    spec = validate(RunSpec, fields_of(context, options, model, sae or ()), "check")
     with stoppable():
         found = examine(spec)
     for label, findings in found.items():

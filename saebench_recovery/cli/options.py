@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import parse_assignments
 from saebench_recovery.spec import OPTIONS, Declared
 
@@ -43,6 +44,29 @@ Plugins = Annotated[
         metavar="FILE.py",
         help="File with a defense, attack or task of your own, repeatable.",
         envvar="SAEBENCH_PLUGIN",
+    ),
+]
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes that work side by side.",
+        envvar="SAEBENCH_JOBS",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Repeat a run that is complete.", envvar="SAEBENCH_FORCE"),
+]
+KeepText = Annotated[
+    bool,
+    typer.Option(
+        "--keep-text",
+        help="Keep prompts and generated answers, in a file of their own.",
+        envvar="SAEBENCH_KEEP_TEXT",
     ),
 ]
 
@@ -92,6 +116,35 @@ def given_fields(context: typer.Context, values: Mapping[str, Any]) -> dict[str,
                 inner = inner.setdefault(name, {})
             inner[one.path[-1]] = _parsed(one, values[_name(one)])
     return fields
+
+
+def fields_of(
+    context: typer.Context, options: Mapping[str, Any], model: str, saes: Sequence[str]
+) -> dict[str, Any]:
+    """The same, with the target by its parts if it was given so.
+
+    Raises:
+        UserError: the target is given twice.
+    """
+    fields = given_fields(context, options)
+    if model or saes:
+        from saebench_recovery.targets.presets import name_of_parts
+
+        if is_given(context, "target"):
+            raise UserError("give --target, or --model with --sae, not both")
+        fields["target"] = name_of_parts(model, saes)
+    return fields
+
+
+def with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with a list for each of which several values were given."""
+    listed = {one.path[0] for one in OPTIONS if one.option.listed}
+    return {
+        name: [part.strip() for part in value.split(",")]
+        if name in listed and isinstance(value, str) and "," in value
+        else value
+        for name, value in fields.items()
+    }
 
 
 def is_given(context: typer.Context, name: str) -> bool:

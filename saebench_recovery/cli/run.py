@@ -6,46 +6,42 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
-from saebench_recovery.base.settings import validate
+from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import given_fields, is_given, with_spec_options
+from saebench_recovery.cli.options import (
+    Force,
+    Jobs,
+    KeepText,
+    Model,
+    Out,
+    Plugins,
+    Saes,
+    fields_of,
+    is_given,
+    with_lists,
+    with_spec_options,
+)
+from saebench_recovery.cli.sweeping import Sending, carry_out, prepare, report
 from saebench_recovery.spec import RunSpec
+
+if TYPE_CHECKING:
+    from saebench_recovery.runs.sweep.engine import Orders
+    from saebench_recovery.schema import RunResult
 
 
 @with_spec_options
 def run(
     context: typer.Context,
     *,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="ID_OR_PATH",
-            help="Hub model or folder, in place of --target.",
-            envvar="SAEBENCH_MODEL",
-        ),
-    ] = "",
-    sae: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="RELEASE/ID_OR_PATH[@HOOK]",
-            help="SAE of that model, repeatable; the first is defended.",
-            envvar="SAEBENCH_SAE",
-        ),
-    ] = None,
-    plugin: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="File with a defense, attack or task of your own, repeatable.",
-            envvar="SAEBENCH_PLUGIN",
-        ),
-    ] = None,
+    model: Model = "",
+    sae: Saes = None,
+    plugin: Plugins = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -55,25 +51,14 @@ def run(
             envvar="SAEBENCH_SEEDS",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")] = Path(
-        "runs"
-    ),
+    jobs: Jobs = 1,
+    out: Out = Path("runs"),
     json: Annotated[
         bool,
         typer.Option("--json", help="Print only the path of result.json.", envvar="SAEBENCH_JSON"),
     ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Repeat a run that is complete.", envvar="SAEBENCH_FORCE"),
-    ] = False,
-    keep_text: Annotated[
-        bool,
-        typer.Option(
-            "--keep-text",
-            help="Keep prompts and generated answers, in a file of their own.",
-            envvar="SAEBENCH_KEEP_TEXT",
-        ),
-    ] = False,
+    force: Force = False,
+    keep_text: KeepText = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -87,7 +72,9 @@ def run(
     """Attack a defense and score what comes back.
 
     The result stands in OUT/<identity>/result.json. A complete run that is repeated is read
-    from there; an interrupted one goes on where it was stopped.
+    from there; an interrupted one goes on where it was stopped. Several
+    values of --defense, --attack, --threat-model, --budget or --seed, with commas between them,
+    are runs of their own, one for each combination.
 
     \b
     Examples:
@@ -95,44 +82,75 @@ def run(
       saebench run --defense ablation --attack orthogonal --threat-model post
       saebench run --defense clamp -D latents=16 -D value=0 --budget 0.5
       saebench run --defense clamp --task ioi --seeds 3
+      saebench run --defense clamp,steering --attack orthogonal,gcg --jobs 2
       saebench run --plugin my_defense.py --defense my-clamp --limit 32
       saebench run --protocol published --task ioi --target gpt2-small
       saebench run --task ioi --model gpt2 --sae gpt2-small-res-jb/blocks.4.hook_resid_pre
     """
-    from saebench_recovery.cli.progress import progress_bar
-    from saebench_recovery.registry import load_plugin_file
-    from saebench_recovery.results.report.seeds_table import print_seeds
-    from saebench_recovery.results.report.table import print_result
     from saebench_recovery.results.store import RESULT
-    from saebench_recovery.runs.run import allow_named, execute
+    from saebench_recovery.runs.sweep.engine import Orders
+    from saebench_recovery.runs.sweep.grid import specs_of
 
-    for file in plugin or ():
-        load_plugin_file(file)
-    spec = spec_of(context, options, model, sae or ())
-    allow_named(spec)
-    if seeds is not None and is_given(context, "seed"):
-        raise UserError("give --seed or --seeds, not both")
-    each = [spec] if seeds is None else [_seeded(spec, seed) for seed in range(seeds)]
-    with stoppable(), progress_bar(wanted=not json) as progress:
-        results = [
-            execute(one, out, force=force, keep_text=keep_text, progress=progress) for one in each
-        ]
-    if not json and len(results) == 1:
-        print_result(results[0])
-        print()
-    elif not json:
-        print_seeds(results)
-        print()
+    plugins = plugin or ()
+    fields = with_lists(fields_of(context, options, model, sae or ()))
+    if seeds is not None:
+        if is_given(context, "seed"):
+            raise UserError("give --seed or --seeds, not both")
+        fields["seed"] = list(range(seeds))
+    specs = specs_of(fields)
+    prepare(plugins, specs[0])
+    sending = Sending(Orders(out, force=force, keep_text=keep_text), jobs, plugins, specs[0])
+    if len(specs) == 1:
+        results, code = [_alone(specs[0], sending.orders, quiet=json)], 0
+    else:
+        results, code = _together(specs, sending, quiet=json)
     paths = [out / result.identity / RESULT for result in results]
     for path in paths:
         print(printable(str(path)))
     if verify:
-        codes = [_verified(path, plugin or (), quiet=json) for path in paths]
-        raise typer.Exit(max(codes))
+        code = max([code, *(_verified(path, plugins, quiet=json) for path in paths)])
+    raise typer.Exit(code)
 
 
-def _seeded(spec: RunSpec, seed: int) -> RunSpec:
-    return spec.model_copy(update={"seed": seed})
+def _alone(spec: RunSpec, orders: Orders, *, quiet: bool) -> RunResult:
+    from saebench_recovery.cli.progress import progress_bar
+    from saebench_recovery.results.report.table import print_result
+    from saebench_recovery.runs.run import execute
+
+    with stoppable(), progress_bar(wanted=not quiet) as progress:
+        result = execute(
+            spec, orders.out, force=orders.force, keep_text=orders.keep_text, progress=progress
+        )
+    if not quiet:
+        print_result(result)
+        print()
+    return result
+
+
+def _together(
+    specs: Sequence[RunSpec], sending: Sending, *, quiet: bool
+) -> tuple[list[RunResult], int]:
+    """The results of the runs that are complete, and the exit code that the others ask for."""
+    from saebench_recovery.results.report.seeds_table import print_seeds
+    from saebench_recovery.results.store import read_result
+    from saebench_recovery.runs.sweep.cells import planned
+
+    plans = planned(specs)
+    outcomes = carry_out(plans, sending, quiet=quiet)
+    results = [read_result(sending.orders.out / o.identity) for o in outcomes if o.error is None]
+    for alike in [] if quiet else _but_for_seed(results):
+        print_seeds(alike)
+        print()
+    return results, report(plans, outcomes)
+
+
+def _but_for_seed(results: Sequence[RunResult]) -> list[list[RunResult]]:
+    """Results of runs that differ in nothing but the seed, together."""
+    alike: dict[str, list[RunResult]] = {}
+    for result in results:
+        spec = {k: v for k, v in result.spec.items() if k != "seed"}
+        alike.setdefault(canonical_json(spec), []).append(result)
+    return list(alike.values())
 
 
 def _verified(path: Path, plugins: Sequence[Path], *, quiet: bool) -> int:
@@ -141,21 +159,3 @@ def _verified(path: Path, plugins: Sequence[Path], *, quiet: bool) -> int:
     command = [sys.executable, "-m", "saebench_recovery", *words]
     sys.stdout.flush()
     return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode
-
-
-def spec_of(
-    context: typer.Context, options: dict[str, Any], model: str, saes: list[str] | tuple[str, ...]
-) -> RunSpec:
-    """The spec that the options stand for, with every field unset that the user left open.
-
-    Raises:
-        UserError: a value does not fit, or the target is given twice.
-    """
-    fields = given_fields(context, options)
-    if model or saes:
-        from saebench_recovery.targets.presets import name_of_parts
-
-        if is_given(context, "target"):
-            raise UserError("give --target, or --model with --sae, not both")
-        fields["target"] = name_of_parts(model, saes)
-    return validate(RunSpec, fields, "run")

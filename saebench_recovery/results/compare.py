@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results import circumstances
+from saebench_recovery.results.named_run import NamedRun, read_runs
 from saebench_recovery.results.paired import PairedDifference, paired_difference
-from saebench_recovery.results.task_run import TaskRun, names, read_run
+from saebench_recovery.results.task_run import TaskRun, names
+from saebench_recovery.results.verdict import verdict
 from saebench_recovery.schema import Count, Finite, Mean, Rate, Record, Stored
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.measures import Measure
@@ -30,7 +32,9 @@ class ComparedRun(Stored):
     identity: str
     valid: Count = Field(description="flips that it scored, common or not")
     measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
-    drift: Mean = Field(description="relative, of each flip's worst scope")
+    drift: Mean | None = Field(
+        description="relative, of each flip's worst scope; null where flops are matched"
+    )
     flops: Mean = Field(description="spent by the search on a flip")
     flags: tuple[str, ...]
 
@@ -45,20 +49,27 @@ class Comparison(Stored):
     runs: tuple[ComparedRun, ...]
     differences: tuple[PairedDifference, ...]
     unequal: tuple[str, ...] = Field(description="in what the runs were not on equal footing")
+    verdicts: tuple[str, ...] = Field(description="a line for every run but the first")
 
 
-def compare(runs: Sequence[Path], *, match_flops: bool = False) -> list[Comparison]:
+def compare(
+    runs: Sequence[Path | NamedRun], *, baseline: str | None = None, match_flops: bool = False
+) -> list[Comparison]:
     """Compare two or more runs on each task that all of them have.
 
-    With `match_flops`, recovery counts only as far as the search had come when it had spent, on
-    each flip, what the cheapest of the runs spent at most.
+    `baseline` is the one that the others are set beside, by the first: its own name or the
+    beginning of its identity. With `match_flops`, recovery counts only as far as the search had
+    come when it had spent, on each flip, what the cheapest of the runs spent at most; figures of
+    the end of the search are left out then.
 
     Raises:
-        UserError: fewer than two runs, one that cannot be read, or no task or flip in common.
+        UserError: fewer than two runs, one that cannot be read, no task or flip in common, or no
+            such baseline.
     """
     if len(runs) < 2:
         raise UserError("a comparison needs two or more runs")
-    by_task = [read_run(run)[1] for run in runs]
+    named = [run if isinstance(run, NamedRun) else NamedRun(run) for run in runs]
+    by_task = read_runs(named, baseline)
     tasks = [task for task in by_task[0] if all(task in of_run for of_run in by_task)]
     if not tasks:
         each = "; ".join(", ".join(of_run) for of_run in by_task)
@@ -66,6 +77,12 @@ def compare(runs: Sequence[Path], *, match_flops: bool = False) -> list[Comparis
     return [
         _compared([of_run[task] for of_run in by_task], match_flops=match_flops) for task in tasks
     ]
+
+
+def as_json(comparisons: Sequence[Comparison]) -> str:
+    """A JSON list of them."""
+    adapter = TypeAdapter(tuple[Comparison, ...])
+    return adapter.dump_json(tuple(comparisons), indent=1).decode()
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,12 @@ class _CommonFlips:
     flops: float | None
 
     def values(self) -> dict[str, Values]:
-        """Of every measure, and the drift, each flip's own value."""
+        """Of every measure, and the drift, each flip's own value.
+
+        Where flops are matched, only of what is known for the moment at which they were spent.
+        """
+        if self.flops is not None:
+            return {m.name: self._of(m) for m in measures.MEASURES if m.needs_recovery}
         return {
             **{measure.name: self._of(measure) for measure in measures.MEASURES},
             "drift": [_worst_drift(record) for record in self.records],
@@ -108,14 +130,27 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     limit = min((flops for flops in most if flops), default=None) if match_flops else None
     flips = [_CommonFlips(*pair, limit) for pair in zip(runs, records, strict=True)]
     compared = [_run_on(own, name) for own, name in zip(flips, names(runs), strict=True)]
+    differences = _differences(flips, [run.name for run in compared])
+    unequal = [*circumstances.differences(runs), *_other_flips(compared, len(common))]
+    costs = _unequal_costs(compared)
     return Comparison(
         task=task,
         flips=len(common),
         clusters=len({record.cluster or record.id for record in records[0]}),
         flops=limit,
         runs=tuple(compared),
-        differences=tuple(_differences(flips, [run.name for run in compared])),
-        unequal=(*circumstances.differences(runs), *_unequal_work(compared, len(common))),
+        differences=tuple(differences),
+        unequal=(*unequal, *costs),
+        verdicts=tuple(
+            verdict(
+                compared[0].name,
+                run.name,
+                [pair for pair in differences if pair.run == run.name],
+                _cost(compared[0], run, limit),
+                [line.partition(": ")[0] for line in unequal],
+            )
+            for run in compared[1:]
+        ),
     )
 
 
@@ -128,8 +163,9 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
         measures={
             measure.name: readings.summary(measure, values[measure.name], clusters)
             for measure in measures.MEASURES
+            if measure.name in values
         },
-        drift=statistics.mean(values["drift"], clusters),
+        drift=statistics.mean(values["drift"], clusters) if "drift" in values else None,
         flops=statistics.mean(flips.spent(), clusters),
         flags=flips.run.row.flag_names,
     )
@@ -160,14 +196,35 @@ def _worst_drift(record: Record) -> float | None:
     return max((value for value in relative if value is not None), default=None)
 
 
-def _unequal_work(runs: Sequence[ComparedRun], common: int) -> list[str]:
-    """Where the runs attacked other flips, or spent more on each."""
-    lines = []
-    if any(run.valid != common for run in runs):
-        counts = " | ".join(str(run.valid) for run in runs)
-        lines.append(f"valid flips: {counts}; compared on the {common} in common")
-    spent = [run.flops.mean or 0.0 for run in runs]
-    if max(spent) > SAME_COST * min(spent):
-        each = " | ".join(f"{value:.2g}" for value in spent)
-        lines.append(f"FLOPs that the search spent on a flip: {each}")
-    return lines
+def _other_flips(runs: Sequence[ComparedRun], common: int) -> list[str]:
+    """A line if a run attacked flips that another did not."""
+    if all(run.valid == common for run in runs):
+        return []
+    counts = " | ".join(str(run.valid) for run in runs)
+    return [f"valid flips: {counts}; compared on the {common} in common"]
+
+
+def _unequal_costs(runs: Sequence[ComparedRun]) -> list[str]:
+    """A line if a run spent more on a flip than another."""
+    if _alike(runs):
+        return []
+    each = " | ".join(f"{_spent(run):.2g}" for run in runs)
+    return [f"FLOPs that the search spent on a flip: {each}"]
+
+
+def _cost(first: ComparedRun, this: ComparedRun, limit: float | None) -> str:
+    """How two runs were matched in what they spent, in words."""
+    if limit is not None:
+        return f"at {limit:.2g} FLOPs on each flip"
+    if _alike([first, this]):
+        return "at equal cost"
+    return f"at unequal cost ({_spent(this):.2g} and {_spent(first):.2g} FLOPs on a flip)"
+
+
+def _alike(runs: Sequence[ComparedRun]) -> bool:
+    spent = [_spent(run) for run in runs]
+    return max(spent) <= SAME_COST * min(spent)
+
+
+def _spent(run: ComparedRun) -> float:
+    return run.flops.mean or 0.0

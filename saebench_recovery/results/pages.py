@@ -1,4 +1,4 @@
-"""Leaderboards as files: JSON for each target and task, and a page to read for each target."""
+"""Leaderboards as files: JSON and CSV for each target and task, a page to read for each target."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from saebench_recovery.base.file_names import LONGEST, hashed_name, slug
 from saebench_recovery.results.leaderboard import Leaderboard
+from saebench_recovery.results.report.board_csv import board_csv
 from saebench_recovery.results.report.markdown import page
 from saebench_recovery.results.store import check_writable, write_atomically
 
@@ -16,10 +17,10 @@ _PLAIN = re.compile(r"(?!(.*-)?[0-9a-f]{12}$)[a-z0-9][a-z0-9._-]*")
 
 
 def write_boards(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
-    """Write `<target>-<task>.json` for each board, `<target>.md` for each target; their paths.
+    """Write `<target>-<task>.json` and `.csv` for each board, `<target>.md` for each target.
 
-    A name that does not make a file's name as it is, such as that of a hub model, becomes a short
-    one with a hash of the whole, so that no two names share a file.
+    Returns their paths. A name that does not make a file's name as it is, such as that of a hub
+    model, becomes a short one with a hash of the whole, so that no two names share a file.
 
     Raises:
         UserError: the folder cannot be written.
@@ -31,6 +32,7 @@ def write_boards(boards: Sequence[Leaderboard], out: Path) -> list[Path]:
     }
     for target in dict.fromkeys(board.target for board in boards):
         files[f"{_name(target)}.md"] = page([b for b in boards if b.target == target])
+    files |= {f"{_name(board.target, board.task)}.csv": board_csv(board) for board in boards}
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return [out / name for name in files]

@@ -18,11 +18,15 @@ from saebench_recovery.scoring.suite import worst_case
 
 @dataclass(frozen=True)
 class TaskRun:
-    """`records` are those of this task, of a suite those of every member."""
+    """`records` are those of this task, of a suite those of every member.
+
+    `name` is what the user calls the run, if anything.
+    """
 
     run: RunResult
     row: Row
     records: Sequence[Record]
+    name: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -39,7 +43,7 @@ class TaskRun:
         return {record.id: record for record in worst_case(self.records, members)}
 
 
-def read_run(path: Path) -> tuple[RunResult, dict[str, TaskRun]]:
+def read_run(path: Path, name: str = "") -> tuple[RunResult, dict[str, TaskRun]]:
     """A run, given its folder or its `result.json`, and its parts by task.
 
     Raises:
@@ -48,18 +52,18 @@ def read_run(path: Path) -> tuple[RunResult, dict[str, TaskRun]]:
     result = read_consistent(path)
     records = read_records(path if path.is_dir() else path.parent)
     return result, {
-        row.task: TaskRun(result, row, [r for r in records if r.task == row.task])
+        row.task: TaskRun(result, row, [r for r in records if r.task == row.task], name)
         for row in result.rows
     }
 
 
 def names(runs: Sequence[TaskRun]) -> list[str]:
-    """Defense against attack; and settings, where two runs would otherwise be called the same."""
-    short = [f"{run.row.defense} against {run.row.attack}" for run in runs]
-    if len(set(short)) == len(short):
-        return short
+    """Each run's own name; else defense against attack, with settings where that is no name."""
+    short = [run.name or f"{run.row.defense} against {run.row.attack}" for run in runs]
     return [
-        " ".join([name, *_differing_settings(run, runs), f"({run.run.identity[:8]})"])
+        name
+        if run.name or short.count(name) == 1
+        else " ".join([name, *_differing_settings(run, runs), f"({run.run.identity[:8]})"])
         for name, run in zip(short, runs, strict=True)
     ]
 

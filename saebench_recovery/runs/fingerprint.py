@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -44,6 +45,27 @@ def _location(where: str) -> str:
 def harness_fingerprint() -> str:
     """Hash of the harness's code and embedded data, so that an edit makes old results stale."""
     return hash_text(canonical_json({name: hash_file(file) for name, file in _harness_files()}))
+
+
+class Fingerprints:
+    """These hashes and versions for several runs of one process: what they are of is read once."""
+
+    def __init__(self) -> None:
+        self._of_target: dict[str, str] = {}
+
+    @cached_property
+    def harness(self) -> str:
+        return harness_fingerprint()
+
+    @cached_property
+    def packages(self) -> dict[str, str]:
+        return package_versions()
+
+    def target(self, preset: Preset) -> str:
+        name = canonical_json(preset.model_dump(mode="json"))
+        if name not in self._of_target:
+            self._of_target[name] = target_fingerprint(preset)
+        return self._of_target[name]
 
 
 def package_folders() -> dict[str, Path]:

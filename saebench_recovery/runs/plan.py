@@ -8,26 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.settings import nearest
+from saebench_recovery.base.settings import canonical_json, nearest
 from saebench_recovery.base.sites import Site
-from saebench_recovery.runs.fingerprint import (
-    harness_fingerprint,
-    package_versions,
-    target_fingerprint,
-)
+from saebench_recovery.runs.fingerprint import Fingerprints
 from saebench_recovery.runs.sources import source_hash
 from saebench_recovery.spec import RunSpec, identity
 from saebench_recovery.targets.presets import Preset, TaskPreset, preset
 
 if TYPE_CHECKING:
     from saebench_recovery.interfaces import Attack, Defense, Plugin, Task
+
+
+# Fields that say how an attack searches, what it may spend, and what else is run beside it.
+OF_THE_ATTACK = {
+    "attack",
+    "attack_config",
+    "budget",
+    "budget_unit",
+    "flops",
+    "seed",  # of what is drawn for an attack and its controls; nothing else is drawn by it
+    "batch_size",
+    "tasks",
+    "defense_config",  # merged into the settings of each task, as those of the task are
+    "task_config",
+}
 
 
 def check_names(spec: RunSpec) -> RunSpec:
@@ -88,19 +99,25 @@ class Plan:
     environment: Mapping[str, Any]
 
     @classmethod
-    def of(cls, spec: RunSpec) -> Plan:
-        """The plan of a checked spec.
+    def of(cls, spec: RunSpec, fingerprints: Fingerprints | None = None) -> Plan:
+        """The plan of a checked spec; plans of several may share the hashes that they hold.
 
         Raises:
             UserError: a plugin of the user's does not import, or its source cannot be read.
         """
         chosen = preset(spec.target, spec.dtype)
         settings = {name: _settings(spec, chosen, name) for name in spec.tasks}
-        return cls(spec, settings, _environment(spec, chosen))
+        return cls(spec, settings, _environment(spec, chosen, fingerprints or Fingerprints()))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         return identity(self.spec, self.settings, self.environment)
+
+    def before_attack(self, task: str) -> str:
+        """Names all that the passes on a task before any attack depend on."""
+        spec = self.spec.model_dump(mode="json", exclude=OF_THE_ATTACK)
+        settings = {k: v for k, v in self.settings[task].items() if k != "attack"}
+        return canonical_json([spec, settings])
 
     @cached_property
     def matchups(self) -> Mapping[str, Matchup]:
@@ -121,6 +138,18 @@ class Plan:
     def sites(self) -> tuple[Site, ...]:
         """Every hook point that a setting of the run names, the defended ones among them."""
         return tuple(sorted(set(_named_sites(self.record()["resolved"]))))
+
+    def fresh(self) -> Plan:
+        """The same, without the plugins that it has made."""
+        return replace(self)
+
+    def check_settings(self) -> None:
+        """Make sure that the settings fit the plugins, without keeping any.
+
+        Raises:
+            UserError: see `matchups`.
+        """
+        _ = self.fresh().matchups
 
     def record(self) -> dict[str, Any]:
         """The `spec` of a result, with the resolved settings of each row."""
@@ -162,7 +191,7 @@ def _settings(spec: RunSpec, chosen: Preset, name: str) -> dict[str, Any]:
     }
 
 
-def _environment(spec: RunSpec, chosen: Preset) -> dict[str, Any]:
+def _environment(spec: RunSpec, chosen: Preset, fingerprints: Fingerprints) -> dict[str, Any]:
     """Hashes and versions of all code and data behind the numbers."""
     named: list[tuple[Kind, str]] = [("defense", spec.defense), ("attack", spec.attack)]
     named += [("task", name) for name in spec.tasks]
@@ -178,8 +207,8 @@ def _environment(spec: RunSpec, chosen: Preset) -> dict[str, Any]:
         }
         plugins |= {key: cls for key, cls in members.items() if not registry.is_built_in(*key)}
     return {
-        "target": target_fingerprint(chosen),
-        "harness": harness_fingerprint(),
-        "packages": package_versions(),
+        "target": fingerprints.target(chosen),
+        "harness": fingerprints.harness,
+        "packages": fingerprints.packages,
         "sources": {f"{kind} {name}": source_hash(cls) for (kind, name), cls in plugins.items()},
     }

@@ -26,6 +26,7 @@ from saebench_recovery.results.store import (
     write_model,
 )
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
+from saebench_recovery.runs.shared import Shared
 from saebench_recovery.schema import Facts, RunResult, RunState
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.presets import PARTS
@@ -140,6 +141,23 @@ def execute(
         KeyboardInterrupt: with a line that says what is kept.
     """
     plan = Plan.of(check_names(fill(spec)))
+    return carried_out(plan, out, Shared(), force=force, keep_text=keep_text, progress=progress)
+
+
+def carried_out(
+    plan: Plan,
+    out: Path,
+    shared: Shared,
+    *,
+    force: bool = False,
+    keep_text: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """The same for a plan, which takes from `shared` what runs before it have loaded or computed.
+
+    Raises:
+        UserError, KeyboardInterrupt: see `execute`.
+    """
     folder = RunFolder(out, plan.identity)
     earlier = None if force else folder.load(with_texts=keep_text)
     if earlier is not None:
@@ -148,7 +166,8 @@ def execute(
     matchups = plan.matchups  # before the folder: settings that do not fit leave nothing
     with folder.writing(anew=force) as place:
         journal = RunJournal(place, keep_texts=keep_text)
-        work = _Work(plan, matchups, place, journal, progress or (lambda what, done, total: None))
+        told = progress or (lambda what, done, total: None)
+        work = _Work(plan, matchups, place, journal, shared, told)
         try:
             return work.finish()
         except KeyboardInterrupt as stop:
@@ -167,6 +186,7 @@ class _Work:
     matchups: Mapping[str, Matchup]
     place: Path
     journal: RunJournal
+    shared: Shared
     progress: Progress
 
     def finish(self) -> RunResult:
@@ -194,19 +214,12 @@ class _Work:
         self.progress("loading", 0, 1)
         # These import torch and transformers, which a complete run does without.
         from saebench_recovery.runs.provenance import provenance
-        from saebench_recovery.scoring.evaluate import evaluate
-        from saebench_recovery.targets.loading import load_target
+        from saebench_recovery.scoring.evaluate import attacked
 
         spent = earlier.provenance.seconds if earlier else 0
         started = time.monotonic() - spent
         spec = self.plan.spec
-        target = load_target(
-            spec.target,
-            spec.device,
-            dtype=spec.dtype,
-            force_sae=spec.force_sae,
-            asked=self.plan.sites,
-        )
+        target = self.shared.target(self.plan)
         # Before the first task is scored: data that cannot be read must not cost finished work.
         made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
         read = earlier.provenance.commits if earlier else {}
@@ -221,15 +234,8 @@ class _Work:
         for label, matchup in self.matchups.items():
             if label in facts:
                 continue
-            found = evaluate(
-                target,
-                matchup.task,
-                matchup.defense,
-                matchup.attack,
-                spec,
-                self.journal,
-                self.progress,
-            )
+            seen = self.shared.undisturbed(self.plan, label, self.progress)
+            found = attacked(seen, matchup.attack, spec, self.journal, self.progress)
             seconds, commits = time.monotonic() - started, {**read, **target.commits}
             state = state.model_copy(
                 update={

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.sae.latents import Latents
-from saebench_recovery.schema import (
-    BaseExample,
-    Compute,
-    Cost,
-    ExampleCounts,
-    Facts,
-    PerturbationKind,
-    Rate,
-    SideEffects,
-)
+from saebench_recovery.schema import Compute, Cost, Facts, PerturbationKind
 from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import refuse
-from saebench_recovery.scoring.check.preflight import preflight
-from saebench_recovery.scoring.check.task_examples import clustered
-from saebench_recovery.scoring.fit import fit
 from saebench_recovery.scoring.journal import Journal
-from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.setting import Setting
-from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.turns import Turns, taken_turns
-from saebench_recovery.scoring.valid_flips import (
-    evaluation_examples,
-    expected_by_chance,
-    halves,
-    valid_flips,
-)
+from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
+from saebench_recovery.scoring.valid_flips import halves
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -58,59 +35,35 @@ def evaluate(
     Raises:
         UserError: the plugins do not fit the target, or the model computes NaN.
     """
-    setting = Setting(target, task, defense, attack, spec)
-    scoring = Meter()
-    with scoring.counting():
-        progress("fitting the defense", 0, 1)
-        task.fit(target, target.site_for(task.name, defense.config.site))
-        examples = evaluation_examples(setting)
-        fit(setting)
-        checks = preflight(setting, examples)
-        refuse(checks.findings)
-        setting = replace(setting, held=_held(defense, checks.edited))
-        unsuppressed, flips = valid_flips(setting, clustered(target, examples), checks.defended)
+    seen = undisturbed(Setting(target, task, defense, attack, spec), progress)
+    return attacked(seen, attack, spec, journal, progress)
+
+
+def attacked(
+    seen: Undisturbed, attack: Attack, spec: RunSpec, journal: Journal, progress: Progress
+) -> Facts:
+    """The same for a defense that is fitted already; its other attacks change nothing in it.
+
+    Raises:
+        UserError: the attack does not fit, or the model computes NaN.
+    """
+    setting = seen.under(attack, spec)
+    own = Meter()
+    with own.counting():
         if not setting.mixed:  # what is wrong with a member of a suite is found in its turn
-            refuse(check_member(setting, flips[:1]))
+            refuse(check_member(setting, seen.flips[:1]))
         setting.measure()
-        effects = side_effects(setting)
-        ringing = false_alarms(setting.active, examples)
-    learned, flips = halves(flips) if attack.learns else ([], flips)
+    learned, flips = halves(seen.flips) if attack.learns else ([], seen.flips)
     turns = taken_turns(setting, learned, flips, journal, progress)
-    counts = ExampleCounts(
-        n=len(examples),
-        base=len(unsuppressed) + len(flips) + len(learned),
-        valid=len(flips) + len(learned),
-        learned=len(learned),
-        chance=expected_by_chance(task, examples),
-    )
-    seen = _Undisturbed(counts, unsuppressed, effects, ringing)
-    facts = _facts(setting, seen, scoring.cost(), turns)
-    return facts.model_copy(update={"findings": (*checks.findings, *checks.afterwards())})
-
-
-def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
-    """Of the declared latents those that the defense edits; where it edits none, all."""
-    held = {}
-    for site, latents in defense.latents.items():
-        chosen_S = edited[site].to(latents.features.device)
-        some = bool(chosen_S.any()) and not bool(chosen_S.all())
-        held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
-    return held
-
-
-@dataclass(frozen=True)
-class _Undisturbed:
-    """What was seen of the defense before any attack."""
-
-    counts: ExampleCounts
-    unsuppressed: Sequence[BaseExample]
-    effects: SideEffects
-    ringing: Rate | None
+    scoring = total_cost([seen.cost, own.cost()])
+    facts = _facts(setting, seen, len(learned), scoring, turns)
+    return facts.model_copy(update={"findings": (*seen.checks.findings, *seen.checks.afterwards())})
 
 
 def _facts(
     setting: Setting,
-    seen: _Undisturbed,
+    seen: Undisturbed,
+    learned: int,
     scoring: Cost,
     turns: Turns,
 ) -> Facts:
@@ -133,7 +86,7 @@ def _facts(
             str(site): tuple(latents.features.tolist())
             for site, latents in setting.active.latents.items()
         },
-        examples=seen.counts,
+        examples=seen.counts(learned),
         unsuppressed=tuple(seen.unsuppressed),
         perturbation=PerturbationKind(
             kind="several" if setting.mixed else setting.attack.space,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli import main
 from saebench_recovery.results.compare import Comparison, compare
+from saebench_recovery.results.named_run import NamedRun
 from saebench_recovery.schema import PerturbationKind, Rate, Record, SuiteMember
 from saebench_recovery.scoring.measures import MEASURES
 from saebench_recovery.spec import RunSpec
@@ -106,6 +109,8 @@ def test_runs_that_agree_differ_in_nothing(stored: Stored) -> None:
     comparison = only([stored(flips), stored(flips, "unconstrained")])
     assert {(p.difference, p.p_value) for p in comparison.differences} == {(0.0, 1.0)}
     assert comparison.unequal == ()
+    (line,) = comparison.verdicts
+    assert re.search("is not told apart from clamp against orthogonal: .*, on equal footing$", line)
 
 
 def test_the_interval_resamples_source_items(stored: Stored) -> None:
@@ -159,6 +164,11 @@ def test_with_matched_flops_later_finds_do_not_count(stored: Stored) -> None:
     assert matched.flops == 10.0
     assert recovered(matched) == [4, 1, 4]
     assert matched.runs[1].measures["constrained"].n == 4
+    # Figures of the end of the search do not stand beside those of the moment before.
+    assert {pair.measure for pair in matched.differences} <= {
+        measure.name for measure in MEASURES if measure.needs_recovery
+    }
+    assert (matched.runs[1].drift, "norm" in matched.runs[1].measures) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +185,7 @@ def test_unequal_footing_is_named(stored: Stored, changed: dict[str, Any], named
     flips, settings = [("a", True)], {"settings": {"latents": 4}}
     comparison = only([stored(flips, **settings), stored(flips, **{**settings, **changed})])
     assert comparison.unequal == (named,)
+    assert comparison.verdicts[0].endswith(f"not on equal footing: {named.partition(':')[0]}")
 
 
 def test_runs_that_are_called_the_same_are_told_apart(stored: Stored) -> None:
@@ -229,3 +240,74 @@ def test_the_tables_show_every_run(
     for expected in ("9 flips in common", "clamp against unconstrained", "+0.44", "seed: 0 | 3"):
         assert expected in shown
     assert all(measure.title in shown for measure in MEASURES)
+
+
+def twenty(stored: Stored) -> list[Path]:
+    """Three runs on twenty flips that recover none, half and all, at 10, 10 and 30 FLOPs."""
+    return [
+        stored(
+            [
+                flip(str(i), recovered=i < count, flops=flops, flops_recovers=flops)
+                for i in range(20)
+            ],
+            attack,
+        )
+        for count, flops, attack in (
+            (0, 10.0, "orthogonal"),
+            (10, 10.0, "unconstrained"),
+            (20, 30.0, "gcg"),
+        )
+    ]
+
+
+def test_a_verdict_says_who_recovers_more_at_which_cost(stored: Stored) -> None:
+    comparison = only(twenty(stored))
+    half, full = comparison.verdicts
+    assert half.startswith(
+        "clamp against unconstrained recovers more than clamp against orthogonal"
+    )
+    assert "+0.50 [" in half
+    assert half.endswith("at equal cost, on equal footing")
+    assert "+1.00 [+0.72, +1.00] of the flips (p = 1.9e-06)" in full  # 2 in 2^20
+    assert "at unequal cost (30 and 10 FLOPs on a flip)" in full
+    matched = only(twenty(stored), match_flops=True).verdicts[0]
+    assert "at 10 FLOPs on each flip" in matched
+
+
+def test_the_baseline_goes_by_name_or_identity(stored: Stored) -> None:
+    first, second, third = twenty(stored)
+    named = [NamedRun(first, "mine"), NamedRun(second), NamedRun(third, "gcg")]
+    by_name = only(named, baseline="gcg")
+    assert [run.name for run in by_name.runs] == ["gcg", "mine", "clamp against unconstrained"]
+    assert "recovers less than gcg" in by_name.verdicts[0]
+    assert only(named, baseline="run1").runs[0].identity == "run1"
+    for wrong, line in (("run", "several"), ("nobody", "none"), ("", "none")):
+        with pytest.raises(UserError, match=f"{line} of the runs is that; there are: mine=run0"):
+            compare(named, baseline=wrong)
+    with pytest.raises(UserError, match="two runs have one name"):
+        compare([NamedRun(first, "mine"), NamedRun(second, "mine")])
+
+
+def test_json_and_markdown_say_the_same(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = twenty(stored)
+    words = [f"a|b={runs[0]}", f"second={runs[1]}"]
+
+    def printed(*options: str) -> str:
+        monkeypatch.setattr("sys.argv", ["saebench", "compare", *words, *options])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().out
+
+    (found,) = json.loads(printed("--json"))
+    assert [run["name"] for run in found["runs"]] == ["a|b", "second"]
+    assert (
+        Comparison.model_validate(found).verdicts
+        == only([NamedRun(runs[0], "a|b"), NamedRun(runs[1], "second")]).verdicts
+    )
+    page = printed("--markdown")
+    assert "- **verdict:** second recovers more than a\\|b" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {5, 9}
+    assert printed("--json", "--markdown") == ""

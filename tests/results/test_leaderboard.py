@@ -293,7 +293,7 @@ def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Pa
     ]
     one = write_boards(build(runs), tmp_path / "one")
     other = write_boards(build([*reversed(runs), *runs]), tmp_path / "other")
-    assert [p.name for p in one] == ["organism-alpha.json", "organism.md"]
+    assert [p.name for p in one] == ["organism-alpha.json", "organism.md", "organism-alpha.csv"]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
 
 
@@ -325,7 +325,12 @@ def test_one_board_per_task_with_commands(stored: Stored, tmp_path: Path) -> Non
     paths = write_boards(
         build([stored(task="beta"), stored(task="alpha", seed=3)]), tmp_path / "out"
     )
-    assert [p.name for p in paths] == ["organism-alpha.json", "organism-beta.json", "organism.md"]
+    boards = ["organism-alpha", "organism-beta"]
+    assert [p.name for p in paths] == [
+        *(f"{name}.json" for name in boards),
+        "organism.md",
+        *(f"{name}.csv" for name in boards),
+    ]
     board = Leaderboard.model_validate_json(paths[0].read_text())
     (entry,) = board.groups[0].entries
     assert entry.command == (
@@ -342,7 +347,9 @@ def test_file_names_hold_for_any_target(stored: Stored, tmp_path: Path) -> None:
     assert {path.parent for path in paths} == {tmp_path}
     stem = "some_model_sae_blocks.1.hook_resid_post"
     for path, wanted in zip(
-        paths, (rf"{stem}-alpha-\w{{12}}.json", rf"{stem}-\w{{12}}.md"), strict=True
+        paths,
+        (rf"{stem}-alpha-\w{{12}}.json", rf"{stem}-\w{{12}}.md", rf"{stem}-alpha-\w{{12}}.csv"),
+        strict=True,
     ):
         assert re.fullmatch(wanted, path.name)
 
@@ -361,7 +368,7 @@ def test_no_two_boards_share_a_file(
 ) -> None:
     runs = [stored(target=target, task=task) for target, task in (one, other)]
     paths = write_boards(build(runs), tmp_path / "boards")
-    assert len({path.name.lower() for path in paths}) == len(paths) == 4
+    assert len({path.name.lower() for path in paths}) == len(paths) == 6
     assert {path.parent for path in paths} == {tmp_path / "boards"}
 
 

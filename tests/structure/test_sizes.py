@@ -18,6 +18,7 @@ FUNCTION_LINES, PARAMETERS = 60, 7
 DICTATED = {
     "saebench_recovery.cli.run.run",
     "saebench_recovery.cli.sae.train",
+    "saebench_recovery.cli.sweep.sweep",
     "saebench_recovery.model.attention.attention",
 }
 

@@ -19,3 +19,9 @@ def terminal(text: str) -> str:
 def markdown(text: str) -> str:
     """For a line or a table's cell of a page: no markup, no HTML, no link and no new line."""
     return _MARKDOWN.sub(r"\\\1", printable(text).replace("&", "&amp;"))
+
+
+def spreadsheet(text: str) -> str:
+    """For a cell of a CSV file: programs that open it take none for a formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -14,12 +14,14 @@ from saebench_recovery.scoring.statistics import spread
 
 
 def print_seeds(results: Sequence[RunResult]) -> None:
-    """Print the spread of the headline measures of each task over the runs' seeds."""
+    """Print the spread of the headline measures of each task over the runs' seeds, if several."""
     spec = results[0].spec
-    seeds = ", ".join(str(result.spec["seed"]) for result in results)
+    seeds = [str(result.spec["seed"]) for result in results]
+    over = f"smallest to largest over seeds {', '.join(seeds)} (standard deviation)"
     table = Table(
-        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}",
-        caption=f"smallest to largest over seeds {seeds} (standard deviation)",
+        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}, "
+        f"{spec['threat_model']}, budget {spec['budget']:g} ({spec['budget_unit']})",
+        caption=over if len(seeds) > 1 else f"seed {seeds[0]}",
     )
     table.add_column("", style="bold")
     by_task: dict[str, list[Row]] = {}
@@ -45,5 +47,7 @@ def _spread(values: Sequence[Rate | Mean]) -> str:
     found = spread([centre for centre in centres if centre is not None])
     if found is None:
         return NONE
+    if len(values) == 1:
+        return f"{found.smallest:.2f}"
     deviation = "" if found.deviation is None else f" ({found.deviation:.3f})"
     return f"{found.smallest:.2f} to {found.largest:.2f}{deviation}"

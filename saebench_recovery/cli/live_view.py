@@ -1,0 +1,75 @@
+"""How far a sweep has come: a bar on a terminal, elsewhere a line a minute, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from saebench_recovery.runs.sweep.engine import Outcome
+
+EVERY = 60.0  # seconds between two lines
+
+
+class View:
+    """Counts cells as they end; `told` is what a cell tells of itself."""
+
+    def __init__(self, total: int, bars: Bars | None) -> None:
+        self.total, self.done, self.failed = total, 0, 0
+        self.started = time.monotonic()
+        self._bars = bars
+        self._cells = bars.add_task(self.line(), total=total) if bars else None
+        self._now = bars.add_task("", total=None) if bars else None
+
+    def line(self) -> str:
+        """Such as "12 of 48 cells, 1 failed, 3.1 a minute, 12 min left"."""
+        words = [f"{self.done} of {self.total} cells"]
+        if self.failed:
+            words.append(f"{self.failed} failed")
+        minutes = (time.monotonic() - self.started) / 60
+        if self.done and minutes:
+            rate = self.done / minutes
+            words += [f"{rate:.1f} a minute", f"{(self.total - self.done) / rate:.0f} min left"]
+        return ", ".join(words)
+
+    def finished(self, outcome: Outcome) -> None:
+        self.done += 1
+        self.failed += outcome.error is not None
+        if self._bars and self._cells is not None:
+            self._bars.update(self._cells, completed=self.done, description=self.line())
+
+    def told(self, what: str, done: int, total: int) -> None:
+        if self._bars and self._now is not None:
+            self._bars.update(self._now, description=what, completed=done, total=total)
+
+
+@contextmanager
+def live_view(total: int, *, wanted: bool) -> Iterator[View]:
+    """The view of so many cells; one that shows nothing unless it is wanted."""
+    if not wanted:
+        yield View(total, None)
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield View(total, bars)
+    else:
+        view, over = View(total, None), Event()
+
+        def speak() -> None:
+            while not over.wait(EVERY):
+                print(view.line(), file=sys.stderr, flush=True)
+
+        Thread(target=speak, daemon=True).start()
+        try:
+            yield view
+        finally:
+            over.set()

@@ -1,0 +1,67 @@
+"""What runs in one process have in common: a loaded target, and defenses seen before any attack.
+
+Only the last target is kept, and of defenses those of the last task and settings, so that runs are
+best done in an order in which what they share stands together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from saebench_recovery.base.progress import Progress
+from saebench_recovery.runs.plan import Plan
+
+if TYPE_CHECKING:
+    from saebench_recovery.scoring.undisturbed import Undisturbed
+    from saebench_recovery.targets.target import Target
+
+
+class Shared:
+    """Loads and computes what was not there for the run before."""
+
+    def __init__(self) -> None:
+        self._target: tuple[object, Target] | None = None
+        self._seen: tuple[object, dict[str, Undisturbed]] | None = None
+
+    def target(self, plan: Plan) -> Target:
+        """The plan's target on its device, checked at the hook points that its settings name.
+
+        Raises:
+            UserError: see `load_target`.
+        """
+        # It imports torch and transformers, which a complete run does without.
+        from saebench_recovery.targets.loading import load_target
+
+        spec = plan.spec
+        key = (spec.target, spec.device, spec.dtype, spec.force_sae, plan.sites)
+        if self._target is None or self._target[0] != key:
+            self._target = self._seen = None  # two models may be more than the memory holds
+            loaded = load_target(
+                spec.target,
+                spec.device,
+                dtype=spec.dtype,
+                force_sae=spec.force_sae,
+                asked=plan.sites,
+            )
+            self._target = (key, loaded)
+        return self._target[1]
+
+    def undisturbed(self, plan: Plan, label: str, progress: Progress) -> Undisturbed:
+        """The plan's defense on one of its tasks, fitted and seen before any attack.
+
+        Raises:
+            UserError: see `scoring.undisturbed`.
+        """
+        from saebench_recovery.scoring.setting import Setting
+        from saebench_recovery.scoring.undisturbed import undisturbed
+
+        own = plan.matchups[label]
+        key = plan.before_attack(own.task.name)
+        if self._seen is None or self._seen[0] != key:
+            self._seen = (key, {})
+        of_label = self._seen[1]
+        if label not in of_label:
+            target = self.target(plan)
+            setting = Setting(target, own.task, own.defense, own.attack, plan.spec)
+            of_label[label] = undisturbed(setting, progress)
+        return of_label[label]

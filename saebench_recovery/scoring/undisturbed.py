@@ -1,0 +1,116 @@
+"""A fitted defense before any attack: what it flips, what it breaks, and what is wrong with it.
+
+None of this depends on the attack, so attacks on one defense share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Attack, Defense, Task
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.sae.latents import Latents
+from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, SideEffects
+from saebench_recovery.scoring.check.catalogue import refuse
+from saebench_recovery.scoring.check.preflight import Preflight, preflight
+from saebench_recovery.scoring.check.task_examples import clustered
+from saebench_recovery.scoring.fit import fit
+from saebench_recovery.scoring.monitor import false_alarms
+from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.side_effects import side_effects
+from saebench_recovery.scoring.valid_flips import (
+    evaluation_examples,
+    expected_by_chance,
+    valid_flips,
+)
+from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A fitted task and defense on a target, and all that was seen of them before any attack.
+
+    `held` are the latents that an attack has to keep in place; `cost` is what all of this cost,
+    and part of every row that builds on it.
+    """
+
+    target: Target
+    task: Task
+    defense: Defense
+    held: Mapping[Site, Latents]
+    checks: Preflight
+    examples: int
+    chance: float | None
+    unsuppressed: Sequence[BaseExample]
+    flips: Sequence[Flip]
+    effects: SideEffects
+    ringing: Rate | None
+    cost: Cost
+
+    def under(self, attack: Attack, spec: RunSpec) -> Setting:
+        """The setting of an attack on it."""
+        return Setting(self.target, self.task, self.defense, attack, spec, self.held)
+
+    def counts(self, learned: int) -> ExampleCounts:
+        """Examples by what became of them, where the attack learned from so many flips."""
+        return ExampleCounts(
+            n=self.examples,
+            base=len(self.unsuppressed) + len(self.flips),
+            valid=len(self.flips),
+            learned=learned,
+            chance=self.chance,
+        )
+
+
+def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
+    """Fit the setting's task and defense, check them, and make the clean and defended passes.
+
+    Of the setting's attack nothing is asked, and of its spec only what comes before an attack.
+
+    Raises:
+        UserError: the plugins do not fit the target, or the model computes NaN.
+    """
+    target, task, defense = setting.target, setting.task, setting.defense
+    meter = Meter()
+    with meter.counting():
+        progress("fitting the defense", 0, 1)
+        task.fit(target, target.site_for(task.name, defense.config.site))
+        examples = evaluation_examples(setting)
+        fit(setting)
+        checks = preflight(setting, examples)
+        refuse(checks.findings)
+        held = _held(defense, checks.edited)
+        setting = replace(setting, held=held)
+        unsuppressed, flips = valid_flips(setting, clustered(target, examples), checks.defended)
+        effects = side_effects(setting)
+        ringing = false_alarms(setting.active, examples)
+    return Undisturbed(
+        target=target,
+        task=task,
+        defense=defense,
+        held=held,
+        checks=checks,
+        examples=len(examples),
+        chance=expected_by_chance(task, examples),
+        unsuppressed=unsuppressed,
+        flips=flips,
+        effects=effects,
+        ringing=ringing,
+        cost=meter.cost(),
+    )
+
+
+def _held(defense: Defense, edited: Mapping[Site, Tensor]) -> dict[Site, Latents]:
+    """Of the declared latents those that the defense edits; where it edits none, all."""
+    held = {}
+    for site, latents in defense.latents.items():
+        chosen_S = edited[site].to(latents.features.device)
+        some = bool(chosen_S.any()) and not bool(chosen_S.all())
+        held[site] = latents.dictionary.defended(latents.features[chosen_S]) if some else latents
+    return held

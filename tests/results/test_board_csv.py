@@ -1,0 +1,42 @@
+"""The CSV file of a board has its figures, a line for each defense under each attack."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+
+from saebench_recovery.results.leaderboard import Group, Leaderboard
+from saebench_recovery.results.report.board_csv import board_csv
+from saebench_recovery.results.standings import AttackStanding, DefenseStanding
+from tests.fakes import flag, made, rate, row
+
+
+def test_every_standing_is_a_line() -> None:
+    attacks = [
+        made(AttackStanding, attack=name, under_attack=rate(k), measures=row().measures)
+        for name, k in (("gcg", 90), ("orthogonal", 40))
+    ]
+    alarming = attacks[1].model_copy(update={"flags": (flag("no-gradient"), flag("few", "note"))})
+    defenses = [
+        made(DefenseStanding, defense="=HYPERLINK(1)", rank=None, attacks=tuple(attacks)),
+        made(DefenseStanding, defense="clamp, latents=4", rank=1, attacks=(alarming,)),
+    ]
+    group = made(Group, defenses=tuple(defenses), seed=3)
+    text = board_csv(made(Leaderboard, target="organism", task="ioi", groups=(group,)))
+    first, second, third = csv.DictReader(StringIO(text))
+    assert [line["attack"] for line in (first, second, third)] == [
+        "gcg",
+        "orthogonal",
+        "orthogonal",
+    ]
+    assert (first["target"], first["task"], first["seed"]) == ("organism", "ioi", "3")
+    assert (first["defense"], first["rank"]) == ("'=HYPERLINK(1)", "")  # no formula, and no rank
+    assert (third["defense"], third["rank"]) == ("clamp, latents=4", "1")
+    assert [float(first[f"under_attack{end}"]) for end in ("", "_low", "_high")] == [
+        0.9,
+        0.85,
+        0.95,
+    ]
+    assert float(first["constrained"]) == 0.8
+    assert third["flags"] == "no-gradient (caution) few (note)"
+    assert board_csv(made(Leaderboard)) == "\n"

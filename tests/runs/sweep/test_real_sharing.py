@@ -1,0 +1,26 @@
+"""What cells of the packaged model share changes no bit of what they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saebench_recovery.runs.run import execute
+from saebench_recovery.runs.sweep.cells import planned, shared_part
+from saebench_recovery.runs.sweep.engine import Orders, ThisProcess
+from saebench_recovery.spec import RunSpec
+from tests.runs.test_run import contents
+
+
+def test_shared_passes_change_no_bit(tmp_path: Path) -> None:
+    """Of an attack with another seed, which is done after the one that made them."""
+    specs = [
+        RunSpec(tasks=("ioi",), limit=6, flops=1.0, attack=attack, seed=seed)
+        for attack, seed in (("random-direction", 1), ("orthogonal", 0))
+    ]
+    plans = planned(specs)
+    assert shared_part(plans[0]) == shared_part(plans[1])
+    execute(specs[1], tmp_path / "alone")
+    outcomes = ThisProcess(Orders(tmp_path / "shared")).outcomes([plans])
+    assert [one.error for one in outcomes] == [None, None]
+    own = contents(tmp_path / "shared" / plans[1].identity)
+    assert own == contents(tmp_path / "alone" / plans[1].identity)
