@@ -10,7 +10,7 @@ F entries of a flattened perturbation, I directions of a basis.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 import torch
@@ -75,10 +75,7 @@ class Task(Plugin, ABC, kind="task"):
         return (self,)
 
     def fit(self, target: Target, site: Site) -> None:
-        """Prepare on the selection split (probes, say) for a defense at `site`.
-
-        Most tasks need nothing.
-        """
+        """Prepare on the selection split (probes, say) for a defense at `site`."""
 
     @abstractmethod
     def examples(self, target: Target, split: Split) -> Sequence[Example]:
@@ -126,10 +123,7 @@ class Task(Plugin, ABC, kind="task"):
         return (len(example.prompt) - 1,)
 
     def insertion(self, example: Example) -> int:
-        """Where a suffix is put: before this token of the prompt, or behind its last one.
-
-        By default behind it. Where tokens of a template follow the user's text, before those.
-        """
+        """The token before which a suffix is put: behind the last, or before a template's end."""
         return len(example.prompt)
 
     @final
@@ -160,10 +154,7 @@ class Task(Plugin, ABC, kind="task"):
         return example.with_candidates(wrong, *(c for c in example.candidates if c != wrong))
 
     def beginnings(self) -> Sequence[str]:
-        """Beginnings of answers that show the behaviour, for attacks that write them.
-
-        None by default; for tasks that generate.
-        """
+        """Beginnings of answers that show the behaviour, of a task that generates."""
         return ()
 
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
@@ -240,17 +231,16 @@ class Defense(Watched, ABC, kind="defense"):
             UserError: no latent scores above zero, or there are not so many, or none of that index.
         """
         dictionary = target.dictionary(site)
+        asked, width = self.config.latents, dictionary.width
         if self.config.features is not None:
             chosen = torch.tensor(self.config.features)
             scores = torch.ones(len(chosen), device=target.device)
-            if chosen.max() >= dictionary.width:
-                raise UserError(f"no latent {chosen.max()} at {site}, which has {dictionary.width}")
+            if chosen.max() >= width:
+                raise UserError(f"no latent {chosen.max()} at {site}, which has {width}")
         else:
-            if self.config.latents > dictionary.width:
-                raise UserError(
-                    f"{self.config.latents} latents asked for at {site}, which has "
-                    f"{dictionary.width}; give fewer with -D latents"
-                )
+            if asked > width:
+                line = f"{asked} latents asked for at {site}, which has {width}"
+                raise UserError(f"{line}; give fewer with -D latents")
             score_M = task.attribution(target, site)
             top = score_M.topk(self.config.latents)
             chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
@@ -344,25 +334,13 @@ class Attack(Plugin, ABC, kind="attack"):
         raise NotImplementedError(f"attack {self.name!r} searches at given budgets")
 
     @final
-    def run(self, problem: Problem) -> Perturbation:
+    def run(self, problem: Problem, *, shortest: bool = False) -> Perturbation:
         """Search, then clip to the budget: an attack can neither overspend nor score itself.
 
         Whether the behaviour came back is decided later, by a replay of what this returns
         under the active defense. The search works on copies of what its result is held to.
         """
-        return self._admitted(problem, self.search)
-
-    @final
-    def run_shortest(self, problem: Problem) -> ResidualDelta:
-        """The same for `shortest`."""
-        delta = self._admitted(problem, self.shortest)
-        assert isinstance(delta, ResidualDelta)  # what is of another kind is not admitted
-        return delta
-
-    @final
-    def _admitted(
-        self, problem: Problem, search: Callable[[Problem], Perturbation]
-    ) -> Perturbation:
+        search = self.shortest if shortest else self.search
         perturbation = search(problem.copied())
         try:
             return problem.admit(perturbation)

@@ -79,8 +79,10 @@ def searched(setting: Setting, problem: Problem) -> Perturbation:
     headline, back = problem.rows(row_N[::2]).shuffled()
     largest, also_back = problem.rows(row_N[1::2]).shuffled()
     found = Attack.run(attack, headline).rows(back)
-    shortest = Attack.run_shortest(attack, largest).rows(also_back)
-    assert isinstance(found, ResidualDelta)  # the space admits nothing else
+    shortest = Attack.run(attack, largest, shortest=True).rows(also_back)
+    # The space of deltas admits nothing else.
+    assert isinstance(found, ResidualDelta)
+    assert isinstance(shortest, ResidualDelta)
     return found.interleaved(shortest)
 
 
