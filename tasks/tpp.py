@@ -163,7 +163,7 @@ class TargetedProbe(Task):
         texts = self._texts(split)
         chosen = self._examples(target, "selection") if split == "evaluation" else []
         seen = {example.prompt for of_class in chosen for example in of_class}
-        laid = []
+        laid: list[list[Example]] = []
         for own, (label, of_class) in enumerate(texts.items()):
             candidates = ((own,), *((k,) for k in range(len(texts)) if k != own))
             items: dict[tuple[int, ...], str] = {}

@@ -18,7 +18,12 @@ import torch
 from saebench_recovery.base.plugin import PLUGIN_FILES
 
 PACKAGE = __name__.partition(".")[0]
-CALCULATES = (torch, torch.Tensor, torch.nn.functional, torch.linalg)
+CALCULATES: tuple[ModuleType | type, ...] = (
+    torch,
+    torch.Tensor,
+    torch.nn.functional,
+    torch.linalg,
+)
 
 
 def fingerprint(*judges: object) -> dict[str, int]:

@@ -291,7 +291,7 @@ class Traces(Clamped):
         return self.more.write(clamped_BTD, -0.01 * self.more.read(resid_BTD))
 
 
-_CALLS = []
+_CALLS: list[Site] = []
 
 
 @register_defense("h-global-count")

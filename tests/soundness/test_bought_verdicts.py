@@ -66,19 +66,15 @@ def test_the_harness_injects_by_itself() -> None:
 
 
 def test_a_control_that_the_attack_weakens_is_named_and_the_reference_counts() -> None:
-    rates = {"recovery": 36, "wrong_target": 4, "wrong_target_reference": 36}
-    flips = [record(id=str(i), **{name: i < k for name, k in rates.items()}) for i in range(40)]
-    found = {flag.name for flag in aggregate(facts(), flips).flags}
-    assert {"control-weakened", "injection-as-easy"} <= found
-    honest = [
-        r.model_copy(
-            update={
-                "measures": {**r.measures, "wrong_target": False, "wrong_target_reference": False}
-            }
-        )
-        for r in flips
-    ]
-    assert not found & {flag.name for flag in aggregate(facts(), honest).flags}
+    def found(**shown: int) -> set[str]:
+        """The flags of forty flips, of which so many show each thing."""
+        verdicts: list[dict[str, Any]] = [{n: i < k for n, k in shown.items()} for i in range(40)]
+        flips = [record(id=str(i), **each) for i, each in enumerate(verdicts)]
+        return {flag.name for flag in aggregate(facts(), flips).flags}
+
+    raised = {"control-weakened", "injection-as-easy"}
+    assert raised <= found(recovery=36, wrong_target=4, wrong_target_reference=36)
+    assert not raised & found(recovery=36, wrong_target=4, wrong_target_reference=4)
 
 
 class Patching(Orthogonal):
@@ -134,10 +130,11 @@ def test_a_patched_table_is_named() -> None:
 
 
 def test_a_patched_function_of_torch_is_named() -> None:
+    tensors: Any = torch.Tensor
     try:
         row = run(clamp(), Miscalculating()).row
     finally:
-        del torch.Tensor.argmax  # type: ignore[misc]  # the inherited one is back
+        del tensors.argmax  # the inherited one is back
     assert "judge-replaced" in row.flag_names
 
 
