@@ -32,7 +32,7 @@ class ResidualAscent(ResidualAttack):
     """Gradient ascent on the residual stream; `constrained` says within which set."""
 
     class Config(ResidualAttack.Config):
-        steps: int = Field(default=50, ge=1, le=10_000)
+        steps: int = Field(default=50, ge=1, le=10_000, description="of the ascent, at most")
         lr: float = Field(
             default=0.2, gt=0, le=100, description="first step, relative to the budget"
         )

@@ -38,7 +38,7 @@ class GreedyCoordinateGradient(SuffixAttack):
     space = "tokens"
 
     class Config(SuffixAttack.Config):
-        steps: int = Field(default=16, ge=1, le=10_000)
+        steps: int = Field(default=16, ge=1, le=10_000, description="rounds, at most")
         candidates: int = Field(
             default=16, ge=1, le=4096, description="suffixes tried per step, about"
         )

@@ -39,7 +39,9 @@ class Jacobian(ResidualAscent):
     """
 
     class Config(ResidualAscent.Config):
-        method: Literal["exact", "penalty", "projection", "sketch"] = "exact"
+        method: Literal["exact", "penalty", "projection", "sketch"] = Field(
+            default="exact", description="how readings are held; see above"
+        )
         refresh: int = Field(default=10, ge=1, description="steps between Jacobians")
         drift: float = Field(
             default=0.02, gt=0, description="largest drift of a found delta (exact, sketch)"

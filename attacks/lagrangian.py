@@ -41,7 +41,12 @@ class Lagrangian(ResidualAttack):
 
     class Config(ResidualAttack.Config):
         steps: int = Field(default=100, ge=1, le=10_000, description="of each start")
-        starts: int = Field(default=3, ge=1, le=100, description="zero, null space, random, ...")
+        starts: int = Field(
+            default=3,
+            ge=1,
+            le=100,
+            description="from zero, the null space, random points",
+        )
         lr: float = Field(default=0.1, gt=0, description="first step, relative to the budget")
         price: float = Field(
             default=0.003, gt=0, description="first price of a drift at its limit, in margins"

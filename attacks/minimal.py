@@ -39,7 +39,7 @@ class Minimal(ResidualAttack):
     constrained = True
 
     class Config(ResidualAttack.Config):
-        steps: int = Field(default=30, ge=1, le=10_000)
+        steps: int = Field(default=30, ge=1, le=10_000, description="before the bisections")
         bisections: int = Field(default=12, ge=0, le=30, description="of the norm, along the ray")
 
     config: Config

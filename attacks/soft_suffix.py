@@ -23,7 +23,7 @@ class SoftSuffixAscent(SuffixAttack):
     space = "embeddings"
 
     class Config(SuffixAttack.Config):
-        steps: int = Field(default=20, ge=1, le=10_000)
+        steps: int = Field(default=20, ge=1, le=10_000, description="of the ascent")
         lr: float = Field(
             default=0.2, gt=0, le=100, description="first step, relative to the budget"
         )

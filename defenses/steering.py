@@ -30,8 +30,13 @@ class Steering(Defense):
     """
 
     class Config(Defense.Config):
-        direction: Literal["decoder", "means"] = Field(default="decoder")
-        where: Literal["everywhere", "active"] = Field(default="everywhere")
+        direction: Literal["decoder", "means"] = Field(
+            default="decoder",
+            description="away from the defended decoder rows or the behaviour's mean",
+        )
+        where: Literal["everywhere", "active"] = Field(
+            default="everywhere", description="every token, or those where a defended latent is on"
+        )
         strength: float = Field(
             default=0.5,
             ge=-1e6,

@@ -56,7 +56,9 @@ class Refusal(Task):
         column: str = Field(default="goal", description="column of `data` with the request")
         subset: str | None = Field(default=None, description="configuration of a data set")
         harmless: str = Field(default=EMBEDDED, description="requests to go on answering")
-        harmless_column: str = Field(default="instruction")
+        harmless_column: str = Field(
+            default="instruction", description="column of `harmless` with the request"
+        )
         requests: Most = Field(default=128, description="evaluation requests, at most")
         selection_requests: Most = Field(
             default=64, description="requests of either kind for choosing latents, at most"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 
 import pytest
 import torch
 
 from tests.fake_engine import Engine
+
+# Test files run side by side, a process for each core (`-n`), with one thread each: models as small
+# as these gain nothing from more. Sums in another order would differ in their last digits, too.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 
@@ -18,12 +23,3 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     fake = Engine()
     fake.install(monkeypatch.setitem)
     return fake
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in another order differ in their last digits, and a search carries that further."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

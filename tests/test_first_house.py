@@ -35,7 +35,7 @@ def frozen() -> dict[str, list[tuple[str, str, Any]]]:
 
 
 @pytest.mark.parametrize("name", sorted(frozen()))
-def test_the_same_figures(name: str, tmp_path: Path, one_thread: None) -> None:
+def test_the_same_figures(name: str, tmp_path: Path) -> None:
     defense, attack, tasks, limit = name.split(" / ")
     examples = None if limit == "None" else int(limit)
     expected = frozen()[name]

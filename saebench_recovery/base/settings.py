@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import ErrorDetails
 
+from saebench_recovery.base.allowed import allowed_values, default_of
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import JSONSyntaxError, is_encodable, parse_json
 
@@ -71,17 +72,17 @@ def _reason(model: type[BaseModel], key: str, problems: list[ErrorDetails]) -> s
     if problems[0]["type"] == "extra_forbidden" and key not in model.model_fields:
         close = get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        keys = ", ".join(_describe(model, name) for name in model.model_fields)
+        keys = ", ".join(model.model_fields)
         return f"unknown key {key!r}; {hint}allowed: {keys or 'none'}"
-    # A union such as `float | None` reports one problem for each of its members.
-    messages = " or ".join(_lower(p["msg"].removeprefix("Value error, ")) for p in problems)
+    # Only our own checks say more than that the value is not among what is allowed.
+    ours = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
     if key not in model.model_fields:
-        return messages
+        return " or ".join(ours or [_lower(p["msg"]) for p in problems])
     if problems[0]["type"] == "missing" and len(problems[0]["loc"]) == 1:
-        return f"{key} is missing; expected {_describe(model, key)}"
+        return f"{key} is missing; allowed: {_describe(model, key)}"
     where = ".".join(map(str, problems[0]["loc"])) if len(problems) == 1 else key
-    value = problems[0]["input"]
-    return f"{where} is {value!r}: {messages}; expected {_describe(model, key)}"
+    because = f" ({' or '.join(ours)})" if ours else ""
+    return f"{where} is {problems[0]['input']!r}{because}; allowed: {_describe(model, key)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -97,13 +98,10 @@ def _lower(message: str) -> str:
 
 
 def _describe(model: type[BaseModel], name: str) -> str:
-    """Type and default of a key, such as "latents: int = 32"."""
-    field = model.model_fields[name]
-    annotation = field.annotation
-    kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    default = field.get_default(call_default_factory=True)
-    ending = "" if default is PydanticUndefined else f" = {default!r}"
-    return f"{name}: {kind.replace('typing.', '')}{ending}"
+    """What a key may be and its default, such as "a whole number, at least 1 (default 32)"."""
+    default = default_of(model, name)
+    ending = "" if default is None else f" (default {default})"
+    return f"{allowed_values(model)[name]}{ending}"
 
 
 def canonical_json(value: Any) -> str:

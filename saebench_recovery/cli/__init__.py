@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from saebench_recovery import __version__
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import reason
@@ -19,6 +20,7 @@ from saebench_recovery.cli.check import check
 from saebench_recovery.cli.compare import compare
 from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
+from saebench_recovery.cli.new import new
 from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
@@ -32,13 +34,13 @@ app = typer.Typer(
     help="Was a behaviour removed from a language model, or only one route to it?",
     epilog="Start with: saebench run --defense clamp --attack orthogonal",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: rich alone takes a third of the time --help may take
     pretty_exceptions_enable=False,
 )
 app.command()(run)
 app.command()(check)
 app.command("list")(list_plugins)
+app.command()(new)
 app.command()(show)
 app.command()(verify)
 app.command()(compare)
@@ -47,9 +49,19 @@ app.command()(schema)
 app.add_typer(sae, name="sae")
 
 
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="Show where an error comes from.", envvar="SAEBENCH_DEBUG"),

@@ -1,35 +1,54 @@
-"""`saebench list`: what can be named on the command line."""
+"""`saebench list`: what can be named on the command line, and what each can be told."""
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+import inspect
+import json
+from typing import Annotated, Any, get_args
 
 import typer
+
+from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.settings import nearest
+from saebench_recovery.cli.options import Plugins
+
+KINDS: dict[str, Kind] = {f"{kind}s": kind for kind in get_args(Kind)}
+LETTERS: dict[Kind, str] = {"defense": "-D", "attack": "-A", "task": "-T"}
 
 
 def list_plugins(
     what: Annotated[str, typer.Argument(metavar="defenses|attacks|tasks|targets")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, with its settings.")
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
-    """List the known defenses, attacks, tasks or targets.
+    """List the known defenses, attacks, tasks or targets, or the settings of one.
 
     \b
     Examples:
       saebench list defenses
-      saebench list targets
+      saebench list defenses clamp
     """
     from saebench_recovery import registry
-    from saebench_recovery.base.catalogue import Kind
-    from saebench_recovery.base.errors import UserError
-    from saebench_recovery.base.settings import nearest
 
-    kinds: dict[str, Kind] = {f"{kind}s": kind for kind in get_args(Kind)}
-    if what in kinds:
-        _print(what, registry.listing(kinds[what]))
-    elif what == "targets":
-        _print(what, _targets())
-    else:
-        known = nearest(what, [*kinds, "targets"])
-        raise UserError(f"nothing called {what!r} to list; {known}")
+    if what not in KINDS and what != "targets":
+        raise UserError(f"nothing called {what!r} to list; {nearest(what, [*KINDS, 'targets'])}")
+    for path in plugin or ():
+        registry.load_plugin_file(path)
+    if name is not None and what in KINDS:
+        described = _described(KINDS[what], name)
+        print(json.dumps(described, indent=2)) if as_json else _print_one(KINDS[what], described)
+        return
+    lines = registry.listing(KINDS[what]) if what in KINDS else _targets()
+    if name is not None:
+        if name not in lines:
+            raise UserError(f"unknown target {name!r}; {nearest(name, lines)}")
+        lines = {name: lines[name]}
+    print(json.dumps(lines, indent=2)) if as_json else _print_all(what, lines)
 
 
 def _targets() -> dict[str, str]:
@@ -41,7 +60,43 @@ def _targets() -> dict[str, str]:
     }
 
 
-def _print(what: str, descriptions: dict[str, str]) -> None:
+def _described(kind: Kind, name: str) -> dict[str, Any]:
+    """A plugin's documentation, and for each setting what it may be; imports its class."""
+    from saebench_recovery import registry
+    from saebench_recovery.base.allowed import allowed_values, default_of
+
+    plugin = registry.plugin_class(kind, name)
+    return {
+        "name": name,
+        "kind": kind,
+        "about": inspect.getdoc(plugin) or registry.listing(kind)[name],
+        "settings": {
+            key: {
+                "meaning": plugin.Config.model_fields[key].description,
+                "allowed": allowed,
+                "default": default_of(plugin.Config, key),
+            }
+            for key, allowed in allowed_values(plugin.Config).items()
+        },
+    }
+
+
+def _print_one(kind: Kind, described: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{kind} {described['name']}", style="bold", markup=False)
+    print(described["about"])  # wrapped as it was written
+    table = Table("setting", "default", "allowed", "meaning", box=None, header_style="bold")
+    for key, setting in described["settings"].items():
+        default = setting["default"] if setting["default"] is not None else "(none: to be given)"
+        table.add_row(f"{LETTERS[kind]} {key}", default, setting["allowed"], setting["meaning"])
+    console.print()
+    console.print(table if described["settings"] else "It has no settings.")
+
+
+def _print_all(what: str, descriptions: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -47,6 +48,10 @@ class Disagreement(Exception):  # noqa: N818
         self.where = where
 
 
+class _Settings(BaseModel):
+    include_bos: bool = False
+
+
 @dataclass(eq=False)
 class _Stirred:
     """A defense whose edit is of the residual's own order, so that whatever follows moves."""
@@ -59,7 +64,7 @@ class _Stirred:
 
     @property
     def config(self) -> Any:
-        return SimpleNamespace(include_bos=False)
+        return _Settings()
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         return resid_BTD + STIRRED * resid_BTD.roll(1, -1)
@@ -94,7 +99,7 @@ def compared(
         UserError: attention is not computed by the function that the engine registers.
     """
     run = run_blocks(target.model, {site.layer for site in sites})
-    stirred = _Stirred(dict.fromkeys(sites))
+    stirred = _Stirred(dict.fromkeys(sites, SimpleNamespace(features=())))
     short, long = _prompts(target)
     with skipping(target.model, set(range(len(blocks(target.model)))) - set(run)):
         seen = _seen(DefendedModel(target, stirred, held={}), (short, long), first, run)

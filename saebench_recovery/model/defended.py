@@ -6,8 +6,9 @@ therefore runs again on the perturbed state; under `post` it is added after the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -62,6 +63,19 @@ class DefendedModel:
             return self.held
         return {} if self.defense is None else self.defense.latents
 
+    @cached_property
+    def kind(self) -> Hashable:
+        """What an edit's FLOPs depend on: the defense, its settings, and how many latents."""
+        if self.defense is None:
+            return None
+        sizes = [
+            (site, len(latents.features))
+            for role in (self.defense.latents, self.latents)
+            for site, latents in role.items()
+        ]
+        settings = self.defense.config.model_dump_json()
+        return (type(self.defense), settings, *sizes, self.straight_through)
+
     def edits(
         self,
         batch: Batch,
@@ -97,7 +111,7 @@ class DefendedModel:
                 self._record(trace, site, before, after)
             return after.to(resid_RQD.dtype)
 
-        edit.recording = trace is not None  # type: ignore[attr-defined]  # see `hooks.kinds`
+        edit.kind = (self.kind, trace is not None)  # type: ignore[attr-defined]  # see `hooks.kinds`
         return edit
 
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def _next(
         with edited(target.model, edits):
             return run_tokens(target, inside, mask_RT, cache)
 
-    # All one-token passes count as one kind: their pasts differ by a few tokens of attention.
-    kind = ("generation", Q, *kinds(edits))
+    # The past's length too: otherwise the first pass of a process would decide what all cost.
+    kind = ("generation", Q, mask_RT.shape[1], *kinds(edits))
     layers = target.depth()
     hidden_RQD = counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * layers)
     return target.logits(hidden_RQD[:, -1]).argmax(-1)

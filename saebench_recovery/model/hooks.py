@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -54,9 +54,9 @@ def entry(site: Site) -> Site:
     return Site(site.layer, "hook_resid_pre") if inside else site
 
 
-def kinds(edits: Mapping[Site, Edit]) -> list[tuple[Site, bool]]:
-    """What a pass costs depends on where it is edited, and whether latents are read there."""
-    return [(site, getattr(edit, "recording", False)) for site, edit in sorted(edits.items())]
+def kinds(edits: Mapping[Site, Edit]) -> list[tuple[Site, Hashable]]:
+    """What a pass costs depends on where it is edited, and by what (`DefendedModel.kind`)."""
+    return [(site, getattr(edit, "kind", None)) for site, edit in sorted(edits.items())]
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def evaluate(
     for member in attack.suite():
         left = set(unbroken([f.example.id for f in flips], records))
         part = [f for f in flips if f.example.id in left]
-        of_member = Setting(target, task, defense, member, spec, setting.held)
+        with scoring.counting():
+            of_member = Setting(target, task, defense, member, spec, setting.held).measured()
         costs[member.name] = list(chunks(of_member, learned, part, journal, progress))
         records += [record for chunk in costs[member.name] for record in chunk.records]
     counts = ExampleCounts(

@@ -64,6 +64,11 @@ class Setting:
         vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
         return copied
 
+    def measured(self) -> Setting:
+        """The same with its spreads and drift rule measured now, so that no chunk pays for them."""
+        _ = self.spreads, self.drift_rule
+        return self
+
     @property
     def has_norm(self) -> bool:
         """Whether a budget limits what the attack returns."""

@@ -31,11 +31,6 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @cache
 def workload(name: str) -> Workload:
     return WORKLOADS[name]()

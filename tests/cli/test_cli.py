@@ -246,7 +246,7 @@ def test_published_command_repeats_the_spec(monkeypatch: pytest.MonkeyPatch) -> 
         (["run", "--budget", "lots"], "run: budget is 'lots'"),
         (["run", "--seed", "-1"], "run: seed is '-1'"),
         (["run", "--batch-size", "0"], "run: batch_size is '0'"),
-        (["run", "--threat-model", "pre"], "input should be 'reclamp' or 'post'"),
+        (["run", "--threat-model", "pre"], "threat_model is 'pre'; allowed: one of reclamp, post"),
         (["run", "--plugin", "none.py"], "plugin file 'none.py' does not exist"),
         (["run", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
         (["run", "--device", "abacus"], "device 'abacus' is not available"),

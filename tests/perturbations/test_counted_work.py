@@ -7,17 +7,20 @@ from functools import cache
 import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
+from saebench_recovery.defenses.clamp import Clamp
 from torch.utils.flop_counter import FlopCounterMode
 
-from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.attack_and_score import score_chunk
+from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples, valid_flips
+from saebench_recovery.targets.target import Target
 from tests.problems import fitted, organism_setting, problem_of, tiny_setting
-from tests.tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES, tiny_target
 
 TOLERANCE = 0.02
 every_model = pytest.mark.parametrize("model", [*ARCHITECTURES, "organism"])
@@ -67,15 +70,15 @@ def test_fewer_rows_cost_what_torch_counts(model: str) -> None:
 class Around(Orthogonal):
     """Runs the model itself, beside what it asks of the problem."""
 
-    def __init__(self, prompts: int) -> None:
+    def __init__(self, prompts: int, example: Example) -> None:
         super().__init__(Orthogonal.Config(steps=2))
-        self.prompts = prompts
+        self.prompts, self.example = prompts, example
 
     def search(self, problem: Problem) -> ResidualDelta:
         target = setting("residual", "gpt2").target
         for _ in range(self.prompts):
             with torch.no_grad():
-                forward(target, target.batch(problem.examples[:1]), {})
+                forward(target, target.batch([self.example]), {})
         return super().search(problem)
 
 
@@ -84,7 +87,7 @@ def test_work_around_the_problem_is_counted_too() -> None:
     flips = valid_flips(plain, evaluation_examples(plain))[1][:3]
 
     def cost(prompts: int) -> tuple[int, int, float]:
-        held = fitted(plain.target, plain.task, plain.defense, Around(prompts))
+        held = fitted(plain.target, plain.task, plain.defense, Around(prompts, flips[0].example))
         chunk = score_chunk(held, flips)
         on_rows = sum(record.flops for record in chunk.records)
         return chunk.attacking.forward, chunk.attacking.flops, on_rows
@@ -99,3 +102,22 @@ def test_work_around_the_problem_is_counted_too() -> None:
     # Rows of one flip bear as much of it as others: a twelfth of a third each, here.
     share = 100 * meter.flops / len(plain.budgets) / 2
     assert beside[2] - without[2] == pytest.approx(share, rel=1e-3)
+
+
+def test_a_defense_costs_the_same_whatever_ran_on_the_model_before() -> None:
+    """FLOPs are measured once for each kind of pass, and defenses are among what makes a kind."""
+    plain = setting("residual", "gpt2")
+    examples = evaluation_examples(plain)[:2]
+
+    def cost(target: Target, latents: int) -> float:
+        defense = Clamp(Clamp.Config(latents=latents))
+        held = fitted(target, plain.task, defense, plain.attack)
+        meter = Meter()
+        with meter.counting():
+            list(outputs(examples, held.active, plain.task))
+        return meter.flops
+
+    fresh = cost(tiny_target("gpt2"), 2)
+    used = tiny_target("gpt2")
+    assert cost(used, 8) > fresh
+    assert cost(used, 2) == fresh

@@ -122,7 +122,7 @@ IN_RESULT: list[tuple[str, Any, str]] = [
     (ROW + "measures/fidelity/mean", 0.5, "measures.fidelity.mean"),
     (ROW + "measures/norm/max", 0.1, "measures.norm"),
     (ROW + "drift/readout/relative_l2/max", 0.9, "drift.readout.relative_l2.max"),
-    (ROW + "curve/points/0/recovery/k", 1, "curve.points"),
+    (ROW + "curve/points/0/recovery/k", 6, "curve.points"),
     (ROW + "curve/median_norm_recovers", 9.0, "row.curve.median_norm_recovers"),
     (ROW + "seed", 7, "seed"),
     (ROW + "budget", 0.1, "budget"),

@@ -34,11 +34,13 @@ def test_the_answer_is_the_name_that_is_not_repeated(target: Target, variant: st
     assert len(examples) == 40
     for example in examples:
         prompt = decode(example.prompt)
-        right, repeated = (decode(list(candidate)).strip() for candidate in example.candidates)
+        names = [decode(list(candidate)).strip() for candidate in example.candidates]
+        right, repeated, *strangers = names
         assert example.wrong is not None
         assert prompt.count(right) == 1
         assert prompt.count(repeated) == 2
-        assert prompt.count(decode(list(example.wrong)).strip()) == 0
+        assert not [name for name in strangers if name in prompt]
+        assert decode(list(example.wrong)).strip() in strangers
         if variant == "published":  # BABA: the subject is named first
             assert prompt.index(repeated) < prompt.index(right)
 

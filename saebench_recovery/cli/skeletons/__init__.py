@@ -1,0 +1,1 @@
+"""What `saebench new` writes: a plugin of each kind that runs as it stands."""
