@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -47,6 +48,10 @@ class Disagreement(Exception):  # noqa: N818
         self.where = where
 
 
+class _Settings(BaseModel):
+    include_bos: bool = False
+
+
 @dataclass(eq=False)
 class _Stirred:
     """A defense whose edit is of the residual's own order, so that whatever follows moves."""
@@ -59,7 +64,7 @@ class _Stirred:
 
     @property
     def config(self) -> Any:
-        return SimpleNamespace(include_bos=False)
+        return _Settings()
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         return resid_BTD + STIRRED * resid_BTD.roll(1, -1)

@@ -13,11 +13,11 @@ _PLACES = ("layer_idx", "layer_id", "layer_number")  # names for a block's own n
 
 
 def run_blocks(model: nn.Module, layers: Collection[int]) -> tuple[int, ...]:
-    """The blocks of some hook points with their neighbours, and the first of each kind.
+    """The blocks of some hook points, those after them, and the first of each kind.
 
     Blocks are of one kind if their modules are of the same classes with the same settings: what
-    one computes exactly, the others do too, whatever their weights. A hook point at a wrong block
-    shows beside its neighbours.
+    one computes exactly, the others do too, whatever their weights. A hook point at the wrong one
+    of two neighbours shows only if both are run.
     """
     every = blocks(model)
     if sum(weight.nbytes for weight in model.parameters()) < ALL_BELOW:
@@ -25,7 +25,7 @@ def run_blocks(model: nn.Module, layers: Collection[int]) -> tuple[int, ...]:
     first: dict[object, int] = {}
     for index, block in enumerate(every):
         first.setdefault(_kind(block), index)
-    near = {layer + step for layer in layers for step in (-1, 0, 1)}
+    near = {layer + step for layer in layers for step in (0, 1)}
     return tuple(sorted({*first.values(), *near} & set(range(len(every)))))
 
 

@@ -67,7 +67,6 @@ def test_the_page_has_every_architecture_and_enough_of_them_are_tried() -> None:
     assert sorted(written()) == registered()
     tried = [cells for cells in written().values() if len(cells) == 3]
     text = PAGE.read_text("utf-8")
-    assert text.count("| `") == len(written())
     assert len(tried) >= LEAST
     assert f"{len(tried)} run exactly" in text
 

@@ -241,7 +241,7 @@ def test_an_interrupt_says_what_is_kept(
         ({"tasks": [3]}, "run: tasks.0 is 3"),
         ({"defence": "clamp"}, "run: unknown key 'defence'; did you mean 'defense'"),
         ({"defense_config": {"latnts": 3}}, "unknown key 'latnts'; did you mean 'latents'"),
-        ({"defense_config": {"latents": 0}}, "latents is 0: .*greater than or equal to 1"),
+        ({"defense_config": {"latents": 0}}, "latents is 0; allowed: a whole number at least 1"),
         ({"attack_config": {"nope": 3}}, "attack 'orthogonal': unknown key 'nope'"),
         ({"task_config": {"nope": 3}}, "task 'alpha': unknown key 'nope'; allowed: none"),
         ({"budget": float("nan")}, "budget is nan"),
