@@ -12,6 +12,7 @@ from saebench_recovery.cli.interrupt import stoppable
 
 def attribute(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with its evidence.")],
+    *,
     flips: Annotated[
         int,
         typer.Option(
