@@ -1,4 +1,4 @@
-"""What processes of a sweep do in tests, instead of a run: without torch, so that they begin fast."""
+"""What processes of a sweep do in tests in place of a run: without torch, so they begin fast."""
 
 from __future__ import annotations
 
