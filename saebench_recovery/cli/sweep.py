@@ -84,6 +84,8 @@ def sweep(
         return
     sending = Sending(Orders(out, force=force, keep_text=keep_text), jobs, plugins, named)
     code = report(plans, carry_out(plans, sending, quiet=False))
+    if code == 0:
+        print(f"{len(plans)} cells are complete, in {str(out)!r}")
     raise typer.Exit(code)
 
 

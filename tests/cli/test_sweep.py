@@ -69,7 +69,12 @@ def test_a_grid_is_listed_and_then_run(
     assert len(engine.evaluated) == 2
     assert saebench(monkeypatch, "sweep", str(grid), *out) == 0
     assert sorted(engine.evaluated) == ["alpha", "alpha", "beta", "beta"]
-    assert capsys.readouterr() == ("", "")
+    shown = capsys.readouterr()
+    assert [line.partition(",")[0] for line in shown.out.splitlines()] == [
+        "2 cells are complete",
+        "4 cells are complete",
+    ]
+    assert shown.err == ""
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--dry-run") == 0
     assert "4 cells: 4 done." in capsys.readouterr().out
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--budget", "0.5", "--task", "beta") == 0

@@ -49,9 +49,9 @@ def _line(group: Group, defense: DefenseStanding, attack: AttackStanding) -> dic
 
 def _estimate(name: str, value: Rate | Mean) -> Iterator[tuple[str, float | None]]:
     known = interval(value)
-    yield name, known and known.centre
-    yield f"{name}_low", known and known.low
-    yield f"{name}_high", known and known.high
+    yield name, known.centre if known else None
+    yield f"{name}_low", known.low if known else None
+    yield f"{name}_high", known.high if known else None
 
 
 def _cell(value: Any) -> Any:
