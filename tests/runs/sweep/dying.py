@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What processes of a sweep do in tests, in place of a run: no torch, so that they begin fast."""
-=======
 """What processes of a sweep do in tests in place of a run: without torch, so they begin fast."""
->>>>>>> h-sweep
 
 from __future__ import annotations
 
