@@ -17,7 +17,7 @@ _clone = Path(__file__).resolve().parent.parent
 if all((_clone / name / "__init__.py").is_file() for name in ("attacks", "defenses", "tasks")):
     __path__.append(str(_clone))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["check", "register_attack", "register_defense", "register_task", "run", "verify"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saebench_recovery import run
-from saebench_recovery.runs import plan
+from saebench_recovery.runs import fingerprint
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.verify import verify
 from saebench_recovery.targets.loading import load_target
@@ -24,7 +24,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an older version, in which another number of latents was the default."""
     out = tmp_path_factory.mktemp("older")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "harness_fingerprint", lambda: OLD)
+        patch.setattr(fingerprint, "harness_fingerprint", lambda: OLD)
         few: dict[str, Any] = {"steps": 3}
         chosen: dict[str, Any] = {"latents": LATENTS}
         made = run(tasks=["ioi"], limit=4, defense_config=chosen, attack_config=few, out=out)
@@ -51,7 +51,7 @@ def test_its_numbers_hold_and_its_version_is_noted(older: Path) -> None:
     assert [m.line for m in found.mismatches] == []
     assert (found.exit_code, found.flips) == (0, found.stored_flips)
     made, counted = found.notes
-    assert made.startswith("made with saebench-recovery 0.1.0, torch ")
+    assert made.startswith("made with saebench-recovery ")
     assert "(harness 01234567)" in made
     assert counted.startswith("identity: as this version counts settings it is ")
 
