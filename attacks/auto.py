@@ -34,7 +34,7 @@ V1: Members = (
     ("gcg", TOKENS | {"margin": 0.5, "drift_penalty": 1.0}),
 )
 # What each breaks that the others do not: docs/suite.md. The suffixes of v1 broke nothing inside
-# the limits; `unconstrained` is there for the worst case without them.
+# the limits; `unconstrained` and `prefill` are there for the worst case without them.
 V2: Members = (
     ("orthogonal", ASCENT),
     ("straight-through", ASCENT | {"through": "identity"}),

@@ -110,7 +110,8 @@ def _shown(found: Mapping[str, AbstractSet[str]], attack: str) -> str:
     if attack not in found:
         return "-"
     members = {name for name, _ in AutoV2.members} - {attack}
-    alone = found[attack].difference(*(ids for name, ids in found.items() if name in members))
+    others = {id for name, ids in found.items() if name in members for id in ids}
+    alone = found[attack] - others
     return f"{len(found[attack])} ({len(alone)})"
 
 

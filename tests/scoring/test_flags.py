@@ -51,7 +51,7 @@ def base(shown: int, chance: float | None, n: int = 100) -> Facts:
 
 FIRST_ORDER = Constraint(kind="first-order", rank=1)
 TOKENS = PerturbationKind(kind="tokens", length=4)
-UNBOUND = {"constrained": None, "faithful": None}
+UNBOUND: dict[str, Any] = {"constrained": None, "faithful": None}
 
 
 def test_an_ordinary_row_has_no_flags() -> None:
