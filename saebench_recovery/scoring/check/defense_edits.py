@@ -65,7 +65,8 @@ class Edits:
         most_S = (written_ND @ write_DS).abs().amax(0)
         active_S = self.latents.read(self.before_ND).abs().amax(0)
         own_S = active_S * self.latents.decoder_SD.norm(dim=1)
-        return most_S > TRACE * torch.where(own_S > 0, own_S, most_S.max())
+        material_S: Tensor = most_S > TRACE * torch.where(own_S > 0, own_S, most_S.max())
+        return material_S
 
     def _changed_S(self) -> Tensor:
         before_NS, after_NS = (self.latents.read(x) for x in (self.before_ND, self.after_ND))
