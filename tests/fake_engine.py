@@ -76,7 +76,9 @@ class Engine:
     def install(self, set: Callable[[Any, Any, Any], None]) -> None:
         """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
         evaluate, loading = ModuleType("evaluate"), ModuleType("loading")
-        target = SimpleNamespace(preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={})
+        target = SimpleNamespace(
+            preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={}, agreement=None
+        )
         vars(evaluate)["evaluate"] = self.evaluate
         vars(loading)["load_target"] = lambda name, device, **options: target
         set(sys.modules, "saebench_recovery.scoring.evaluate", evaluate)
