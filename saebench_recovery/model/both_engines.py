@@ -211,7 +211,7 @@ def _prompts(target: LanguageModel) -> tuple[Example, Example]:
     drawn = torch.Generator().manual_seed(0)
     limit = prompt_rules.context(target.model.config) or LONG + NEW
     rows = min(target.embedding.weight.shape[0], len(target.tokenizer))
-    plain_V = torch.tensor([token for token in range(rows) if token not in target.special])
+    plain_V = torch.tensor([t for t in range(rows) if t not in target.special] or [0])
 
     def prompt(length: int) -> Example:
         fitting = max(2, min(length, limit - NEW))
