@@ -225,8 +225,9 @@ class TestConditional:
         prompts = [e.prompt for e in TinyTask().examples(target, "retain")]
         seen = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])
         loud_N = defense.latents[SITE].read(seen).sum(-1)
-        share = float((loud_N > defense._threshold[SITE]).float().mean())
-        assert opens - 1 / len(loud_N) <= share <= opens
+        threshold = defense._threshold[SITE]
+        share, tied = (float(b.double().mean()) for b in (loud_N > threshold, loud_N >= threshold))
+        assert share <= opens < tied  # a lower threshold would open on more
 
 
 class TestPairedShift:
