@@ -226,8 +226,8 @@ class TestConditional:
         seen = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])
         loud_N = defense.latents[SITE].read(seen).sum(-1)
         threshold = defense._threshold[SITE]
-        share, tied = (float(b.double().mean()) for b in (loud_N > threshold, loud_N >= threshold))
-        assert share <= opens < tied  # a lower threshold would open on more
+        share, lower = ((loud_N > t).double().mean() for t in (threshold, 0.99 * threshold))
+        assert share <= opens < lower
 
 
 class TestPairedShift:
