@@ -16,6 +16,8 @@ from saebench_recovery.registry import register_defense
 from saebench_recovery.selection.latent_scores import content_residuals
 from saebench_recovery.targets.target import Target
 
+MARGIN = 1e-3  # a token that set the threshold and comes again must not open it by rounding
+
 
 @register_defense("conditional")
 class Conditional(ClampingDefense):
@@ -45,7 +47,7 @@ class Conditional(ClampingDefense):
         seen = [self._loudness(site, x) for _, x in content_residuals(target, site, prompts)]
         loud_N = torch.cat(seen).sort().values if seen else torch.zeros(1)
         rank = min(len(loud_N), math.ceil(len(loud_N) * (1 - self.config.opens)))
-        self._threshold = {site: float(loud_N[rank - 1])}
+        self._threshold = {site: float(loud_N[rank - 1]) * (1 + MARGIN)}
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         open_BT = self._loudness(site, resid_BTD) > self._threshold[site]

@@ -87,7 +87,7 @@ def effect(
 
     parts = tuple(
         PartEffect(
-            part=part,  # type: ignore[arg-type]
+            part=part,
             length=mean(lengths[part], clusters),
             alone=counted(f"alone {part}"),
             without=counted(f"without {part}"),

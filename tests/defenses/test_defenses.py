@@ -225,8 +225,9 @@ class TestConditional:
         prompts = [e.prompt for e in TinyTask().examples(target, "retain")]
         seen = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])
         loud_N = defense.latents[SITE].read(seen).sum(-1)
-        share = float((loud_N > defense._threshold[SITE]).float().mean())
-        assert opens - 1 / len(loud_N) <= share <= opens
+        threshold = defense._threshold[SITE]
+        share, lower = ((loud_N > t).double().mean() for t in (threshold, 0.99 * threshold))
+        assert share <= opens < lower
 
 
 class TestPairedShift:
