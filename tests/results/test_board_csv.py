@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from io import StringIO
 
+import pytest
+
 from saebench_recovery.results.leaderboard import Group, Leaderboard
 from saebench_recovery.results.report.board_csv import board_csv
 from saebench_recovery.results.standings import AttackStanding, DefenseStanding
@@ -32,11 +34,8 @@ def test_every_standing_is_a_line() -> None:
     assert (first["target"], first["task"], first["seed"]) == ("organism", "ioi", "3")
     assert (first["defense"], first["rank"]) == ("'=HYPERLINK(1)", "")  # no formula, and no rank
     assert (third["defense"], third["rank"]) == ("clamp, latents=4", "1")
-    assert [float(first[f"under_attack{end}"]) for end in ("", "_low", "_high")] == [
-        0.9,
-        0.85,
-        0.95,
-    ]
+    estimate = [float(first[f"under_attack{end}"]) for end in ("", "_low", "_high")]
+    assert estimate == pytest.approx([0.9, 0.85, 0.95])
     assert float(first["constrained"]) == 0.8
     assert third["flags"] == "no-gradient (caution) few (note)"
     assert board_csv(made(Leaderboard)) == "\n"

@@ -60,7 +60,7 @@ def flip(id: str, *, recovered: bool, **changes: Any) -> Record:
     return record("alpha", id, recovered=recovered, **changes)
 
 
-def only(runs: Sequence[Path], **options: Any) -> Comparison:
+def only(runs: Sequence[Path | NamedRun], **options: Any) -> Comparison:
     (comparison,) = compare(runs, **options)
     return comparison
 
