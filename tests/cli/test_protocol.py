@@ -90,7 +90,7 @@ def test_an_attack_that_was_not_published(
             "no experiment of ioi on organism; it has ioi on gpt2-small",
         ),
         (["--budget", "20"], "budget is 20 times the spread unit; at most 10"),
-        (["--budget-unit", "metres"], "input should be 'spread', 'relative' or 'absolute'"),
+        (["--budget-unit", "metres"], "allowed: one of spread, relative, absolute"),
         (["--model", "gpt2"], "a target by parts needs --model and at least one --sae"),
         (["--sae", "r/i@blocks.1.hook_resid_post"], "needs --model"),
         (["--model", "m", "--sae", "r/i"], "SAE 'r/i' does not say which residual it reads"),

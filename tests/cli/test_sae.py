@@ -48,12 +48,12 @@ def test_an_sae_is_trained_and_measured(
         (["--hook", HOOK, "--architecture", "relu"], "architecture is 'relu'"),
         (["--hook", HOOK, "--l0", "9", "--width", "8"], "l0 is 9 of 8 latents"),
         (["--hook", HOOK, "--width", "8192", "--tokens", "5120"], "5120 tokens are too few"),
-        (["--hook", HOOK, "--tokens", "10"], "greater than or equal to 5120"),
+        (["--hook", HOOK, "--tokens", "10"], "allowed: a whole number at least 5120"),
         (["--hook", HOOK, "--text", "gone.txt"], "cannot read 'gone.txt'"),
         (["--hook", HOOK], "is too short to train on"),
         (
             ["--hook", HOOK, "--width", "10000000", "--tokens", "10000000"],
-            "less than or equal to 4194304",
+            "allowed: a whole number from 1 to 4194304",
         ),
     ],
 )
