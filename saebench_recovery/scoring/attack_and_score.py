@@ -45,8 +45,8 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     attacking, scoring = Meter(), Meter()
     judges = setting.task, setting.defense
     before = fingerprint(*judges)
-    # What the search can reach are copies: the originals judge what it returns. Making them measures
-    # the target once in a process, which is no work of the attack on whatever flips come first.
+    # What the search can reach are copies: the originals judge what it returns. Making the first
+    # ones measures the target, which is no work of the attack on whatever flips come first.
     handed_out = setting.handed_out()
     with attacking.counting():
         problem = posed(handed_out, flips, attacking)

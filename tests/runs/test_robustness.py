@@ -1,8 +1,9 @@
 """Runs that are killed, have no room or are not alone end bit-identical, with nothing left over.
 
 By default a few times with the instant engine. `pytest --whole tests/runs/test_robustness.py` does
-all of it on real runs (commit nothing meanwhile: the commit is part of a result): 20 kills at random moments, 10 aimed at writes, 5 full disks, 5 slow second
-writers, each continuing a run from nothing and beside a complete one that `--force` repeats.
+all of it on real runs: 20 kills at random moments, 10 aimed at writes, 5 full disks, 5 slow second
+writers, each continuing a run from nothing or beside a complete one that `--force` repeats. A git
+commit is part of a result, so make none meanwhile.
 """
 
 from __future__ import annotations
