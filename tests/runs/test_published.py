@@ -28,7 +28,7 @@ Patch = pytest.MonkeyPatch
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two tasks, of a few flips each."""
     out = tmp_path_factory.mktemp("genuine")
-    few = {"attack_config": {"steps": 3}, "keep_text": True}
+    few: dict[str, Any] = {"attack_config": {"steps": 3}, "keep_text": True}
     return out / run(tasks=["ioi", "unlearning"], limit=4, out=out, **few).identity
 
 

@@ -64,8 +64,8 @@ def replaying(loaded: Target, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(found: Verification) -> str:
-    lines = [part.line for part in (*found.mismatches, *found.unchecked)]
-    return "\n".join([*lines, *found.notes])
+    said = [m.line for m in found.mismatches] + [u.line for u in found.unchecked]
+    return "\n".join([*said, *found.notes])
 
 
 # --- what was not touched -----------------------------------------------------------------------
