@@ -55,7 +55,7 @@ class Stretching(Overspending):
 class Lawless(Overspending):
     """Replaces the driver that clips."""
 
-    def run(self, problem: Problem) -> ResidualDelta:  # type: ignore[misc]
+    def run(self, problem: Problem, *, shortest: bool = False) -> ResidualDelta:  # type: ignore[misc]
         return self.search(problem)
 
 

@@ -184,7 +184,7 @@ def test_the_effect_of_a_latent(data: str) -> None:
 
     def mean(label: str) -> Tensor:
         means = []
-        for text in task._texts("selection")[label]:
+        for text, _ in task._texts("selection")[label]:
             ids = torch.tensor([target.encode(text)])
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
             means.append(dictionary.encode(states[SITE.layer + 1][0, 1:]).mean(0))
@@ -312,4 +312,4 @@ def test_a_data_set_with_classes_of_its_own(
     made = variants("bias-in-bios-1")
     assert [v.config.label for v in made] == sorted(numbers)
     texts = made[0]._texts("evaluation")
-    assert all(text.split()[0] == label for label in texts for text in texts[label])
+    assert all(text.split()[0] == label for label in texts for text, _ in texts[label])

@@ -11,9 +11,13 @@ from rich.table import Table
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import NONE, brief, mean_number
 from saebench_recovery.results.summary import over_targets, worst_drift
-from saebench_recovery.schema import Flag, Mean, Rate, Row
+from saebench_recovery.schema import Flag, Level, Mean, Rate, Row
 
-LEVELS = ("invalid", "caution", "note")  # in the order in which flags are explained
+LEVELS: tuple[Level, ...] = (
+    "invalid",
+    "caution",
+    "note",
+)  # in the order in which flags are explained
 MEASURES = {
     "recovery": "recovery",
     "faithful": "faithful",
