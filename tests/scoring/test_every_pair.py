@@ -163,12 +163,12 @@ def test_a_constrained_attack_stays_within_the_limits(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
     row = scored(defense, attack, threat_model, architecture).row
-    if not quick("attack", attack).constrained:
+    if not quick("attack", attack, architecture).constrained:
         assert (row.constraint.kind, row.constraint.rank) == ("none", 0)
         return
     everywhere = attack == "jacobian"
     assert 0 < row.constraint.rank <= (sum(map(len, row.features.values())) if everywhere else 8)
-    local = quick("defense", defense).sees_only_latents or threat_model == "post"
+    local = quick("defense", defense, architecture).sees_only_latents or threat_model == "post"
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
         assert row.constraint.note
