@@ -28,11 +28,18 @@ MEASURES = {
 
 def headline(title: str, tasks: Mapping[str, Sequence[Row]]) -> Table:
     """A column for each task; of one with several targets, the mean over them."""
-    table = Table(title=terminal(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=terminal(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
     table.add_column("", style="bold", no_wrap=True)
     for name, rows in tasks.items():
         heading = name if len(rows) == 1 else f"{name}, {len(rows)} mean"
-        table.add_column(terminal(heading), justify="right")
+        table.add_column(terminal(heading), justify="right", no_wrap=True)
     columns = [_figures(rows) for rows in tasks.values()]
     for label in columns[0] if columns else ():
         table.add_row(label, *(column[label] for column in columns))
@@ -62,18 +69,19 @@ def _over(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> str:
 
 
 def _drift(rows: Sequence[Row]) -> str:
-    """The largest, and on how many flips the drift at the readout is defined."""
+    """The largest, and on how many flips drift is defined, be it by pre-activations."""
     worst = worst_drift(*rows)
     if worst is None:
         return NONE
-    defined = sum(max(drift.relative_l2.n for drift in row.drift.values()) for row in rows)
+    defined = sum(max(d.preactivation_relative.n for d in row.drift.values()) for row in rows)
     return f"{worst[0]:.0e} n={defined}"
 
 
 def _side_effects(rows: Sequence[Row]) -> str:
     effects = [row.side_effects for row in rows]
     kept, known = sum(e.retain_kept for e in effects), sum(e.retain_known for e in effects)
-    return f"{kept}/{known} KL {mean_number([e.kl for e in effects], '.1g')}"
+    kl = mean_number([e.kl for e in effects], ".2f").removeprefix("0")
+    return f"{kept}/{known} KL {kl}"
 
 
 def _cost(rows: Sequence[Row]) -> str:
@@ -82,10 +90,14 @@ def _cost(rows: Sequence[Row]) -> str:
 
 
 def _levels(rows: Sequence[Row]) -> str:
-    """How many flags there are of each level, by name."""
+    """How many flags there are of the worst level, by name, and how many beside them."""
     named = {flag.name: flag.level for row in rows for flag in row.flags}
     count = Counter(named.values())
-    return "\n".join(f"{count[level]} {level}" for level in LEVELS if count[level]) or "none"
+    for level in LEVELS:
+        if worst := count[level]:
+            others = len(named) - worst
+            return f"{worst} {level}" + (f" +{others}" if others else "")
+    return "none"
 
 
 def explained(tasks: Mapping[str, Sequence[Row]]) -> Iterable[tuple[Flag, list[str]]]:
