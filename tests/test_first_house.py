@@ -2,7 +2,8 @@
 
 A line there is [run, task, figure, value]; the run is "defense / attack / tasks / limit". A figure
 that is changed on purpose has no line any more, and the commit that took it out says why. The
-figures are compared under the first house's budget unit and its choice between two names (ioi).
+figures are compared under the first house's budget unit, its choice between two names (ioi) and its
+strength of steering.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def test_the_same_figures(name: str, tmp_path: Path) -> None:
         out=tmp_path,
         budget_unit="relative",
         task_config={"against": "subject"} if tasks == "ioi" else {},
+        defense_config={"strength": 1.15} if defense == "steering" else {},
     )
     rows = {row.task: figures(row) for row in result.rows}
     differing = [
