@@ -23,7 +23,6 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import total_norm
 
 STEPS, BISECTIONS = 30, 12
-GENERATIONS = 10  # bisections of a task that generates, at most
 TURN = (1.0, 0.02)  # first and last length of a step, relative to the delta
 SHARE = (0.3, 0.02)  # first and last largest change of the norm, relative to it
 MOMENTUM = 0.5
@@ -129,8 +128,7 @@ def _bisected(
 ) -> Tensor:
     """The smallest norm [N] along the ray, up to `high_N`, that shows the behaviour."""
     low_N = torch.zeros_like(high_N)
-    # Where every look costs a generation, to one part in a thousand is near enough.
-    for _ in range(min(bisections, GENERATIONS) if problem.generates else bisections):
+    for _ in range(bisections):
         middle_N = (low_N + high_N) / 2
         shorter = _on_sphere(problem, ray, middle_N)
         if problem.generates:

@@ -40,10 +40,12 @@ SITES = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 
 
 def tiny_model(
-    architecture: str, seed: int = 0, vocabulary: int = VOCABULARY, context: int = 64
+    architecture: str, seed: int = 0, vocabulary: int = VOCABULARY, context: int | None = None
 ) -> nn.Module:
     """A random decoder with weights large enough for errors to show."""
     torch.manual_seed(seed)
+    if context is None:  # where positions have weights, more of them are other weights
+        context = 64 if architecture == "gpt2" else 256
     size: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": WIDTH,

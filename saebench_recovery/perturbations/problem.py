@@ -235,12 +235,15 @@ class Problem:
         return replace(self, _engine=self._engine.counting_on(meter))
 
     def shuffled(self) -> tuple[Self, Tensor]:
-        """Each prompt's rows in another order, and the index [N] that puts them back."""
-        order_V = torch.randperm(self.variants, generator=Generator().manual_seed(self.seed))
-        first = torch.arange(0, self.size, self.variants)[:, None]
+        """Each prompt's rows in an order of its own, and the index [N] that puts them back."""
+        V = self.variants
+        ids = [example.id for example in self._engine.plain[::V]]
+        drawn = [torch.randperm(V, generator=g) for g in generators(self.seed, "order", ids)]
+        order_EV = torch.stack(drawn)
+        first_E1 = torch.arange(0, self.size, V)[:, None]
         index, back = (
-            (first + order).flatten().to(self.budget_N.device)
-            for order in (order_V, order_V.argsort())
+            (first_E1 + order).flatten().to(self.budget_N.device)
+            for order in (order_EV, order_EV.argsort(1))
         )
         return self.rows(index), back
 

@@ -312,6 +312,7 @@ def test_leaderboard_writes_and_names_its_files(
     assert [Path(path).name for path in paths] == [
         *(f"organism-{task}.json" for task in TASKS),
         "organism.md",
+        *(f"organism-{task}.csv" for task in TASKS),
     ]
     assert json.loads(Path(paths[0]).read_text())["groups"][0]["defenses"][0]["rank"] == 1
 

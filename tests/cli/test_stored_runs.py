@@ -75,6 +75,7 @@ def test_leaderboard(runs: list[str], tmp_path: Path) -> None:
     assert [Path(line).name for line in printed.splitlines()] == [
         "organism-alpha.json",
         "organism.md",
+        "organism-alpha.csv",
     ]
 
 

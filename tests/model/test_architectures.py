@@ -29,7 +29,8 @@ def written() -> dict[str, tuple[str, ...]]:
     """The cells of each row, by the architecture's `model_type`."""
     lines = PAGE.read_text("utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
-    return {cells[0].strip("`"): tuple(cells[1:]) for cells in rows if cells[0].startswith("`")}
+    named = [cells for cells in rows if cells[0].startswith("`") and cells[0] != "`model_type`"]
+    return {cells[0].strip("`"): tuple(cells[1:]) for cells in named}
 
 
 def hold(found: Outcome) -> None:

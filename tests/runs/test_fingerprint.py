@@ -101,7 +101,8 @@ def test_edited_plugin_or_environment_is_another_run(
     assert ids[0] == ids[2] != ids[1]
     clamp = run(out=out).identity
     assert run(out=out, plugins=[write_plugin(tmp_path)]).identity == clamp  # loaded, not used
-    monkeypatch.setattr("saebench_recovery.runs.plan.package_versions", lambda: {"torch": "0"})
+    versions = "saebench_recovery.runs.fingerprint.package_versions"
+    monkeypatch.setattr(versions, lambda: {"torch": "0"})
     assert run(out=out).identity != clamp
 
 

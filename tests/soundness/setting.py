@@ -37,11 +37,13 @@ THREAT_MODELS: tuple[ThreatModel, ...] = get_args(ThreatModel)
 SITE, LATER_SITE = map(Site.parse, SITES)
 BUDGET = 0.5
 STEPS = {"steps": 15}
+# A random model's prompts differ at random: the behaviour lies far off.
+STRONG = {"paired-shift": {"strength": 40.0}}
 FEW_LATENTS = {"latents": 8}  # of 32 dimensions, so that a null space remains
 
 
 def defense(name: str, **config: Any) -> Defense:
-    made = registry.create("defense", name, {**FEW_LATENTS, **config})
+    made = registry.create("defense", name, {**FEW_LATENTS, **STRONG.get(name, {}), **config})
     assert isinstance(made, Defense)
     return made
 

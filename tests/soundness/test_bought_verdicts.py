@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,37 +13,39 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring import measures
 from saebench_recovery.scoring import replay as replaying
 from saebench_recovery.scoring.aggregate import aggregate
 from tests.fakes import facts, record
 from tests.soundness.setting import clamp, orthogonal, run
+from tests.tiny import TinyTask, shared_target
 
 
 class Seeing(Orthogonal):
     """Notes the answers that it is asked for."""
 
-    asked: list[tuple[tuple[int, ...], ...]]
+    asked: Sequence[Example]
 
     def search(self, problem: Problem) -> ResidualDelta:
-        V = problem.variants
-        rows = problem.examples
-        self.asked = [
-            tuple(e.candidates[0] for e in rows[n : n + V]) for n in range(0, len(rows), V)
-        ]
-        assert all(example.wrong is None for example in rows)
+        self.asked = problem.examples
         return super().search(problem)
 
 
 def test_right_and_wrong_rows_are_shuffled_and_unmarked() -> None:
     attack = Seeing()
     run(clamp(), attack)
-    for answers in attack.asked:
-        half = len(answers) // 2
-        assert len(set(answers)) == 2
-        assert len(set(answers[:half])) == 2, "the first half asks for one answer only"
+    right = {
+        e.id: e.candidates[0] for e in TinyTask().examples(shared_target("gpt2"), "evaluation")
+    }
+    assert all(example.wrong is None for example in attack.asked)
+    first, second = (
+        [example.candidates[0] == right[example.id] for example in attack.asked[place::2]]
+        for place in (0, 1)
+    )
+    assert [one != other for one, other in zip(first, second, strict=True)] == [True] * len(first)
+    assert len(set(first)) == 2, "the first row of every flip asks for the same side"
 
 
 class Sabotage(Orthogonal):

@@ -38,7 +38,7 @@ SUITED = [
     ("refusal", "clamp"),
     ("refusal", "steering"),
 ]
-LABEL = "farmer"  # of tpp, whose six classes are alike
+LABEL = "nurse"  # of tpp; `paired-shift` does not suit all six classes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from saebench_recovery.base.precision import exact
+from saebench_recovery.base.precision import exact, in_float64
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.sae.latents import Latents
@@ -61,7 +61,7 @@ class Edits:
 
         Traces would make a constraint of a rank that the defense does not need.
         """
-        write_DS = torch.linalg.pinv(rows_SD.double()).to(written_ND.dtype)
+        write_DS = in_float64(torch.linalg.pinv, rows_SD).to(written_ND.dtype)
         most_S = (written_ND @ write_DS).abs().amax(0)
         active_S = self.latents.read(self.before_ND).abs().amax(0)
         own_S = active_S * self.latents.decoder_SD.norm(dim=1)
