@@ -179,6 +179,9 @@ class Residual(Space):
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> ResidualDelta:
         checked_shape(perturbation, type(self.zeros()))
         assert isinstance(perturbation, ResidualDelta)
+        # A class of the attack's own could say which examples it is applied to.
+        if type(perturbation) is not type(self.zeros()):
+            raise TypeError(f"the attack returned a {type(perturbation).__name__} of its own")
         if set(perturbation.values) != set(self.constraints):
             raise ValueError("the attack perturbs other sites than the problem's")
         if not torch.equal(perturbation.positions_EP, self.positions_NP):

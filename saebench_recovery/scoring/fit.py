@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Defense, Example, Split, Task
+from saebench_recovery.sae.latents import Dictionary, Latents
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.targets.phase import fitting, visible
 from saebench_recovery.targets.target import Target
@@ -16,12 +18,28 @@ def fit(setting: Setting) -> None:
     """Fit the setting's defense, and its monitor if it has one.
 
     Raises:
-        UserError: it reads the evaluation split, or see `Defense.fit`.
+        UserError: it reads the evaluation split, defends latents of its own, or see `Defense.fit`.
     """
+    dictionaries = dict(setting.target.dictionaries)
     with fitting():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
         setting.defense.watch(setting.target, task)
+    _refuse_others(setting.defense, dictionaries)
+
+
+def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) -> None:
+    """Drift is read from what a defense declares: it must not say itself what they read.
+
+    Raises:
+        UserError: they are not latents of the target's SAE at that site, or of another class.
+    """
+    for site, latents in defense.latents.items():
+        if type(latents) is not Latents or latents.dictionary is not dictionaries.get(site):
+            raise UserError(
+                f"{defense.title} defends latents at {site} that are not the target's own; take "
+                "them from target.dictionary(site).defended(indices)"
+            )
 
 
 def _restricted(task: Task, defense: str) -> Task:

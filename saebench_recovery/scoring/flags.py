@@ -20,6 +20,7 @@ FEW_FLIPS = 20
 # that is made for one residual meets another where passes are rounded to less than float32.
 EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
 CONTROLS = ("random-direction",)  # attacks that are there to be compared with, and prove nothing
+OUTSIDE = 0.25  # of the flips: few recoveries past the limits change no rank
 WEAKER = 0.25  # of the flips: an attack of its own kind rarely injects so much less
 LUCK = 1.645  # standard deviations above chance that one guess in twenty passes
 
@@ -90,6 +91,15 @@ def _constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> boo
         record.constraint.kind == "exact" and (_relative_drift(record, "perturbed") or 0) > limit
         for record in records
     )
+
+
+def _constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
+    """Where the defense itself moves its latents, no search to first order stays inside."""
+    recovered = [
+        r for r in records if r.constraint.kind == "first-order" and verdict(r, "recovery")
+    ]
+    outside = sum(record.measures.get("constrained") is False for record in recovered)
+    return outside > max(OUTSIDE * len(records), len(recovered) / 2)
 
 
 def _constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> bool:
@@ -226,6 +236,15 @@ CONDITIONS = (
         "an attack holds its constraint to first order only; the row's constraint says why",
         "read the drift: the limits decide what counts as constrained",
         lambda row, records, facts: any(r.constraint.kind == "first-order" for r in records),
+        of_members=True,
+    ),
+    Condition(
+        "constraint-lost",
+        "caution",
+        "an attack that holds the latents to first order mostly recovers outside the limits: what "
+        "ranks rests on how the defense moves its latents, not on what it stops",
+        "read the recovery beside the behaviour under attack; raise --max-drift and --max-decode",
+        _constraint_lost,
         of_members=True,
     ),
     Condition(

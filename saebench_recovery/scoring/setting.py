@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -85,8 +85,8 @@ class Setting:
     def handed_out(self) -> Setting:
         """The same with copies of task and defense, for what a search may reach."""
         copied = replace(self, task=copy(self.task), defense=copy(self.defense))
-        # What was measured once holds for the copies.
-        vars(copied).update(spreads=self.spreads, drift_rule=self.drift_rule)
+        # What was measured once holds for the copies; the limits are the search's own to write to.
+        vars(copied).update(spreads=self.spreads, drift_rule=deepcopy(self.drift_rule))
         return copied
 
     def measure(self) -> None:

@@ -108,6 +108,15 @@ def test_what_is_no_reason(flags: tuple[str, ...]) -> None:
     assert flags == ()
 
 
+def test_recoveries_outside_the_limits_are_said_where_a_search_holds_to_first_order() -> None:
+    outside = {"constrained": False, "faithful": False}
+    first_order = {"constraint": FIRST_ORDER}
+    assert raised(None, first_order | outside) == ("first-order-constraint", "constraint-lost")
+    assert raised(None, outside) == ()
+    one = record(id="z", recovered=True, **first_order, **outside)
+    assert raised(None, first_order, one) == ("first-order-constraint",)
+
+
 def test_few_flips_and_none() -> None:
     assert names(aggregate(facts(), [record(id="a")])) == ("few-valid-flips",)
     assert names(aggregate(facts(), [])) == ("no-valid-flips",)

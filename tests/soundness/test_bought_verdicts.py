@@ -61,6 +61,41 @@ class Sabotage(Orthogonal):
         )
 
 
+class Lifting(Orthogonal):
+    """Leaves the constraint set, and makes every drift of its problem look small."""
+
+    constrained = False
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        typical = problem._engine.drift_rule.typical
+        assert isinstance(typical, dict)
+        typical.update(dict.fromkeys(typical, 1e9))
+        zeros = problem.zeros()
+        _, grads = problem.gradient(zeros)
+        return replace(zeros, values={s: 1e6 * grad for s, grad in grads.items()})
+
+
+def test_the_scale_of_drift_is_out_of_reach() -> None:
+    row = run(clamp(), Lifting()).row
+    assert row.recovery.k > 0
+    assert row.constrained.k == 0
+
+
+class Otherwise(ResidualDelta):
+    """A delta that changes the examples it is applied to."""
+
+
+class Disguised(Orthogonal):
+    def search(self, problem: Problem) -> ResidualDelta:
+        zeros = problem.zeros()
+        return Otherwise(zeros.values, zeros.positions_EP)
+
+
+def test_a_class_of_perturbations_of_the_attacks_own_is_refused() -> None:
+    with pytest.raises(UserError, match="Otherwise of its own"):
+        run(clamp(), Disguised())
+
+
 def test_the_harness_injects_by_itself() -> None:
     honest, sabotaged = run(clamp(), Orthogonal()).row, run(clamp(), Sabotage()).row
     own = honest.controls.wrong_target_reference

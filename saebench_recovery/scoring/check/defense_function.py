@@ -26,7 +26,8 @@ from saebench_recovery.scoring.check.catalogue import finding, refusal
 
 ROUNDING = 1e-5  # of a token's norm; float32 products of a few thousand terms stay below it
 JITTERS, REPEATS = 3, 8
-MANY = 2048  # rows: every budget of over a hundred flips, towards both answers
+# Rows, up to every budget of over a hundred flips, towards both answers.
+MANY = tuple(2**power for power in range(3, 12))
 WINDOWS = (2, 3, 4, 8)  # tokens, beside all lengths of one prompt
 
 Part = tuple[int, slice, Tensor]
@@ -131,11 +132,15 @@ class FunctionCheck:
         yield from ((0, slice(None), row) for row in returned)
 
     def _many(self) -> Iterator[Part]:
-        """A token in as many rows as searches run at once; the row that differs most."""
+        """A token in as many rows as searches run at once; of each size the row that differs most.
+
+        A search drops the rows that are done, and so it runs batches of many sizes.
+        """
         (first_D,) = self.first[0][-1:]
-        returned_BD = self._called(self.prompts[0][-1:].expand(MANY, 1, -1))[:, 0]
-        furthest = int((returned_BD - first_D).norm(dim=1).argmax())
-        yield 0, slice(-1, None), returned_BD[furthest][None]
+        for count in MANY:
+            returned_BD = self._called(self.prompts[0][-1:].expand(count, 1, -1))[:, 0]
+            furthest = int((returned_BD - first_D).norm(dim=1).argmax())
+            yield 0, slice(-1, None), returned_BD[furthest][None]
 
     def _padded(self) -> Iterator[Part]:
         behind = (functional.pad(resid_TD, (0, 0, 0, 2)) for resid_TD in self.prompts)

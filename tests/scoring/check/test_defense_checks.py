@@ -66,6 +66,16 @@ def test_a_defense_that_gives_way_later_is_found_afterwards() -> None:
     assert [found.name for found in check.afterwards()] == ["stateful-defense"]
 
 
+@pytest.mark.parametrize(("least", "most"), [(20, 2000), (7, 31), (500, 600)])
+def test_a_defense_that_gives_way_in_batches_of_some_sizes_is_found(least: int, most: int) -> None:
+    def counting(clamped: Tensor, resid: Tensor) -> Tensor:
+        rows, tokens = resid.shape[:2]
+        return resid if tokens == 1 and least <= rows <= most else clamped
+
+    names = [found.name for found in checked(Spoiled(counting)).findings()]
+    assert names == ["depends-on-batch"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "name"),
     [
