@@ -109,8 +109,8 @@ def test_what_is_no_reason(flags: tuple[str, ...]) -> None:
 
 
 def test_recoveries_outside_the_limits_are_said_where_a_search_holds_to_first_order() -> None:
-    outside = {"constrained": False, "faithful": False}
-    first_order = {"constraint": FIRST_ORDER}
+    outside: dict[str, Any] = {"constrained": False, "faithful": False}
+    first_order: dict[str, Any] = {"constraint": FIRST_ORDER}
     assert raised(None, first_order | outside) == ("first-order-constraint", "constraint-lost")
     assert raised(None, outside) == ()
     one = record(id="z", recovered=True, **first_order, **outside)
