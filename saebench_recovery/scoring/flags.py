@@ -94,7 +94,12 @@ def _constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> boo
 
 
 def _constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    """Where the defense itself moves its latents, no search to first order stays inside."""
+    """Where the defense itself moves its latents, no search to first order stays inside.
+
+    Of a suite, another member may: then nothing is lost.
+    """
+    if row.recovery.k - row.constrained.k <= OUTSIDE * row.recovery.n:
+        return False
     recovered = [
         r for r in records if r.constraint.kind == "first-order" and verdict(r, "recovery")
     ]

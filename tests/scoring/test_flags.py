@@ -117,6 +117,15 @@ def test_recoveries_outside_the_limits_are_said_where_a_search_holds_to_first_or
     assert raised(None, first_order, one) == ("first-order-constraint",)
 
 
+def test_a_suite_has_lost_nothing_that_another_member_holds() -> None:
+    outside: dict[str, Any] = {"constrained": False, "constraint": FIRST_ORDER}
+    lost = [record(attack="jacobian", id=f"{i}", recovered=True, **outside) for i in range(4)]
+    held = [record(attack="lagrangian", id=f"{i}", recovered=True) for i in range(4)]
+    said = facts("jacobian", "lagrangian")
+    assert "constraint-lost" in names(aggregate(said, lost))
+    assert "constraint-lost" not in names(aggregate(said, [*lost, *held]))
+
+
 def test_few_flips_and_none() -> None:
     assert names(aggregate(facts(), [record(id="a")])) == ("few-valid-flips",)
     assert names(aggregate(facts(), [])) == ("no-valid-flips",)
