@@ -119,12 +119,13 @@ class Says(Attack):
 def test_tokens_that_merge_are_scored_as_what_they_merge_to() -> None:
     bang = TinyTokenizer()("!")["input_ids"][0]
     attack = Says("!!ab", [bang, bang, 3 + 97, 3])
-    found = run(attack, target=speaking(Merging()), task=Printable())
+    target = speaking(Merging())
+    found = run(attack, target=target, task=Printable())
     merged = Merging()("!!ab")["input_ids"]
     assert len(merged) == 3
     suffix = suffixes(found)
     assert suffix.ids_EL.tolist() == [[*merged, -1]] * len(found.records)
-    by_id = {e.id: e for e in reversed(attack.problem.examples)}  # the right answer comes first
+    by_id = {example.id: example for example in Printable().examples(target, "evaluation")}
     longer, _ = suffix.applied([by_id[record.id] for record in found.records])
     active = attack.problem._engine.active
     output = whole_pass(active, TinyTask(), active.target.batch(longer))

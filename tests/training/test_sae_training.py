@@ -64,7 +64,7 @@ def test_what_is_trained_loads_in_saelens_and_reads_alike(
     ours = load_dictionary(tmp_path / "sae", SITE)
     assert ours.architecture == ("topk" if architecture == "topk" else "jumprelu")
     assert (theirs.cfg.metadata.hook_name, theirs.cfg.metadata.model_name) == (HOOK, "gemma3_text")
-    assert (theirs.cfg.metadata.prepend_bos, theirs.cfg.metadata.context_size) == (True, 64)
+    assert (theirs.cfg.metadata.prepend_bos, theirs.cfg.metadata.context_size) == (True, 128)
     rows = text.rows(target, text.documents(source))
     resid_ND = torch.cat(list(activations.residuals(target, SITE, islice(rows, 8))))
     with torch.no_grad():
