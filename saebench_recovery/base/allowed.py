@@ -39,8 +39,8 @@ def default_of(model: type[BaseModel], name: str) -> str | None:
     if field.is_required():
         return None
     # Through the model's own serialiser: a tuple of hook points is a list, as on the command line.
-    unset = model.model_construct().model_dump(mode="json", include={name}, warnings=False)
-    value = unset[name]
+    dumped = model.model_construct().model_dump(mode="json", include={name}, warnings=False)
+    value = dumped[name]
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -24,6 +24,8 @@ def new(
     Example:
       saebench new defense my_defense.py
     """
+    from saebench_recovery import registry
+
     if kind not in get_args(Kind):
         raise UserError(f"cannot write a new {kind!r}; {nearest(kind, get_args(Kind))}")
     stem = file.stem
@@ -34,7 +36,8 @@ def new(
         )
     text = files("saebench_recovery.cli.skeletons").joinpath(f"{kind}.py").read_text("utf-8")
     name = stem.replace("_", "-")
-    _refuse_taken(kind, name)
+    if name in registry.listing(cast(Kind, kind)):
+        raise UserError(f"{kind} name {name!r} is taken; choose another file name")
     text = text.replace(f"my_{kind}.py", file.name).replace(f"my-{kind}", name)
     text = text.replace(f"My{kind.capitalize()}", stem.title().replace("_", ""))
     try:
@@ -44,11 +47,3 @@ def new(
         raise UserError(f"{str(file)!r} exists; choose another name") from None
     print(f"{file}: {kind} {name!r}. Next:")
     print(*(line for line in text.splitlines() if line.startswith("saebench ")), sep="\n")
-
-
-def _refuse_taken(kind: str, name: str) -> None:
-    from saebench_recovery import registry
-
-    for known in get_args(Kind):
-        if known == kind and name in registry.listing(known):
-            raise UserError(f"{kind} name {name!r} is taken; choose another file name")

@@ -88,14 +88,13 @@ class Pass:
 class PlainModel:
     """A model of its own with eager attention, its tokenizer, and SAEs as SAELens has them.
 
-    `bos`: the first position is no content, and neither is a BOS or padding wherever it stands: a
-    defense spares them unless its configuration says `include_bos`.
+    The first position is no content, and neither is a BOS or padding wherever it stands: a defense
+    spares them unless its configuration says `include_bos`.
     """
 
     model: Any
     tokenizer: Any
     saes: Mapping[Site, Any]
-    bos: bool = True
 
     def __post_init__(self) -> None:
         found = self.model.config._attn_implementation
@@ -124,8 +123,6 @@ class PlainModel:
 
     def _content(self, tokens: tuple[int, ...]) -> list[int]:
         """Positions that carry text."""
-        if not self.bos:
-            return list(range(len(tokens)))
         named = ("bos_token_id", "cls_token_id", "pad_token_id")
         others = {getattr(self.tokenizer, name, None) for name in named}
         return [i for i, token in enumerate(tokens) if i and token not in others]

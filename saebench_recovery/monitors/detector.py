@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.precision import exact
 from saebench_recovery.sae.latents import Dictionary
 
 SHRINKAGE = 0.1  # of a covariance towards a sphere: it keeps unseen directions finite
@@ -30,7 +31,8 @@ class Undisturbed:
 
     @property
     def size(self) -> float:
-        centred_ND = self.resid_ND.double() - self.resid_ND.double().mean(0)
+        exact_ND = exact(self.resid_ND)
+        centred_ND = exact_ND - exact_ND.mean(0)
         return float(centred_ND.square().sum(1).mean().sqrt())
 
 
@@ -47,12 +49,13 @@ class Mahalanobis:
 
     @classmethod
     def of(cls, seen_ND: Tensor) -> Mahalanobis:
-        exact_ND = seen_ND.double()
+        exact_ND = exact(seen_ND)
         covariance_DD = torch.cov(exact_ND.T)
         floor = SHRINKAGE * covariance_DD.diagonal().mean().clamp(min=1e-12)
         covariance_DD.diagonal().add_(floor)
         root_DD = torch.linalg.cholesky(covariance_DD)
-        return cls(exact_ND.mean(0).float(), torch.linalg.inv(root_DD).T.float())
+        mean_D, whitening_DD = exact_ND.mean(0), torch.linalg.inv(root_DD).T
+        return cls(*(t.float().to(seen_ND.device) for t in (mean_D, whitening_DD)))
 
     def __call__(self, seen: Tensor) -> Tensor:
         distance: Tensor = ((seen.float() - self.mean_D) @ self.whitening_DD).norm(dim=-1)

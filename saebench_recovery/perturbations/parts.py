@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from saebench_recovery.base.precision import fine
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.sae.latents import Dictionary
@@ -158,11 +159,11 @@ class _Moved:
         """Noise without what lies in the span of the decoder rows that are active at its token."""
         most = max(1, int(active_PM.sum(1).max()))
         there_PK, index_PK = active_PM.int().topk(most, dim=1)
-        rows_PKD = self.dictionary.whole.decoder_SD[index_PK].double() * there_PK[..., None]
+        rows_PKD = fine(self.dictionary.whole.decoder_SD[index_PK]) * there_PK[..., None]
         # Rows may depend on each other, and those that fill up are zero.
         gram_PKK = rows_PKD @ rows_PKD.mT
         gram_PKK.diagonal(dim1=1, dim2=2).add_(RIDGE)
-        noise_PD1 = noise_PD.double()[..., None]
+        noise_PD1 = fine(noise_PD)[..., None]
         share_PK1 = torch.linalg.solve(gram_PKK, rows_PKD @ noise_PD1)
         beside: Tensor = (noise_PD1 - rows_PKD.mT @ share_PK1)[..., 0]
         return beside.to(noise_PD)

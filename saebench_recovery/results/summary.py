@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -54,6 +54,11 @@ def over_targets(values: Iterable[Rate | Mean]) -> Interval | None:
         for gaps in ([v.centre - v.low for v in known], [v.high - v.centre for v in known])
     )
     return Interval(centre, centre - below, centre + above)
+
+
+def over_rows(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> Interval | None:
+    """The mean of a figure over a task's rows; those that do not have it are left out."""
+    return over_targets(value for value in map(of, rows) if value is not None)
 
 
 def worst_drift(*rows: Row) -> tuple[float, str] | None:

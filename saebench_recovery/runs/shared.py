@@ -1,7 +1,7 @@
 """What runs in one process have in common: a loaded target, and defenses seen before any attack.
 
-Only the last target is kept, and of defenses those of the last task and settings, so that runs are
-best done in an order in which what they share stands together.
+Only the last target is kept, and of defenses those of the last run's tasks and settings, so that
+runs are best done in an order in which what they share stands together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._target: tuple[object, Target] | None = None
-        self._seen: tuple[object, dict[str, Undisturbed]] | None = None
+        self._seen: dict[str, dict[str, Undisturbed]] = {}
 
     def target(self, plan: Plan) -> Target:
         """The plan's target on its device, checked at the hook points that its settings name.
@@ -35,7 +35,7 @@ class Shared:
         spec = plan.spec
         key = (spec.target, spec.device, spec.dtype, spec.force_sae, plan.sites)
         if self._target is None or self._target[0] != key:
-            self._target = self._seen = None  # two models may be more than the memory holds
+            self._target, self._seen = None, {}  # two models may be more than the memory holds
             loaded = load_target(
                 spec.target,
                 spec.device,
@@ -56,10 +56,9 @@ class Shared:
         from saebench_recovery.scoring.undisturbed import undisturbed
 
         own = plan.matchups[label]
-        key = plan.before_attack(own.task.name)
-        if self._seen is None or self._seen[0] != key:
-            self._seen = (key, {})
-        of_label = self._seen[1]
+        of_task = {task: plan.before_attack(task) for task in plan.spec.tasks}
+        self._seen = {key: self._seen.get(key, {}) for key in of_task.values()}
+        of_label = self._seen[of_task[own.task.name]]
         if label not in of_label:
             target = self.target(plan)
             setting = Setting(target, own.task, own.defense, own.attack, plan.spec)

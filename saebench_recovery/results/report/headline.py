@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import NONE, brief, mean_number
-from saebench_recovery.results.summary import over_targets, worst_drift
-from saebench_recovery.schema import Flag, Level, Mean, Rate, Row
+from saebench_recovery.results.summary import over_rows, worst_drift
+from saebench_recovery.schema import Flag, Level, Row
 
 LEVELS: tuple[Level, ...] = (
     "invalid",
@@ -50,9 +50,9 @@ def _figures(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "valid flips": f"{sum(r.examples.valid for r in rows)} of "
         f"{sum(r.examples.base for r in rows)}",
-        "under attack": _over(rows, lambda r: r.under_attack),
+        "under attack": brief(over_rows(rows, lambda r: r.under_attack)),
         **{
-            label: _over(rows, lambda r, n=name: r.measures.get(n))  # type: ignore[misc]
+            label: brief(over_rows(rows, lambda r, n=name: r.measures.get(n)))  # type: ignore[misc]
             for label, name in MEASURES.items()
         },
         "worst drift": _drift(rows),
@@ -62,10 +62,6 @@ def _figures(rows: Sequence[Row]) -> dict[str, str]:
         "search": _cost(rows),
         "flags": _levels(rows),
     }
-
-
-def _over(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> str:
-    return brief(over_targets(value for value in map(of, rows) if value is not None))
 
 
 def _drift(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.headline import explained, headline
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number
-from saebench_recovery.results.summary import by_task, over_targets, worst_drift
+from saebench_recovery.results.summary import by_task, over_rows, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult, SideEffects
 from saebench_recovery.scoring import measures
 
@@ -108,7 +108,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _over(rows: Iterable[Row], of: Callable[[Row], Rate | Mean | None]) -> str:
-    return estimate(over_targets(value for value in map(of, rows) if value is not None))
+    return estimate(over_rows(rows, of))
 
 
 def _detection(rows: Sequence[Row]) -> dict[str, str]:

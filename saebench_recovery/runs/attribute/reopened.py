@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Perturbation, ResidualDelta
 from saebench_recovery.results.consistency import StoredRun, read_consistent, read_stored
 from saebench_recovery.results.store import STATE, read_state
-from saebench_recovery.runs.plan import Matchup, Plan
-from saebench_recovery.runs.verify.evidence import StoredFlips, read_flips
+from saebench_recovery.runs.plan import Plan
+from saebench_recovery.runs.verify.evidence import read_flips
+from saebench_recovery.runs.verify.flips import setting_of
 from saebench_recovery.runs.verify.identity import planned
 from saebench_recovery.runs.verify.report import Findings
 from saebench_recovery.schema import Facts, Record
@@ -77,9 +77,12 @@ def recovered(
             continue
         if left is not None:
             left -= len(index)
+        setting = setting_of(target, matchup, plan.spec, facts, flips)
+        if setting is None:
+            raise UserError(f"deltas are stored of {flips.chunk.attack!r}, no attack of this run")
         rows = torch.tensor(index)
         yield Recovered(
-            _setting(target, plan, matchup, facts, flips),
+            setting,
             tuple(flips.records[e] for e in index),
             {name: part.rows(rows) for name, part in flips.parts.items()},
         )
@@ -98,15 +101,3 @@ def _fit(setting: Setting, facts: Facts) -> None:
             f"{defense.title} fitted here defends other latents of {task.label!r} than in the run; "
             "`saebench verify` says what else differs"
         )
-
-
-def _setting(
-    target: Target, plan: Plan, matchup: Matchup, facts: Facts, flips: StoredFlips
-) -> Setting:
-    """Of a suite, with the member whose deltas these are."""
-    attack = next(m for m in matchup.attack.suite() if m.name == flips.chunk.attack)
-    held = {
-        Site.parse(site): target.dictionary(Site.parse(site)).defended(torch.tensor(chosen))
-        for site, chosen in facts.held.items()
-    }
-    return Setting(target, matchup.task, matchup.defense, attack, plan.spec, held or None)

@@ -127,10 +127,9 @@ class ReplayedFlip:
         seen = self._pass(shown.perturbed, shown.conditions)
         entering = self.setting.spec.threat_model == "reclamp"
         resid_TD = seen.before if entering else seen.after
-        content = slice(1 if self.plain.bos else 0, None)
         with torch.no_grad():
             rings = [
-                defense.alarm(site, resid_TD[site][None], entering=entering)[0, content] > 0
+                defense.alarm(site, resid_TD[site][None], entering=entering)[0, 1:] > 0
                 for site in defense.latents
             ]
         return any(bool(rings_T.any()) for rings_T in rings)

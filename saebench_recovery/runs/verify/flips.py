@@ -61,7 +61,7 @@ def replayed(
         matchup = fitted.get(flips.chunk.task)
         if matchup is None:
             continue
-        setting = _setting(target, matchup, spec, stored.facts[flips.chunk.task], flips)
+        setting = setting_of(target, matchup, spec, stored.facts[flips.chunk.task], flips)
         if setting is None:
             findings.add(differing("attack", flips.chunk.attack, None, task=flips.chunk.task))
             continue
@@ -73,7 +73,7 @@ def replayed(
     return len(done)
 
 
-def _setting(
+def setting_of(
     target: Target, matchup: Matchup, spec: RunSpec, facts: Facts, flips: StoredFlips
 ) -> Setting | None:
     """The setting of a chunk, of a suite the member's; None if there is no such attack."""

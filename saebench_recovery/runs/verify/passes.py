@@ -27,7 +27,7 @@ class RememberedPasses(PlainModel):
 
     @classmethod
     def of(cls, plain: PlainModel, always: tuple[Site, ...]) -> RememberedPasses:
-        return cls(plain.model, plain.tokenizer, plain.saes, plain.bos, always)
+        return cls(plain.model, plain.tokenizer, plain.saes, always)
 
     def forget(self) -> None:
         self._passes.clear()
@@ -57,7 +57,7 @@ class RememberedPasses(PlainModel):
         key = (_key(prompt, conditions), new_tokens)
         if key not in self._texts:
             # A pass for each token of a text would fill the memory, and nothing asks for it again.
-            plain = PlainModel(self.model, self.tokenizer, self.saes, self.bos)
+            plain = PlainModel(self.model, self.tokenizer, self.saes)
             text = plain.continued(prompt, new_tokens, conditions)
             self._texts[key] = (conditions, text)
         return self._texts[key][1]

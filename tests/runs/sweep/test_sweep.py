@@ -52,6 +52,12 @@ def test_cells_share_target_and_fits_and_are_as_if_run_alone(
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
+def test_cells_of_several_tasks_share_each_of_them(engine: Engine, tmp_path: Path) -> None:
+    cells = planned(specs_of({**GRID, "tasks": ["alpha", "beta"], "defense": "clamp"}))
+    assert [one.error for one in swept(cells, tmp_path)] == [None] * 4
+    assert engine.fitted == [("alpha", "clamp"), ("beta", "clamp")]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
