@@ -52,7 +52,7 @@ class PluginConfig(BaseModel):
 class PluginError(UserError):
     """A plugin's method that raised, or returned what it must not.
 
-    `fault` is the name of the finding of `saebench check` that it is, `kind` the plugin's.
+    `fault` is the name of the finding of `saebench check` that it is.
     """
 
     def __init__(self, title: str, method: str, problem: str, *, fault: str = "raises") -> None:
@@ -92,17 +92,21 @@ class Plugin:
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, with what it raises turned into a `PluginError`.
 
-    Bad input and an accelerator that is full are reported by others: they pass.
+    Bad input and an accelerator that is full are reported by others: they pass, bad input with the
+    kind of the plugin. An attack's search calls the defense and the task, which say so themselves.
     """
 
     @functools.wraps(method)
     def guarded(self: Plugin, *args: Any, **named: Any) -> Any:
         try:
             return method(self, *args, **named)
-        except UserError:
+        except UserError as error:
+            if self.kind != "attack" or not error.kind:
+                error.kind = self.kind
             raise
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            kind = type(error)
+            if (kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError"):  # not imported
                 raise
             raise PluginError(self.title, method.__name__, f"raised {one_line(error)}") from error
 

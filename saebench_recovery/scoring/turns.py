@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import PluginError, one_line
+from saebench_recovery.base.plugin import one_line
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.interfaces import Attack
 from saebench_recovery.model.meter import Meter
@@ -147,7 +147,7 @@ def _own_faults(setting: Setting) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        of_judge = isinstance(error, PluginError) and error.kind != Attack.kind
+        of_judge = isinstance(error, UserError) and error.kind not in ("", Attack.kind)
         if of_judge or not setting.in_suite:
             raise
         raise MemberError(

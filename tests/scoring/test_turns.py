@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from saebench_recovery.attacks.prefill import Prefill
+from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import PluginError
+from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Perturbation
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.results.chunks import RunJournal
@@ -111,6 +114,33 @@ def test_what_a_defense_does_wrong_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(turns, "score_chunk", raising)
     with pytest.raises(PluginError, match="not under attack"):
         run(clamp(), Suite(orthogonal(), Zero()))
+
+
+class Refusing(Clamp):
+    """Says once, in the words of bad input, that it will not be attacked."""
+
+    attacked = False
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        if Refusing.attacked:
+            Refusing.attacked = False
+            refused = UserError("not under attack")
+            refused.kind = "attack"
+            raise refused
+        return super().intervene(site, resid_BTD)
+
+
+class Provokes(Zero):
+    def search(self, problem: Problem) -> Any:
+        Refusing.attacked = problem.allowance is None  # not in the trial of one flip beforehand
+        problem.objective(problem.zeros())
+        return problem.zeros()
+
+
+def test_bad_input_that_a_defense_speaks_of_is_the_defense_s() -> None:
+    refusing = Refusing(clamp().config)
+    with pytest.raises(UserError, match=r"^not under attack$"):
+        run(refusing, Suite(Provokes(), orthogonal()))
 
 
 def evaluated(journal: Any, attack: Attack) -> Any:
