@@ -17,10 +17,8 @@ from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.constraints import orthonormal_basis
-from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.space import Posing
-from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.attack_and_score import posed, searched
 from saebench_recovery.scoring.controls import climbed
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.scoring.setting import Flip, Setting
@@ -36,7 +34,6 @@ CLAMPS: dict[str, dict[str, Any]] = {
     "unlearning": {"latents": 64, "multiplier": -8.0},
     "refusal": {"latents": 16, "multiplier": 4.0},
 }
-BUDGET = 1.0
 EDGE = 0.99  # of the budget: whether more is inside is a matter of steps
 
 
@@ -56,7 +53,7 @@ def last_site(task: str, limit: int) -> tuple[Setting, tuple[Flip, ...]]:
     assert isinstance(made, Task)
     assert isinstance(clamp, Defense)
     assert isinstance(attack, Attack)
-    setting = Setting(target, made, clamp, attack, RunSpec(limit=limit))
+    setting = Setting(target, made, clamp, attack, RunSpec(limit=limit, budget_unit="relative"))
     made.fit(target, Site.parse(site))
     examples = evaluation_examples(setting)
     clamp.fit(target, made)
@@ -84,40 +81,26 @@ def optima(task: str, limit: int, *, wrong: bool) -> list[Optimum | None]:
     return found
 
 
-def problem_of(attack: Attack, task: str, limit: int, *, wrong: bool) -> Problem:
-    """One row for each flip, towards its right or a wrong answer, at the largest budget."""
+def posed_for(attack: Attack, task: str, limit: int) -> tuple[Setting, Problem]:
+    """The flips at every budget that the attack is asked for, as the scoring poses them."""
     setting, flips = last_site(task, limit)
-    posing = Posing(
-        setting.active,
-        setting.task,
-        [[flip.wrong if wrong else flip.example] for flip in flips],
-        torch.full((len(flips), 1), BUDGET),
-        "relative",
-        {},
-        torch.tensor([flip.clean for flip in flips]),
-        0,
-        Meter(),
-        setting.drift_rule,
-    )
-    return pose(attack.space, attack, posing)
+    setting = replace(setting, attack=attack)
+    return setting, posed(setting, flips, Meter())
+
+
+def budgets(problem: Problem) -> Tensor:
+    """The largest budget [E] of each flip, as a length over all positions."""
+    return problem.pooled_radius_N.view(-1, problem.variants).amax(1)
 
 
 def smallest_norms(attack: Attack, task: str, limit: int, *, wrong: bool) -> Tensor:
     """Smallest norm [E] at which each flip is recovered or injected; infinite where it is not.
 
-    Of an attack that spends its whole budget as a row has it: from every budget of the curve,
-    shortened along its ray.
+    As the row has it: by one search for the smallest norm where the attack has one, and otherwise
+    from every budget of the curve, shortened along its ray.
     """
-    if attack.name == "minimal":
-        problem = problem_of(attack, task, limit, wrong=wrong)
-        found = Attack.run(attack, problem)
-        norm_E = found.norm_E()
-        assert norm_E is not None
-        return norm_E.masked_fill(~problem.behaviour(found), torch.inf)
-    setting, flips = last_site(task, limit)
-    setting = replace(setting, attack=attack)
-    problem = posed(setting, flips, Meter())
-    ladder = climbed(problem, Attack.run(attack, problem), setting.head)
+    setting, problem = posed_for(attack, task, limit)
+    ladder = climbed(problem, searched(setting, problem), setting.head)
     unit_N = problem.pooled_radius_N / problem.budget_N
     smallest_E: Tensor = ladder.smallest_norm_E(wrong=wrong) * unit_N[:: problem.variants]
     return smallest_E

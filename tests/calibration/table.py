@@ -2,7 +2,9 @@
 
 A row for each task, target and attack: the flips whose exact optimum is known, verified and inside
 the budget, the ratio of the attack's smallest norm to it, and the flips that the attack missed.
-`orthogonal` with two steps is there to be seen as weak.
+`orthogonal` has the norms of `minimal`, whose search carries its curve. `query` with few queries is
+there to be seen as weak. `lagrangian` is left out: inside its limits it may be shorter than what is
+the optimum for exact constraints.
 """
 
 from __future__ import annotations
@@ -14,17 +16,24 @@ import numpy as np
 
 from saebench_recovery import registry
 from saebench_recovery.interfaces import Attack
-from tests.calibration.setting import CLAMPS, optima, problem_of, ratios, smallest_norms
+from tests.calibration.setting import (
+    CLAMPS,
+    budgets,
+    optima,
+    posed_for,
+    ratios,
+    smallest_norms,
+)
 
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("minimal", {}),
     ("orthogonal", {}),
-    ("orthogonal", {"steps": 2}),
+    ("query", {"queries": 10}),
 )
 
 
-# Behind the last block a prompt's perturbation moves the first token of a text only, and refusal's
-# right and wrong answers begin with the same one.
+# Behind the last block a prompt's perturbation moves the first token of a text only: whether a
+# wrong answer of refusal then follows is no matter of that token alone.
 TARGETS = {"ioi": (False, True), "unlearning": (False, True), "refusal": (False,)}
 
 
@@ -39,7 +48,7 @@ def rows(task: str, limit: int, *, wrong: bool) -> list[str]:
     lines = []
     for name, config in ATTACKS:
         searching = attack(name, config)
-        budget_E = problem_of(searching, task, limit, wrong=wrong).pooled_radius_N
+        budget_E = budgets(posed_for(searching, task, limit)[1])
         found = ratios(best, smallest_norms(searching, task, limit, wrong=wrong), budget_E)
         reached = found[np.isfinite(found)]
         figures = [*np.quantile(reached, (0.5, 0.9, 1.0))] if len(reached) else [np.nan] * 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.calibration.exact import Array, Head, smallest
-from tests.calibration.setting import CLAMPS, optima, problem_of, ratios, smallest_norms
+from tests.calibration.setting import CLAMPS, budgets, optima, posed_for, ratios, smallest_norms
 from tests.calibration.table import TARGETS, attack
 
 LIMIT = 24
@@ -15,15 +15,15 @@ CASES = [(task, wrong) for task, targets in TARGETS.items() for wrong in targets
 
 def found(name: str, task: str, *, wrong: bool, **config: object) -> Array:
     searching = attack(name, config)
-    budget_E = problem_of(searching, task, LIMIT, wrong=wrong).pooled_radius_N
+    budget_E = budgets(posed_for(searching, task, LIMIT)[1])
     best = optima(task, LIMIT, wrong=wrong)
     norm_E = smallest_norms(searching, task, LIMIT, wrong=wrong)
     return ratios(best, norm_E, budget_E)
 
 
 @pytest.mark.parametrize(("task", "wrong"), CASES)
-def test_minimal_is_near_the_optimum_and_misses_nothing(task: str, wrong: bool) -> None:
-    found_N = found("minimal", task, wrong=wrong)
+def test_what_a_row_says_is_near_the_optimum_and_misses_nothing(task: str, wrong: bool) -> None:
+    found_N = found("orthogonal", task, wrong=wrong)
     assert len(found_N) > 2
     assert found_N.min() >= 1 - 1e-4  # nothing is shorter than the optimum
     assert np.median(found_N) <= 1.01
@@ -32,7 +32,7 @@ def test_minimal_is_near_the_optimum_and_misses_nothing(task: str, wrong: bool) 
 
 @pytest.mark.parametrize("task", ["ioi", "unlearning"])
 def test_a_weak_attack_is_seen_as_weak(task: str) -> None:
-    weak = found("orthogonal", task, wrong=False, steps=2)
+    weak = found("query", task, wrong=False, queries=10)
     assert (weak > 1.05).mean() > 0.5  # longer, or missed
 
 
