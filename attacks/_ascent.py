@@ -14,7 +14,12 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field
-from saebench_recovery.attacks._residual import ResidualAttack
+from saebench_recovery.attacks._residual import (
+    THROUGH,
+    ResidualAttack,
+    Through,
+    differentiated,
+)
 from saebench_recovery.attacks._shortest import shortest
 from torch import Tensor
 
@@ -47,11 +52,7 @@ class ResidualAscent(ResidualAttack):
             le=1e6,
             description="stop at this share of the clean model's own margin",
         )
-        through: Literal["defense", "identity"] = Field(
-            default="defense",
-            description="how gradients pass the defense: by its own backward pass or, where that "
-            "is wrong or zero, unchanged (straight-through, arXiv 1802.00420)",
-        )
+        through: Through = Field(default="defense", description=THROUGH)
         shared: bool = Field(
             default=False,
             description="one delta for all: fitted on half of the flips, scored on the others",
@@ -77,7 +78,7 @@ class ResidualAscent(ResidualAttack):
 
     def differentiated(self, problem: Problem) -> Problem:
         """The problem whose gradients the search follows."""
-        return problem.straight_through() if self.config.through == "identity" else problem
+        return differentiated(problem, self.config.through)
 
     def fit(self, problem: Problem) -> None:
         self._shared = ascend_shared(self.differentiated(problem), self.config)

@@ -8,6 +8,24 @@ from pydantic import Field
 
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.interfaces import Attack, Defense, Example, PluginConfig, Task
+from saebench_recovery.perturbations.problem import Problem
+
+Through = Literal["defense", "identity", "tested"]
+THROUGH = (
+    "how gradients pass the defense: by its own backward pass; unchanged (straight-through, "
+    "arXiv 1802.00420); or by its own where differences confirm it, and else by those"
+)
+
+
+def differentiated(problem: Problem, through: Through) -> Problem:
+    """The problem whose gradients a search follows."""
+    match through:
+        case "defense":
+            return problem
+        case "identity":
+            return problem.straight_through()
+        case "tested":
+            return problem.tested()
 
 
 class ResidualAttack(Attack):

@@ -16,7 +16,12 @@ from typing import Self
 import torch
 from pydantic import Field
 from saebench_recovery.attacks._ascent import LOOK_EVERY, MOSTLY, _rate, _step
-from saebench_recovery.attacks._residual import ResidualAttack
+from saebench_recovery.attacks._residual import (
+    THROUGH,
+    ResidualAttack,
+    Through,
+    differentiated,
+)
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
@@ -57,10 +62,12 @@ class Lagrangian(ResidualAttack):
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
         )
+        through: Through = Field(default="tested", description=THROUGH)
 
     config: Config
 
     def search(self, problem: Problem) -> ResidualDelta:
+        problem = differentiated(problem, self.config.through)
         found = Found.of(problem, self.config.margin)
         drift = ScoredDrift.of(problem)
         steps = self._steps(drift)

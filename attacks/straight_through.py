@@ -6,8 +6,8 @@ defenses whose own backward pass is wrong or missing.
 
 from __future__ import annotations
 
-from typing import Literal
-
+from pydantic import Field
+from saebench_recovery.attacks._residual import THROUGH, Through
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery.registry import register_attack
@@ -18,4 +18,4 @@ class StraightThrough(Orthogonal):
     """`orthogonal` with `through=identity`, by a name of its own for suites that hold both."""
 
     class Config(Orthogonal.Config):
-        through: Literal["defense", "identity"] = "identity"
+        through: Through = Field(default="identity", description=THROUGH)

@@ -102,7 +102,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 KEYS = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**29), 10**29) | FINITE | NAMES,
+    st.none() | st.booleans() | st.integers(1 - 10**29, 10**29 - 1) | FINITE | NAMES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, cast
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
+from saebench_recovery.model.backward import Backward, passed_by
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.hooks import Edit
 from saebench_recovery.model.intervened import fault_of
@@ -47,14 +47,14 @@ class DefendedModel:
     At a site the residual is float32 while a delta is added, the defense intervenes and the
     latents are read; what the next block receives is rounded to the model's own precision.
     `held` are the latents that are read; by default all that the defense declares.
-    `straight_through`: gradients pass the defense as if it were the identity.
+    `backward` is what passes gradients through the defense.
     """
 
     target: LanguageModel
     defense: Intervention | None
     threat_model: ThreatModel = "reclamp"
     held: Mapping[Site, Latents] | None = None
-    straight_through: bool = False
+    backward: Backward = "own"
 
     @property
     def latents(self) -> Mapping[Site, Latents]:
@@ -73,7 +73,7 @@ class DefendedModel:
             for role in (self.defense.latents, self.latents)
             for site, latents in role.items()
         ]
-        return (type(self.defense), repr(self.defense.config), *sizes, self.straight_through)
+        return (type(self.defense), repr(self.defense.config), *sizes, self.backward)
 
     def edits(
         self,
@@ -110,22 +110,22 @@ class DefendedModel:
                 self._record(trace, site, before, after)
             return after.to(resid_RQD.dtype)
 
-        edit.kind = (self.kind, trace is not None)  # type: ignore[attr-defined]  # see `hooks.kinds`
+        edit.kind = (self.kind, trace is not None, torch.is_grad_enabled())  # type: ignore[attr-defined]  # see `hooks.kinds`
         return edit
 
     def _defended(self, site: Site, batch: Batch, resid_RQD: Tensor) -> Tensor:
         if self.defense is None or site not in self.defense.latents:
             return resid_RQD
-        # Straight through: as it is scored, whatever it does where gradients are taken.
-        entering = resid_RQD.detach() if self.straight_through else resid_RQD
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.straight_through):
-            changed = self.defense.intervene(site, entering)
+        intervene, own = partial(self.defense.intervene, site), self.backward == "own"
+        # Where another gradient passes, the defense does what it does when it is scored.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and own):
+            changed = intervene(resid_RQD if own else resid_RQD.detach())
         fault = fault_of(changed, resid_RQD)
         if fault is not None:
             raise PluginError(self.defense.title, "intervene", fault.problem, fault=fault.name)
-        if self.straight_through:
-            passed = _StraightThrough.apply(resid_RQD, changed)  # type: ignore[no-untyped-call]
-            changed = cast(Tensor, passed)
+        if self.backward != "own":
+            latents = self.defense.latents[site]
+            changed = passed_by(intervene, resid_RQD, changed, latents, self.backward)
         spared = ~batch.mask_RQ
         if not self.defense.config.include_bos:
             spared = spared | self.target.sinks(batch)
@@ -137,18 +137,6 @@ class DefendedModel:
             latents = self.latents[site]
             trace.z[site] = latents.read(after)
             trace.p[site] = latents.preactivation(after)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The second argument, with the gradient of the first."""
-
-    @staticmethod
-    def forward(ctx: Any, entering: Tensor, leaving: Tensor) -> Tensor:
-        return leaving.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
 
 
 def _placed(values_EPD: Tensor, column_RP: Tensor, batch: Batch) -> Tensor:

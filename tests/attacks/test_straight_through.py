@@ -10,6 +10,7 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.problem import MOST, Problem
 from saebench_recovery.scoring.attack_and_score import posed
 from tests.attacks.setting import attack, flips_under, replayed, searched
 
@@ -76,3 +77,37 @@ def test_values_do_not_change_and_the_gradient_is_that_of_the_identity(kind: typ
         torch.testing.assert_close(gradient, after[site])
         assert (gradient != 0).any()
         assert torch.isfinite(grads[site]).all()
+
+
+@pytest.mark.parametrize("kind", [Clamp, *MASKED])
+def test_differences_give_the_gradient_of_the_honest_defense(kind: type[Clamp]) -> None:
+    honest, masked = (problem_under(one) for one in (Clamp, kind))
+    delta = honest.space.shrink(honest.random("test"), torch.full_like(honest.budget_N, 0.3))
+    assert isinstance(delta, ResidualDelta)
+    tested = masked.tested()
+    assert (tested is masked) == (kind is Clamp)
+    assert torch.equal(tested.objective(delta), masked.objective(delta))
+    _, wanted = honest.gradient(delta)
+    _, found = tested.gradient(delta)
+    for site, gradient in wanted.items():
+        alike_N = torch.cosine_similarity(found[site].flatten(1), gradient.flatten(1))
+        # A latent may begin to act between the points of a difference.
+        assert (alike_N > 0.999).float().mean() >= MOST
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_no_masked_gradient_keeps_the_priced_search_out(kind: type[Clamp]) -> None:
+    def broken(kind: type[Clamp], through: str) -> int:
+        searching = attack("lagrangian", steps=30, starts=1, through=through)
+        setting, flips = flips_under(kind(WEAK), searching, limit=16)
+        replay = replayed(setting, flips, searched(setting, flips)[1])
+        return int((replay.recovered_E & replay.within_E).sum())
+
+    honest = broken(Clamp, "defense")
+    assert honest > 0
+    assert broken(kind, "tested") >= honest - 1
+
+
+def problem_under(kind: type[Clamp]) -> Problem:
+    setting, flips = flips_under(kind(WEAK), attack("orthogonal"))
+    return posed(setting, flips, Meter())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -23,27 +25,30 @@ PLUGIN = """
 {imports}
 from saebench_recovery import register_defense
 from saebench_recovery.interfaces import Defense
-@register_defense('scaled')
+@register_defense('{name}')
 class Scaled(Defense):
     def intervene(self, site, resid_BTD):
         {body}
 """
 
 
-def write_plugin(folder: Path, imports: str = "", body: str = "return resid_BTD") -> Path:
+def write_plugin(
+    folder: Path, imports: str = "", body: str = "return resid_BTD", name: str = "scaled"
+) -> Path:
     file = folder / "plugin.py"
-    file.write_text(PLUGIN.format(imports=imports, body=body))
+    file.write_text(PLUGIN.format(imports=imports, body=body, name=name))
     return file
 
 
 def hash_of(file: Path) -> str:
     """In a process of its own: modules that are imported stay."""
-    code = (
-        "import sys; from saebench_recovery.registry import load_plugin_file, plugin_class\n"
-        "from saebench_recovery.runs.sources import source_hash\n"
-        "load_plugin_file(sys.argv[1]); print(source_hash(plugin_class('defense', 'scaled')))"
-    )
-    return in_new_process(ROOT, code, str(file))
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
+        return process.submit(hash_here, file).result()
+
+
+def hash_here(file: Path) -> str:
+    load_plugin_file(file)
+    return source_hash(plugin_class("defense", "scaled"))
 
 
 def in_new_process(folder: Path, code: str, *arguments: str) -> str:
@@ -93,14 +98,18 @@ def test_edited_plugin_or_environment_is_another_run(
     ids = [
         run(
             out=out,
-            defense="scaled",
-            plugins=[write_plugin(tmp_path, body=f"return resid_BTD * {factor}")],
+            defense="multiplied",
+            plugins=[
+                write_plugin(tmp_path, body=f"return resid_BTD * {factor}", name="multiplied")
+            ],
         ).identity
         for factor in (1, 2, 1)
     ]
     assert ids[0] == ids[2] != ids[1]
     clamp = run(out=out).identity
-    assert run(out=out, plugins=[write_plugin(tmp_path)]).identity == clamp  # loaded, not used
+    assert (
+        run(out=out, plugins=[write_plugin(tmp_path, name="multiplied")]).identity == clamp
+    )  # loaded, not used
     versions = "saebench_recovery.runs.fingerprint.package_versions"
     monkeypatch.setattr(versions, lambda: {"torch": "0"})
     assert run(out=out).identity != clamp
