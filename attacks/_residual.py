@@ -8,9 +8,10 @@ from pydantic import Field
 
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.interfaces import Attack, Defense, Example, PluginConfig, Task
+from saebench_recovery.perturbations.confirmed import confirmed
 from saebench_recovery.perturbations.problem import Problem
 
-Through = Literal["defense", "identity", "tested"]
+Through = Literal["defense", "identity", "confirmed"]
 THROUGH = (
     "how gradients pass the defense: by its own backward pass; unchanged (straight-through, "
     "arXiv 1802.00420); or by its own where differences confirm it, and else by those"
@@ -23,9 +24,9 @@ def differentiated(problem: Problem, through: Through) -> Problem:
         case "defense":
             return problem
         case "identity":
-            return problem.straight_through()
-        case "tested":
-            return problem.tested()
+            return problem.passing("identity")
+        case "confirmed":
+            return confirmed(problem)
 
 
 class ResidualAttack(Attack):

@@ -26,7 +26,7 @@ EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "wei
 SOFT = {"length": 8, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
 TOKENS = {"length": 8, "steps": 16, "candidates": 16, "topk": 64, "coordinates": 4, "buffer": 4}
 PRICED = {"steps": 300, "starts": 3, "lr": 0.1, "price": 0.003, "rise": 5.0, "margin": 1.0}
-TESTED = {"through": "tested"}
+CONFIRMED = {"through": "confirmed"}
 V1: Members = (
     ("random-direction", TASK),
     ("orthogonal", ASCENT),
@@ -39,11 +39,11 @@ V1: Members = (
 V2: Members = (
     ("orthogonal", ASCENT),
     ("straight-through", ASCENT | {"through": "identity"}),
-    ("unconstrained", ASCENT | TESTED),
+    ("unconstrained", ASCENT | CONFIRMED),
     ("prefill", {"length": 8, "own": (1, 2, 4, 8)}),
-    ("jacobian", ASCENT | EXACT | TESTED),
+    ("jacobian", ASCENT | EXACT | CONFIRMED),
     ("query", TASK | {"queries": 300, "margin": 1.0}),
-    ("lagrangian", TASK | PRICED | TESTED),
+    ("lagrangian", TASK | PRICED | CONFIRMED),
 )
 
 

@@ -62,7 +62,7 @@ class Lagrangian(ResidualAttack):
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
         )
-        through: Through = Field(default="tested", description=THROUGH)
+        through: Through = Field(default="confirmed", description=THROUGH)
 
     config: Config
 

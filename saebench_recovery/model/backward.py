@@ -73,6 +73,7 @@ class _Passed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_RQD,), (span_DK, slopes_RQKD) = grads, ctx.saved_tensors
         if span_DK.shape[1]:
-            pull_RQK = torch.einsum("rqd,rqkd->rqk", grad_RQD, slopes_RQKD)
+            # `einsum` has no rule for many gradients at once, which Jacobian rows ask for.
+            pull_RQK = (grad_RQD[:, :, None] * slopes_RQKD).sum(-1)
             grad_RQD = grad_RQD + pull_RQK @ span_DK.T
         return grad_RQD, None, None, None

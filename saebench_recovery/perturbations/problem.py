@@ -8,7 +8,6 @@ from typing import Self
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import cosine_similarity
 
 from saebench_recovery.base.seeds import generators
 from saebench_recovery.base.sites import Site
@@ -18,9 +17,6 @@ from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.space import Space
-
-ALIKE = 0.9  # cosine of two gradients
-MOST = 0.9  # of the rows: a latent that begins to act between two points makes a difference wrong
 
 
 @dataclass(frozen=True)
@@ -204,30 +200,13 @@ class Problem:
             _engine=self._engine.rows(index),
         )
 
-    def straight_through(self) -> Self:
-        """The same problem with gradients that pass the defense unchanged.
+    def passing(self, backward: Backward) -> Self:
+        """The same problem with gradients that pass the defense otherwise; no value changes.
 
-        For defenses whose own backward pass is wrong or zero; no value changes.
+        For defenses whose own backward pass is wrong or zero.
         """
-
-        return self._through("identity")
-
-    def tested(self) -> Self:
-        """The same problem, with gradients through the defense that its differences confirm.
-
-        They are the defense's own where those are right for most rows; no value changes.
-        """
-        measured = self._through("measured")
-        for delta in (self.zeros(), self.random("gradients")):
-            assert isinstance(delta, ResidualDelta)
-            _, own = self.gradient(delta)
-            _, other = measured.gradient(delta)
-            for site, grad_NPD in own.items():
-                both = (grad_NPD.flatten(1), other[site].flatten(1))
-                right_N = (cosine_similarity(*both) >= ALIKE) | (both[1] == 0).all(1)
-                if right_N.float().mean() < MOST:
-                    return measured
-        return self
+        active = replace(self._engine.active, backward=backward)
+        return self.with_engine(lambda engine: replace(engine, active=active))
 
     def copied(self) -> Self:
         """The same problem on copies of all that a result is held to."""
@@ -277,12 +256,6 @@ class Problem:
     def by_margin(self) -> Self:
         """The same problem with the task's own margin as its objective, without a penalty."""
         return self.with_engine(lambda e: replace(e, wanted_NV=None, penalty=None))
-
-    def _through(self, backward: Backward) -> Self:
-        def change(engine: Engine) -> Engine:
-            return replace(engine, active=replace(engine.active, backward=backward))
-
-        return self.with_engine(change)
 
     def with_engine(self, change: Callable[[Engine], Engine]) -> Self:
         """The same problem on changed windows (used by the spaces)."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.perturbations.problem import MOST, Problem
+from saebench_recovery.perturbations.confirmed import confirmed
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring.attack_and_score import posed
 from tests.attacks.setting import attack, flips_under, replayed, searched
 
@@ -65,7 +66,7 @@ def test_values_do_not_change_and_the_gradient_is_that_of_the_identity(kind: typ
     problem = posed(setting, flips, Meter())
     delta = problem.space.shrink(problem.random("test"), torch.full_like(problem.budget_N, 0.3))
     assert isinstance(delta, ResidualDelta)
-    straight = problem.straight_through()
+    straight = problem.passing("identity")
     assert torch.equal(straight.objective(delta), problem.objective(delta))
     objective_N, grads = straight.gradient(delta)
     torch.testing.assert_close(objective_N, problem.objective(delta))
@@ -84,15 +85,15 @@ def test_differences_give_the_gradient_of_the_honest_defense(kind: type[Clamp]) 
     honest, masked = (problem_under(one) for one in (Clamp, kind))
     delta = honest.space.shrink(honest.random("test"), torch.full_like(honest.budget_N, 0.3))
     assert isinstance(delta, ResidualDelta)
-    tested = masked.tested()
-    assert (tested is masked) == (kind is Clamp)
-    assert torch.equal(tested.objective(delta), masked.objective(delta))
+    found_by = confirmed(masked)
+    assert (found_by is masked) == (kind is Clamp)
+    assert torch.equal(found_by.objective(delta), masked.objective(delta))
     _, wanted = honest.gradient(delta)
-    _, found = tested.gradient(delta)
+    _, found = found_by.gradient(delta)
     for site, gradient in wanted.items():
         alike_N = torch.cosine_similarity(found[site].flatten(1), gradient.flatten(1))
         # A latent may begin to act between the points of a difference.
-        assert (alike_N > 0.999).float().mean() >= MOST
+        assert (alike_N > 0.999).float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("kind", MASKED)
@@ -105,9 +106,16 @@ def test_no_masked_gradient_keeps_the_priced_search_out(kind: type[Clamp]) -> No
 
     honest = broken(Clamp, "defense")
     assert honest > 0
-    assert broken(kind, "tested") >= honest - 1
+    assert broken(kind, "confirmed") >= honest - 1
 
 
 def problem_under(kind: type[Clamp]) -> Problem:
     setting, flips = flips_under(kind(WEAK), attack("orthogonal"))
     return posed(setting, flips, Meter())
+
+
+@pytest.mark.parametrize("name", ["clamp", "ablation", "reconstruction", "subspace", "trajectory"])
+def test_an_honest_gradient_is_followed(name: str) -> None:
+    setting, flips = flips_under(name, attack("orthogonal"), limit=32)
+    problem = posed(setting, flips, Meter())
+    assert confirmed(problem) is problem
