@@ -45,7 +45,8 @@ def _span(latents: Latents) -> Tensor:
     """An orthonormal basis [D, K] of the directions that the latents read."""
     left_DK, size_K, _ = torch.linalg.svd(latents.columns_DS.cpu(), full_matrices=False)
     kept_K = size_K[:MOST] > 1e-5 * size_K[0]
-    return left_DK[:, :MOST][:, kept_K].to(latents.columns_DS)
+    span_DK: Tensor = left_DK[:, :MOST][:, kept_K].to(latents.columns_DS)
+    return span_DK
 
 
 def _slopes(intervene: Callable[[Tensor], Tensor], resid_RQD: Tensor, span_DK: Tensor) -> Tensor:

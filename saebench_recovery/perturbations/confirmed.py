@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import ResidualDelta
+from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
 
 ALIKE = 0.9  # cosine
@@ -50,7 +50,7 @@ def _slope(problem: Problem, delta: ResidualDelta, direction_NF: Tensor) -> Tens
     """How fast [N] the objective rises along a direction."""
     step_N = STEP * problem.pooled_radius_N
     sizes = [values[0].numel() for values in delta.values.values()]
-    parts = dict(zip(delta.values, direction_NF.split(sizes, 1), strict=True))
+    parts = dict(zip(delta.values, torch.split(direction_NF, sizes, 1), strict=True))
     ahead_N, behind_N = (
         problem.objective(replace(delta, values=_moved(delta, parts, sign * step_N)))
         for sign in (1, -1)
