@@ -10,21 +10,31 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from saebench_recovery.base.sites import Site
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
 
 ALIKE = 0.9  # cosine
 NEAR = (0.01, 0.1)  # of the budget: how far from no perturbation gradients are compared
 STEP = 0.01  # of the budget, for a difference
+ROWS = 16  # at most, spread over the problem's: differences of a whole dictionary are expensive
 
 
 def confirmed(problem: Problem) -> Problem:
     """The problem with gradients that differences of the objective confirm.
 
     They pass the defense by its own backward pass, or else by its differences in the span of the
-    defended latents: by whichever the objective follows, in most rows, in the direction in which
-    the two differ most.
+    defended latents: by whichever the objective follows, in most of some rows, in the direction in
+    which the two differ most. All rows pay for the test alike.
     """
+    step = -(-problem.size // ROWS)
+    some = problem.rows(torch.arange(0, problem.size, step, device=problem.budget_N.device))
+    if problem._engine.booked(lambda: _follows_own(some.counting_on(Meter()))):
+        return problem
+    return problem.passing("measured")
+
+
+def _follows_own(problem: Problem) -> bool:
     measured = problem.passing("measured")
     for share in NEAR:
         delta = _random(problem, share)
@@ -36,8 +46,8 @@ def confirmed(problem: Problem) -> Problem:
         )
         differ_N = cosine_similarity(own_NF, measured_NF) < ALIKE
         if (differ_N & (measured_error_N < error_N)).float().mean() > 0.5:
-            return measured
-    return problem
+            return False
+    return True
 
 
 def _random(problem: Problem, share: float) -> ResidualDelta:
