@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from saebench_recovery.base import described
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import PLUGIN_FILES
@@ -187,6 +188,19 @@ def plugin_class(kind: Kind, name: str) -> type[Plugin]:
         if _registered[kind].get(name) is not cls:
             _registrar(kind, name)(cls)
     return _registered[kind][name]
+
+
+def description(kind: Kind, name: str) -> dict[str, Any]:
+    """What a plugin is and can be told; imports one only if it is not built in.
+
+    Raises:
+        UserError: see `plugin_class`.
+    """
+    check_name(kind, name)
+    if is_built_in(kind, name):
+        return described.built_in(kind, name)
+    found = described.described(plugin_class(kind, name))
+    return found | {"about": found["about"] or listing(kind)[name]}
 
 
 def create(kind: Kind, name: str, settings: Mapping[str, Any]) -> Plugin:

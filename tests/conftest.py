@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from tests.fake_engine import Engine
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
+# `pytest -m quick`: rooms that run no model, and files elsewhere that are as fast.
+QUICK = ("base", "results", "structure", "test_registry.py", "test_spec.py", "cli/test_messages.py")
+
 pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 
 
@@ -21,6 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole", action="store_true", help="faults and bad input in full, not by sample"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    quick = tuple(here / name for name in QUICK)
+    for item in items:
+        inside = any(item.path == place or place in item.path.parents for place in quick)
+        if inside and not item.get_closest_marker("whole"):
+            item.add_marker("quick")
 
 
 @pytest.fixture

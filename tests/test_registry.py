@@ -12,8 +12,10 @@ from typing import Any, get_args
 import pytest
 from torch import Tensor
 
+from docs.settings import settings
 from saebench_recovery import interfaces, registry
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
+from saebench_recovery.base.described import BUILT_IN_SETTINGS
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.registry import (
@@ -158,3 +160,7 @@ def test_entry_points_are_listed_and_loaded(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(create("defense", "mine", {}), Copy)
     with pytest.raises(UserError, match="'gone' at no_such_module:Copy does not import"):
         create("defense", "gone", {})
+
+
+def test_the_file_of_built_in_settings_is_up_to_date() -> None:
+    assert BUILT_IN_SETTINGS.read_text("utf-8") == settings(), "run `python -m docs.settings`"

@@ -148,7 +148,9 @@ def _split(items: Sequence[Item], table: Path) -> dict[str, tuple[Item, ...]]:
     """Three in ten of the clusters select; which ones, the hashes of their names decide."""
     clusters = sorted({item.cluster for item in items}, key=fraction_of)
     if len(clusters) < 2:
-        raise UserError(f"{table} has one cluster alone; latents are chosen on others than attacked")
+        raise UserError(
+            f"{table} has one cluster alone; latents are chosen on others than attacked"
+        )
     selecting = set(clusters[: ceil(SELECTION * len(clusters))])
     return {
         "selection": tuple(item for item in items if item.cluster in selecting),

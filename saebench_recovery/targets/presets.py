@@ -18,6 +18,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import (
     at_home,
     is_file,
+    is_folder,
     read_json,
     read_json_object,
     read_yaml,
@@ -197,15 +198,27 @@ def name_of_parts(model: str, saes: Sequence[str]) -> str:
 def _placed(sae: str) -> tuple[str, str]:
     """Hook point and place of an SAE as the user wrote it."""
     place, at, hook = sae.rpartition("@")
+    _check_there(place if at else sae)
     if not at:
         place, hook = sae, _own_hook(sae)
     try:
         return str(Site.parse(hook)), place
     except UserError:
+        absent = "" if os.path.exists(at_home(place)) else "is no folder here, and "
         raise UserError(
-            f"SAE {sae!r} does not say which residual it reads: write "
+            f"SAE {sae!r} {absent}does not say which residual it reads: write "
             f"{place}@blocks.<layer>.hook_resid_post, or hook_resid_pre"
         ) from None
+
+
+def _check_there(place: str) -> None:
+    """Refuse an SAE that can only be a folder and is none; what may be a published one passes."""
+    published = "/" in place and not place.startswith((".", "~", "/"))
+    if not (published or is_folder(at_home(place)) or is_file(at_home(place))):
+        raise UserError(
+            f"SAE {place!r} is not there: no such folder, and no RELEASE/ID of a published SAE; "
+            "write the path of its folder, or such as gpt2-small-res-jb/blocks.4.hook_resid_pre"
+        )
 
 
 def _own_hook(place: str) -> str:

@@ -93,7 +93,10 @@ def test_an_attack_that_was_not_published(
         (["--budget-unit", "metres"], "allowed: one of spread, relative, absolute"),
         (["--model", "gpt2"], "a target by parts needs --model and at least one --sae"),
         (["--sae", "r/i@blocks.1.hook_resid_post"], "needs --model"),
-        (["--model", "m", "--sae", "r/i"], "SAE 'r/i' does not say which residual it reads"),
+        (
+            ["--model", "m", "--sae", "r/i"],
+            "SAE 'r/i' is no folder here, and does not say",
+        ),
         (
             ["--model", "m", "--sae", "r/blocks.1.hook_resid_pre", "--target", "organism"],
             "give --target, or --model with --sae, not both",
