@@ -110,7 +110,7 @@ def load_plugin_file(path: str | Path) -> None:
     # The module name depends on the whole path: two files called my_defense.py do not clash.
     name = f"{PLUGIN_FILES}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if file.suffix in ENDINGS:
-        _load_task_file(file, name)
+        _load_task_file(Path(path), name)
         return
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -133,10 +133,10 @@ def _load_task_file(file: Path, module: str) -> None:
     """Register the task of a task file, as if the file were the module of that name."""
     table = read_task_file(file)  # before torch is imported
     sys.modules[module] = made = ModuleType(module)
-    made.__file__ = str(file)
+    made.__file__ = str(file.resolve())
     task = importlib.import_module(TABLE_TASK).task_of(table, module)
     _registrar("task", table.name)(task)
-    _plugin_files[module] = file
+    _plugin_files[module] = file.resolve()
 
 
 # --- looking up -----------------------------------------------------------------------------

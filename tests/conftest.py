@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from saebench_recovery.cli import progress
 from tests.fake_engine import Engine
 
 # Test files run side by side, a process for each core (`-n`), with one thread each: models as small
@@ -17,6 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 # `pytest -m quick`: rooms that run no model, and files elsewhere that are as fast.
 QUICK = ("base", "results", "structure", "test_registry.py", "test_spec.py", "cli/test_messages.py")
+
+progress.EVERY = 600.0  # on a machine under load, lines between those that tests look at
 
 pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 

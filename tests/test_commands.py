@@ -89,7 +89,7 @@ def parser() -> click.Command:
     """The command line, whose verbs do no more than make the specs of their runs."""
 
     def accept(**given: Any) -> None:
-        context = click.get_current_context()
+        context: Any = click.get_current_context()
         if context.info_name in ("run", "check"):
             fields = fields_of(context, given, given["model"], given["sae"] or ())
             assert specs_of(with_lists(with_tasks_of(given["task_file"] or (), fields)))
@@ -102,7 +102,8 @@ def parser() -> click.Command:
             command.callback = accept
         return command
 
-    return emptied(typer.main.get_command(app))
+    whole: click.Command = emptied(typer.main.get_command(app))
+    return whole
 
 
 def test_pages_are_read() -> None:

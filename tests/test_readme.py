@@ -12,6 +12,7 @@ from saebench_recovery.results.store import read_result
 
 README = Path(__file__).parents[1] / "README.md"
 USAGE = README.parent / "docs" / "usage.md"
+PROGRESS = r"(starting|loading|task \d+ of \d+, )"
 
 
 def block(containing: str, page: Path = README) -> str:
@@ -25,8 +26,10 @@ def in_new_process(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
-    # No library has anything to say of a normal run.
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    # No library has anything to say of a normal run; we may, on a slow machine.
+    said = [line for line in done.stderr.splitlines() if not re.match(PROGRESS, line)]
+    assert said == []
     return done.stdout
 
 

@@ -110,7 +110,8 @@ def read_task_file(file: Path) -> Table:
     if spec.retain is not None:
         files.append(_place(file, spec.retain, what))
         splits["retain"] = tuple(_items(spec, files[-1]))
-    return Table(name, spec.description or f"from {file.name}", splits, tuple(files))
+    places = tuple(place.resolve() for place in files)
+    return Table(name, spec.description or f"from {file.name}", splits, places)
 
 
 def _place(file: Path, place: str, what: str) -> Path:

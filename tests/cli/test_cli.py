@@ -88,7 +88,8 @@ def test_a_signal_ends_in_one_line_and_the_same_command_goes_on(
 ) -> None:
     code = (
         "import sys, time; from tests.fake_engine import Engine\n"
-        "from saebench_recovery.cli import main\n"
+        "from saebench_recovery.cli import main, progress\n"
+        "progress.EVERY = 600\n"
         "def before(task, number):\n"
         "    if number == 2: print('ready', flush=True); time.sleep(60)\n"
         "Engine(before).install(lambda mapping, key, value: mapping.update({key: value}))\n"
