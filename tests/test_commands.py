@@ -6,12 +6,13 @@ behind the command line.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -35,12 +36,7 @@ HERE = (
     "saebench run --defense clamp --attack orthogonal",
     "saebench show runs/<identity>",
     "saebench compare runs/<identity> runs/<identity>",
-    "saebench verify runs/<identity>",
-    "saebench attribute runs/<identity>",
     "saebench leaderboard runs/* --out leaderboards/",
-    "saebench publish runs/<identity> --out mine",
-    "saebench leaderboard check mine",
-    "saebench leaderboard add mine",
 )
 
 # Not run here, by what a command says, and why. The first that fits counts.
@@ -58,7 +54,11 @@ REASONS = {
     "sweep leaderboards/organism.yaml --out": "hours; run small by tests/cli/test_sweep.py",
     "sae train": "needs a text; run small by tests/cli/test_sae.py",
     "compare runs/*": "needs what the command above it makes",
-    "attribute runs/<identity> --flips": "needs what the command above it makes",
+    "attribute runs/<identity>": "run small by tests/runs/test_attribute.py",
+    "verify runs/<identity>": "run by tests/runs/test_verify.py",
+    "publish runs/<identity>": "run by tests/runs/test_published.py",
+    "leaderboard check mine": "run by tests/runs/test_published.py",
+    "leaderboard add mine": "run by tests/runs/test_published.py",
     "--limit 128": "a minute or more",
     "--limit 32": "a minute; its options are tried by tests/test_spec.py",
     "--defense ablation": "a minute; run small by tests/runs/test_run.py",
@@ -84,26 +84,28 @@ def reason(line: str) -> str | None:
     return next((why for words, why in REASONS.items() if words in line), None)
 
 
-@pytest.fixture(scope="module")
-def parser() -> click.Command:
-    """The command line, whose verbs do no more than make the specs of their runs."""
+def emptied(verb: Any) -> Any:
+    """The verb with its options, which does no more than make the specs of its runs."""
 
+    @functools.wraps(verb)
     def accept(**given: Any) -> None:
-        context: Any = click.get_current_context()
-        if context.info_name in ("run", "check"):
+        if "task_file" in given:
+            context = given["context"]
             fields = fields_of(context, given, given["model"], given["sae"] or ())
             assert specs_of(with_lists(with_tasks_of(given["task_file"] or (), fields)))
 
-    def emptied(command: Any) -> Any:
-        if hasattr(command, "commands"):
-            for inner in command.commands.values():
-                emptied(inner)
-        else:
-            command.callback = accept
-        return command
+    return accept
 
-    whole: click.Command = emptied(typer.main.get_command(app))
-    return whole
+
+@pytest.fixture(scope="module")
+def parser() -> Iterator[Any]:
+    """The command line with emptied verbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        groups = [group.typer_instance for group in app.registered_groups]
+        for verbs in (app, *filter(None, groups)):
+            for verb in verbs.registered_commands:
+                patch.setattr(verb, "callback", emptied(verb.callback))
+        yield typer.main.get_command(app)
 
 
 def test_pages_are_read() -> None:
@@ -115,7 +117,7 @@ def test_pages_are_read() -> None:
 
 @pytest.mark.parametrize(("page", "line"), EVERY)
 def test_the_command_line_takes_it(
-    page: str, line: str, parser: click.Command, monkeypatch: pytest.MonkeyPatch
+    page: str, line: str, parser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     _, *words = shlex.split(line.replace("<identity>", "0123456789abcdef"))
@@ -134,6 +136,5 @@ def test_what_is_cheap_is_run(
         runs = [path.as_posix() for path in Path().glob("runs/*")]
         _, *words = shlex.split(line.replace("runs/<identity>", " ".join(runs)))
         words = [one for word in words for one in (runs if word == "runs/*" else [word])]
-        small = SMALL if words[0] == "run" else ()
-        code = saebench(monkeypatch, *words, *small)
+        code = saebench(monkeypatch, *words, *(SMALL if words[0] == "run" else ()))
         assert code == 0, (line, capsys.readouterr())

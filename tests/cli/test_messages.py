@@ -54,6 +54,8 @@ def test_the_answer(
     assert program == "saebench"
     assert saebench(monkeypatch, *words) == 2
     out, err = capsys.readouterr()
-    said, ours = " ".join(err.split()), answer.removesuffix("...")
-    assert (out, said if ours == answer else said[: len(ours) - 1]) == ("", ours.rstrip())
+    said = " ".join(err.split())
+    pattern = re.escape(answer).replace(re.escape("..."), ".*")
+    assert out == ""
+    assert said == answer or re.fullmatch(pattern, said)
     assert [place.name for place in folder.glob("runs/*")] == ["complete"]
