@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +97,14 @@ def emptied(verb: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def parser() -> Iterator[Any]:
+def parser() -> Any:
     """The command line with emptied verbs."""
     with pytest.MonkeyPatch.context() as patch:
         groups = [group.typer_instance for group in app.registered_groups]
         for verbs in (app, *filter(None, groups)):
             for verb in verbs.registered_commands:
                 patch.setattr(verb, "callback", emptied(verb.callback))
-        yield typer.main.get_command(app)
+        return typer.main.get_command(app)
 
 
 def test_pages_are_read() -> None:
