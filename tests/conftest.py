@@ -16,7 +16,7 @@ from tests.fake_engine import Engine
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
-# `pytest -m quick`: rooms that run no model, and files elsewhere that are as fast.
+# `pytest -m quick`: rooms that run no model, and files elsewhere that hardly run one.
 QUICK = ("base", "results", "structure", "test_registry.py", "test_spec.py", "cli/test_messages.py")
 
 progress.EVERY = 600.0  # on a machine under load, lines between those that tests look at
