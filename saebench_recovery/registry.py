@@ -14,12 +14,15 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from saebench_recovery.base import described
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import PLUGIN_FILES
 from saebench_recovery.base.settings import nearest, validate
+from saebench_recovery.base.task_file import ENDINGS, read_task_file
 
 if TYPE_CHECKING:
     from saebench_recovery.interfaces import Attack, Defense, Plugin, Task
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=Task)
 
 _registered: dict[Kind, dict[str, type[Plugin]]] = {"defense": {}, "attack": {}, "task": {}}
+TABLE_TASK = "saebench_recovery.tasks._table"
+
 _plugin_files: dict[str, Path] = {}  # by the name under which the module was imported
 
 
@@ -94,14 +99,19 @@ def _holder(kind: Kind, name: str) -> str | None:
 def load_plugin_file(path: str | Path) -> None:
     """Import a user's file, so that its decorators register what it defines.
 
+    A task file in YAML is read, and its task registered.
+
     Raises:
-        UserError: there is no such file, or it does not import.
+        UserError: there is no such file, it does not import, or see `read_task_file`.
     """
     file = Path(path).resolve()
     if not file.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
     # The module name depends on the whole path: two files called my_defense.py do not clash.
     name = f"{PLUGIN_FILES}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if file.suffix in ENDINGS:
+        _load_task_file(Path(path), name)
+        return
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin file {str(path)!r} is not a Python file")
@@ -117,6 +127,16 @@ def load_plugin_file(path: str | Path) -> None:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"plugin file {str(path)!r} does not import: {reason}") from error
     _plugin_files[name] = file
+
+
+def _load_task_file(file: Path, module: str) -> None:
+    """Register the task of a task file, as if the file were the module of that name."""
+    table = read_task_file(file)  # before torch is imported
+    sys.modules[module] = made = ModuleType(module)
+    made.__file__ = str(file.resolve())
+    task = importlib.import_module(TABLE_TASK).task_of(table, module)
+    _registrar("task", table.name)(task)
+    _plugin_files[module] = file.resolve()
 
 
 # --- looking up -----------------------------------------------------------------------------
@@ -168,6 +188,19 @@ def plugin_class(kind: Kind, name: str) -> type[Plugin]:
         if _registered[kind].get(name) is not cls:
             _registrar(kind, name)(cls)
     return _registered[kind][name]
+
+
+def description(kind: Kind, name: str) -> dict[str, Any]:
+    """What a plugin is and can be told; imports one only if it is not built in.
+
+    Raises:
+        UserError: see `plugin_class`.
+    """
+    check_name(kind, name)
+    if is_built_in(kind, name):
+        return described.built_in(kind, name)
+    found = described.described(plugin_class(kind, name))
+    return found | {"about": found["about"] or listing(kind)[name]}
 
 
 def create(kind: Kind, name: str, settings: Mapping[str, Any]) -> Plugin:

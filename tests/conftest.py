@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+from saebench_recovery.cli import progress
 from tests.fake_engine import Engine
 
 # Test files run side by side, a process for each core (`-n`), with one thread each: models as small
 # as these gain nothing from more. Sums in another order would differ in their last digits, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+
+# `pytest -m quick`: rooms that run no model, and files elsewhere that hardly run one.
+QUICK = ("base", "results", "structure", "test_registry.py", "test_spec.py", "cli/test_messages.py")
+
+progress.EVERY = 600.0  # on a machine under load, lines between those that tests look at
 
 pytest_plugins = ["tests.hub_fixtures", "tests.made_up"]
 
@@ -21,6 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole", action="store_true", help="faults and bad input in full, not by sample"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    quick = tuple(here / name for name in QUICK)
+    for item in items:
+        inside = any(item.path == place or place in item.path.parents for place in quick)
+        if inside and not item.get_closest_marker("whole"):
+            item.add_marker("quick")
 
 
 @pytest.fixture

@@ -80,5 +80,5 @@ def score(target: Target, task: Task, defense: Defense, attack: Attack, spec: Ru
     return Scored(facts, journal)
 
 
-def quiet(what: str, done: int, total: int) -> None:
+def quiet(what: str, done: float, total: float) -> None:
     """Progress that nobody looks at."""

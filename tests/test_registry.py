@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from saebench_recovery import interfaces, registry
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
+from saebench_recovery.base.described import BUILT_IN_SETTINGS, described
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.registry import (
@@ -158,3 +160,9 @@ def test_entry_points_are_listed_and_loaded(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(create("defense", "mine", {}), Copy)
     with pytest.raises(UserError, match="'gone' at no_such_module:Copy does not import"):
         create("defense", "gone", {})
+
+
+def test_the_file_of_built_in_settings_is_up_to_date() -> None:
+    """Where it is not: `python -m docs.settings`."""
+    for kind, of_kind in json.loads(BUILT_IN_SETTINGS.read_text("utf-8")).items():
+        assert of_kind == {name: described(plugin_class(kind, name)) for name in BUILT_IN[kind]}

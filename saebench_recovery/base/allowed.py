@@ -50,7 +50,8 @@ def _in_words(schema: Schema, known: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_in_words(one, known) for one in schema["anyOf"]))
     if "enum" in schema or "const" in schema:
-        return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+        choices = [str(word) for word in schema.get("enum", [schema.get("const")])]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     if schema.get("type") == "array":
         items = schema.get("items")
         return f"a list (each {_in_words(items, known)})" if items else "a list"

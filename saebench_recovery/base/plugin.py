@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType
 from typing import Annotated, Any, ClassVar
 
@@ -65,6 +66,7 @@ class Plugin:
     """Name and validated configuration, common to the three kinds."""
 
     kind: ClassVar[str] = "plugin"
+    data_files: ClassVar[tuple[Path, ...]] = ()  # a run's identity follows what they hold
     name: ClassVar[str] = ""  # set by the registry
 
     class Config(PluginConfig):

@@ -4,5 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
+Progress = Callable[[str, float, float], None]
+"""Called with what is being done, and how much of how much is done."""
+
+
+def part(progress: Progress, begin: float, end: float, before: str = "") -> Progress:
+    """Tells of one part of the work, which is from `begin` to `end` of 1, as of the whole."""
+
+    def told(what: str, done: float, total: float) -> None:
+        share = done / total if total else 0.0
+        progress(before + what, begin + share * (end - begin), 1)
+
+    return told

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -69,20 +69,55 @@ def _reasons(model: type[BaseModel], problems: list[ErrorDetails]) -> str:
 
 
 def _reason(model: type[BaseModel], key: str, problems: list[ErrorDetails]) -> str:
-    if problems[0]["type"] == "extra_forbidden" and key not in model.model_fields:
-        close = get_close_matches(key, model.model_fields, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        keys = ", ".join(model.model_fields)
-        return f"unknown key {key!r}; {hint}allowed: {keys or 'none'}"
+    # A misspelled key goes first: it explains one that is missing.
+    for problem in sorted(problems, key=lambda problem: problem["type"] != "extra_forbidden"):
+        *before, last = problem["loc"] or ("",)
+        holder, where = _model_at(model, before), "".join(f"{part}." for part in before)
+        if holder is not None and problem["type"] == "extra_forbidden":
+            return unknown_key(str(last), holder.model_fields, where)
+        if holder is not None and problem["type"] == "missing":
+            return f"{where}{last} is missing; allowed: {_describe(holder, str(last))}"
     # Only our own checks say more than that the value is not among what is allowed.
     ours = [p["msg"].removeprefix("Value error, ") for p in problems if p["type"] == "value_error"]
     if key not in model.model_fields:
         return " or ".join(ours or [_lower(p["msg"]) for p in problems])
-    if problems[0]["type"] == "missing" and len(problems[0]["loc"]) == 1:
-        return f"{key} is missing; allowed: {_describe(model, key)}"
-    where = ".".join(map(str, problems[0]["loc"])) if len(problems) == 1 else key
+    where, given = key, problems[0]["input"]
+    if len(problems) == 1:
+        *before, last = problems[0]["loc"]
+        where, inner = ".".join(map(str, problems[0]["loc"])), _model_at(model, before)
+        if before and inner is not None and last in inner.model_fields:
+            model, key = inner, str(last)
     because = f" ({' or '.join(ours)})" if ours else ""
-    return f"{where} is {problems[0]['input']!r}{because}; allowed: {_describe(model, key)}"
+    close = get_close_matches(str(given), _choices(model.model_fields[key].annotation), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{where} is {given!r}{because}; {hint}allowed: {_describe(model, key)}"
+
+
+def _model_at(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
+    """The model of what stands at a place inside a model's value, if it is one alone."""
+    found: Any = model
+    for part in place:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(str(part))
+            found = None if field is None else field.annotation
+        else:
+            found = next(iter(get_args(found)[1:]), None)  # of a mapping, its values
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words among which a setting chooses."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for inner in get_args(annotation) for word in _choices(inner)]
+
+
+def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
+    """What is said of a key that is not allowed `where` it stands, such as "tasks.ioi."."""
+    names = list(known)
+    close = get_close_matches(key, names, n=1)
+    hint = f"did you mean {where + close[0]!r}? " if close else ""
+    return f"unknown key {where + key!r}; {hint}allowed: {', '.join(names) or 'none'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,15 @@ import typer
 
 from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import Model, Plugins, Saes, fields_of, with_spec_options
+from saebench_recovery.cli.options import (
+    Model,
+    Plugins,
+    Saes,
+    TaskFiles,
+    fields_of,
+    with_spec_options,
+    with_tasks_of,
+)
 from saebench_recovery.spec import RunSpec
 
 
@@ -18,6 +26,7 @@ def check(
     model: Model = "",
     sae: Saes = None,
     plugin: Plugins = None,
+    task_file: TaskFiles = None,
     **options: Any,
 ) -> None:
     """Check a defense, an attack and tasks, and print what is wrong and what to do about it.
@@ -34,9 +43,10 @@ def check(
     from saebench_recovery.runs.check import examine
     from saebench_recovery.scoring.check.catalogue import blocked
 
-    for file in plugin or ():
+    for file in (*(plugin or ()), *(task_file or ())):
         load_plugin_file(file)
-    spec = validate(RunSpec, fields_of(context, options, model, sae or ()), "check")
+    fields = with_tasks_of(task_file or (), fields_of(context, options, model, sae or ()))
+    spec = validate(RunSpec, fields, "check")
     with stoppable():
         found = examine(spec)
     for label, findings in found.items():

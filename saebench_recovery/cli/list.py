@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Annotated, Any, get_args
 
@@ -40,7 +39,7 @@ def list_plugins(
     for path in plugin or ():
         registry.load_plugin_file(path)
     if name is not None and what in KINDS:
-        described = _described(KINDS[what], name)
+        described = registry.description(KINDS[what], name)
         print(json.dumps(described, indent=2)) if as_json else _print_one(KINDS[what], described)
         return
     lines = registry.listing(KINDS[what]) if what in KINDS else _targets()
@@ -57,27 +56,6 @@ def _targets() -> dict[str, str]:
     return {
         name: f"{preset.description}; tasks: {', '.join(preset.tasks) or 'any'}"
         for name, preset in sorted(presets().items())
-    }
-
-
-def _described(kind: Kind, name: str) -> dict[str, Any]:
-    """A plugin's documentation, and for each setting what it may be; imports its class."""
-    from saebench_recovery import registry
-    from saebench_recovery.base.allowed import allowed_values, default_of
-
-    plugin = registry.plugin_class(kind, name)
-    return {
-        "name": name,
-        "kind": kind,
-        "about": inspect.getdoc(plugin) or registry.listing(kind)[name],
-        "settings": {
-            key: {
-                "meaning": plugin.Config.model_fields[key].description,
-                "allowed": allowed,
-                "default": default_of(plugin.Config, key),
-            }
-            for key, allowed in allowed_values(plugin.Config).items()
-        },
     }
 
 

@@ -1,4 +1,4 @@
-"""How far a sweep has come: a bar on a terminal, elsewhere a line a minute, on standard error."""
+"""How far a sweep has come: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
 from typing import TYPE_CHECKING
+
+from saebench_recovery.cli.progress import spoken
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from saebench_recovery.runs.sweep.engine import Outcome
-
-EVERY = 60.0  # seconds between two lines
 
 
 class View:
@@ -44,7 +43,7 @@ class View:
         if self._bars and self._cells is not None:
             self._bars.update(self._cells, completed=self.done, description=self.line())
 
-    def told(self, what: str, done: int, total: int) -> None:
+    def told(self, what: str, done: float, total: float) -> None:
         if self._bars and self._now is not None:
             self._bars.update(self._now, description=what, completed=done, total=total)
 
@@ -62,14 +61,6 @@ def live_view(total: int, *, wanted: bool) -> Iterator[View]:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield View(total, bars)
     else:
-        view, over = View(total, None), Event()
-
-        def speak() -> None:
-            while not over.wait(EVERY):
-                print(view.line(), file=sys.stderr, flush=True)
-
-        Thread(target=speak, daemon=True).start()
-        try:
+        view = View(total, None)
+        with spoken(view.line):
             yield view
-        finally:
-            over.set()

@@ -11,6 +11,7 @@ import typer
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import parse_assignments
+from saebench_recovery.base.task_file import task_name
 from saebench_recovery.spec import OPTIONS, Declared
 
 # Numbers are text here, so that one place (the pydantic model of a run) checks and words them.
@@ -44,6 +45,14 @@ Plugins = Annotated[
         metavar="FILE.py",
         help="File with a defense, attack or task of your own, repeatable.",
         envvar="SAEBENCH_PLUGIN",
+    ),
+]
+TaskFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE.yaml",
+        help="Task out of a table, repeatable; see docs/task-file.md.",
+        envvar="SAEBENCH_TASK_FILE",
     ),
 ]
 
@@ -134,6 +143,17 @@ def fields_of(
             raise UserError("give --target, or --model with --sae, not both")
         fields["target"] = name_of_parts(model, saes)
     return fields
+
+
+def with_tasks_of(files: Sequence[Path], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the tasks of some task files beside those that are named.
+
+    Raises:
+        UserError: see `task_name`.
+    """
+    if not files:
+        return dict(fields)
+    return {**fields, "tasks": [*fields.get("tasks", ()), *map(task_name, files)]}
 
 
 def with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:

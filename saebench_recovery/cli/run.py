@@ -22,10 +22,12 @@ from saebench_recovery.cli.options import (
     Out,
     Plugins,
     Saes,
+    TaskFiles,
     fields_of,
     is_given,
     with_lists,
     with_spec_options,
+    with_tasks_of,
 )
 from saebench_recovery.cli.sweeping import Sending, carry_out, prepare, report
 from saebench_recovery.spec import RunSpec
@@ -42,6 +44,7 @@ def run(
     model: Model = "",
     sae: Saes = None,
     plugin: Plugins = None,
+    task_file: TaskFiles = None,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -91,8 +94,9 @@ def run(
     from saebench_recovery.runs.sweep.engine import Orders
     from saebench_recovery.runs.sweep.grid import specs_of
 
-    plugins = plugin or ()
+    plugins = [*(plugin or ()), *(task_file or ())]
     fields = with_lists(fields_of(context, options, model, sae or ()))
+    fields = with_tasks_of(task_file or (), fields)
     if seeds is not None:
         if is_given(context, "seed"):
             raise UserError("give --seed or --seeds, not both")

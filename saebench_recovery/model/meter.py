@@ -109,6 +109,28 @@ class Meter:
         self.flops += rows * cost.backward
 
 
+class _Ticks(Meter):
+    """Counts passes, however many rows they have, and tells each."""
+
+    def __init__(self, told: Callable[[int], None]) -> None:
+        super().__init__()
+        self.told, self.passes = told, 0
+
+    def _add(self, rows: int, token_layers: int, cost: PassCost) -> None:
+        self.passes += 1
+        self.told(self.passes)
+
+
+@contextmanager
+def ticking(told: Callable[[int], None]) -> Iterator[None]:
+    """Call `told` with the number of passes that were made inside, at each of them."""
+    token = _open.set((*_open.get(), _Ticks(told)))
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
 def counted(
     model: nn.Module, work: Callable[[], Tensor], *, kind: Hashable, rows: int, token_layers: int
 ) -> Tensor:

@@ -6,7 +6,7 @@ found at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.base.described import check_keys
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json, nearest
 from saebench_recovery.base.sites import Site
@@ -70,7 +71,20 @@ def check_names(spec: RunSpec) -> RunSpec:
         )
     if not own and not added:
         raise UserError(f"target {spec.target!r} has no task of its own; name one with --task")
+    _check_keys(spec, [*own, *added])
     return spec.model_copy(update={"tasks": (*own, *added)})
+
+
+def _check_keys(spec: RunSpec, tasks: Sequence[str]) -> None:
+    """Of plugins that are built in: a misspelled setting need not wait until they are imported."""
+    named: list[tuple[Kind, str, Mapping[str, Any]]] = [
+        *(("task", name, spec.task_config) for name in tasks),
+        ("defense", spec.defense, spec.defense_config),
+        ("attack", spec.attack, spec.attack_config),
+    ]
+    for kind, name, settings in named:
+        if registry.is_built_in(kind, name):
+            check_keys(kind, name, settings)
 
 
 @dataclass(frozen=True)

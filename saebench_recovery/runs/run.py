@@ -13,7 +13,7 @@ from saebench_recovery import registry
 from saebench_recovery.base import named_code
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.base.settings import validate
 from saebench_recovery.protocols.apply import fill
 from saebench_recovery.results.chunks import RunJournal
@@ -231,11 +231,14 @@ class _Work:
             facts=tuple(facts.values()),
         )
         write_model(self.place / STATE, state)
-        for label, matchup in self.matchups.items():
+        count = len(self.matchups)
+        for number, (label, matchup) in enumerate(self.matchups.items()):
             if label in facts:
                 continue
-            seen = self.shared.undisturbed(self.plan, label, self.progress)
-            found = attacked(seen, matchup.attack, spec, self.journal, self.progress)
+            before = f"task {number + 1} of {count}, "
+            told = part(self.progress, number / count, (number + 1) / count, before)
+            seen = self.shared.undisturbed(self.plan, label, told)
+            found = attacked(seen, matchup.attack, spec, self.journal, told)
             seconds, commits = time.monotonic() - started, {**read, **target.commits}
             state = state.model_copy(
                 update={

@@ -1,5 +1,7 @@
 """The code of a user's own plugin: its file, and every module of the user's that it imports.
 
+What a plugin names as its data files counts as well, and a task file stands for its task's code.
+
 Modules of this package are in the harness's hash, and those of installed distributions stand for
 themselves.
 """
@@ -44,11 +46,13 @@ def source_hash(plugin: type[Any]) -> str:
     root = pending[0].parent if pending else Path()
     # A plugin that is installed brings the other modules of its own package along.
     own = root if (root / "__init__.py").is_file() else None
-    seen: set[Path] = set()
+    seen = {file.resolve() for file in plugin.data_files}
     while pending:
         file = pending.pop()
         if file not in seen:
             seen.add(file)
+            if file.suffix != ".py":
+                continue
             pending += [f for f in _imported(file) if _is_users(f) or own in f.parents]
     for file in seen:
         name = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)

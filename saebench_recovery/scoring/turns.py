@@ -7,7 +7,7 @@ task or the disk does wrong ends the run, as does whatever a single attack does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import one_line
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.interfaces import Attack
-from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.meter import Meter, ticking
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
 from saebench_recovery.scoring.batch_size import flips_that_fit
@@ -58,12 +58,15 @@ def taken_turns(
     written: dict[str, list[Written]] = {}
     failures: dict[str, str] = {}
     records: list[Record] = []
-    for member in setting.members:
+    count = len(setting.members)
+    for number, member in enumerate(setting.members):
+        before = f"attack {number + 1} of {count}, " if count > 1 else ""
+        told = part(progress, number / count, (number + 1) / count, before)
         name, left = member.attack.name, set(unbroken(ids, records))
-        part = [flip for flip in flips if flip.example.id in left]
+        remaining = [flip for flip in flips if flip.example.id in left]
         own = written[name] = []
         try:
-            for chunk in _chunks(member, learned, part, journal, progress):
+            for chunk in _chunks(member, learned, remaining, journal, told):
                 own.append(chunk)
         except MemberError as failed:
             failures[name] = str(failed)
@@ -116,8 +119,8 @@ def _chunks(
             with learning.counting():
                 attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
     while done < len(flips):
-        progress(what, done, len(flips))
-        with _own_faults(setting):
+        at = f"{what}, {done} of {len(flips)} flips, pass"
+        with _own_faults(setting), ticking(_passes(progress, at, done, len(flips))):
             scored, size = _scored(setting, flips[done:], size)
         journal.append(label, attack.name, scored)
         done += len(scored.records)
@@ -139,6 +142,11 @@ def _scored(setting: Setting, flips: Sequence[Flip], size: int) -> tuple[Chunk, 
             if size <= 1:
                 raise UserError("one example does not fit the device's memory") from None
             size //= 2
+
+
+def _passes(progress: Progress, at: str, done: int, total: int) -> Callable[[int], None]:
+    """Tells which pass of a chunk the model makes: its steps, of which no search says how many."""
+    return lambda number: progress(f"{at} {number}", done, total)
 
 
 @contextmanager

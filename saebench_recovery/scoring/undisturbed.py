@@ -79,7 +79,7 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
     target, task, defense = setting.target, setting.task, setting.defense
     meter = Meter()
     with meter.counting():
-        progress("fitting the defense", 0, 1)
+        progress(f"{task.label}: fitting {defense.name}", 0, 1)
         task.fit(target, target.site_for(task.name, defense.config.site))
         examples = evaluation_examples(setting)
         fit(setting)

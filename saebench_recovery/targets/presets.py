@@ -18,6 +18,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import (
     at_home,
     is_file,
+    is_folder,
     read_json,
     read_json_object,
     read_yaml,
@@ -137,7 +138,8 @@ def _preset_in(file: Path) -> Preset:
         )
     saes = said.get("saes")
     if not (isinstance(saes, dict) and saes):
-        raise UserError(f"{what}: saes is {saes!r}; it maps one hook point or more to SAEs")
+        found = "missing" if saes is None else repr(saes)
+        raise UserError(f"{what}: saes is {found}; it maps one hook point or more to SAEs")
     known = presets().get(str(said.get("model")))
     if known is not None:  # it brings its revision, precision, BOS rule and knowledge
         inherited = known.model_dump(exclude={"description", "saes", "tasks"})
@@ -147,6 +149,8 @@ def _preset_in(file: Path) -> Preset:
     chosen = validate(Preset, said, what)
     _check_settings(chosen, what)
     placed = {site: _beside(file, place) for site, place in chosen.saes.items()}
+    for site, place in placed.items():
+        _check_there(place, chosen.saes[site])
     return chosen.model_copy(update={"model": _beside(file, chosen.model), "saes": placed})
 
 
@@ -197,15 +201,30 @@ def name_of_parts(model: str, saes: Sequence[str]) -> str:
 def _placed(sae: str) -> tuple[str, str]:
     """Hook point and place of an SAE as the user wrote it."""
     place, at, hook = sae.rpartition("@")
+    _check_there(place if at else sae, place if at else sae)
     if not at:
         place, hook = sae, _own_hook(sae)
     try:
         return str(Site.parse(hook)), place
     except UserError:
+        absent = "" if os.path.exists(at_home(place)) else "is no folder here, and "
         raise UserError(
-            f"SAE {sae!r} does not say which residual it reads: write "
+            f"SAE {sae!r} {absent}does not say which residual it reads: write "
             f"{place}@blocks.<layer>.hook_resid_post, or hook_resid_pre"
         ) from None
+
+
+def _check_there(place: str, said: str) -> None:
+    """Refuse an SAE that can only be a folder and is none; what may be a published one passes.
+
+    `said` is how the user wrote the place.
+    """
+    published = "/" in place and not place.startswith((".", "~", "/"))
+    if not (published or is_folder(at_home(place)) or is_file(at_home(place))):
+        raise UserError(
+            f"SAE {said!r} is not there: no such folder, and no RELEASE/ID of a published SAE; "
+            "write the path of its folder, or such as gpt2-small-res-jb/blocks.4.hook_resid_pre"
+        )
 
 
 def _own_hook(place: str) -> str:

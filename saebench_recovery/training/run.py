@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.hooks import blocks
@@ -22,9 +23,7 @@ from saebench_recovery.training.recipe import Recipe
 from saebench_recovery.training.text import context, endless_rows, held_out, write_sampled
 from saebench_recovery.training.train import Origin, train
 
-if TYPE_CHECKING:
-    from saebench_recovery.base.progress import Progress
-
+TRAINED = 0.95  # of the time when training ends, roughly
 RECIPE, SAMPLED = "recipe.json", "sampled.jsonl"
 
 
@@ -48,7 +47,7 @@ def train_on_target(
     if not (folder / "cfg.json").exists():
         train_at(target, site, recipe, folder, progress)
     if progress is not None:
-        progress("measuring", 0, 1)
+        progress("measuring", TRAINED, 1)
     made = {site: load_dictionary(folder, site, target.device)}
     source = recipe.text or str(folder / SAMPLED)
     return quality(replace(target, dictionaries=made), site, held_out(source))
@@ -67,9 +66,11 @@ def train_at(
     source = recipe.text or str(folder / SAMPLED)
     if recipe.text is None:
         _write_down(recipe, folder)
-        write_sampled(target, folder / SAMPLED, recipe.tokens, recipe.seed, progress)
+        writing = None if progress is None else part(progress, 0, TRAINED / 2)
+        write_sampled(target, folder / SAMPLED, recipe.tokens, recipe.seed, writing)
     rows = endless_rows(target, source, recipe.width)
     _write_down(recipe, folder)
+    begin = 0 if recipe.text is not None else TRAINED / 2
     known = recipe.target if recipe.target in presets() else config.model_type
     train(
         recipe,
@@ -77,7 +78,7 @@ def train_at(
         Origin(name_on_hub(target.preset.model) or known, target.bos is not None, context(target)),
         lambda skip: shuffled_blocks(target, site, rows, recipe.block, recipe.seed, skip),
         folder,
-        progress,
+        None if progress is None else part(progress, begin, TRAINED),
     )
 
 

@@ -77,7 +77,8 @@ def train(
             trainer.step(block_ND[start : start + BATCH])
             trainer.n_training_steps += 1
             if progress is not None:
-                progress("training", trainer.n_training_steps, recipe.steps)
+                step = trainer.n_training_steps
+                progress(f"training, step {step} of {recipe.steps}", step, recipe.steps)
         if trainer.n_training_steps == recipe.steps:
             break
         done += 1

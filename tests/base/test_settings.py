@@ -80,3 +80,22 @@ def test_canonical_json_has_one_spelling() -> None:
     assert canonical_json({"b": 1.0, "a": [1]}) == canonical_json({"a": [1], "b": 1.0})
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(float("nan"))
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inner: Config
+    named: dict[str, Config] = {}
+
+
+@pytest.mark.parametrize("place", ["inner", "named.one"])
+def test_a_typo_is_named_however_deep_it_stands(place: str) -> None:
+    wrong = {"needed": True, "latent": 3}
+    values: dict[str, Any] = {"inner": {"needed": True}}
+    values |= {"inner": wrong} if place == "inner" else {"named": {"one": wrong}}
+    with pytest.raises(UserError) as caught:
+        validate(Outer, values, "target 'mine.yaml'")
+    line = f"target 'mine.yaml': unknown key '{place}.latent'; did you mean '{place}.latents'?"
+    assert str(caught.value).startswith(line)
+    assert "needed" in str(caught.value)

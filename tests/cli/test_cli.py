@@ -44,7 +44,9 @@ def saebench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ["sae", "train", "--hook", "blocks.1.hook_resid_post", "--out", "a", "--tokens", "1"],
         ["list", "defenses"],
         ["list", "targets"],
+        ["list", "defenses", "clamp"],
         ["run", "--defense", "clmp"],
+        ["run", "-D", "nonsense=1"],
         ["run", "--task", "ioii"],
         ["run", "--budget", "lots"],
         ["run", "--out", "/dev/null/runs"],
@@ -88,7 +90,8 @@ def test_a_signal_ends_in_one_line_and_the_same_command_goes_on(
 ) -> None:
     code = (
         "import sys, time; from tests.fake_engine import Engine\n"
-        "from saebench_recovery.cli import main\n"
+        "from saebench_recovery.cli import main, progress\n"
+        "progress.EVERY = 600\n"
         "def before(task, number):\n"
         "    if number == 2: print('ready', flush=True); time.sleep(60)\n"
         "Engine(before).install(lambda mapping, key, value: mapping.update({key: value}))\n"
@@ -231,45 +234,6 @@ def test_published_command_repeats_the_spec(monkeypatch: pytest.MonkeyPatch) -> 
     assert program == "saebench"
     assert saebench(monkeypatch, *arguments) == 0
     assert executed == [spec]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "--target", "organsm"], "unknown target 'organsm'; did you mean 'organism'"),
-        (["run", "--attack", "gradient"], "unknown attack 'gradient'"),
-        (["run", "--task", "ioii"], "unknown task 'ioii'; did you mean 'ioi'"),
-        (["run", "-D", "latents"], "'latents' is not of the form key=value"),
-        (["run", "-D", "latents=0"], "defense 'clamp': latents is 0"),
-        (["run", "-A", "stepz=1"], "unknown key 'stepz'; did you mean 'steps'?"),
-        (["run", "-T", "nope=1"], "task 'ioi': unknown key 'nope'"),
-        (["run", "--budget", "lots"], "run: budget is 'lots'"),
-        (["run", "--seed", "-1"], "run: seed is '-1'"),
-        (["run", "--batch-size", "0"], "run: batch_size is '0'"),
-        (["run", "--threat-model", "pre"], "threat_model is 'pre'; allowed: one of reclamp, post"),
-        (["run", "--plugin", "none.py"], "plugin file 'none.py' does not exist"),
-        (["run", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
-        (["run", "--device", "abacus"], "device 'abacus' is not available"),
-        (["list", "defence"], "did you mean 'defenses'"),
-        (["show", "nowhere"], "no run at 'nowhere'"),
-        (["leaderboard", "nowhere"], "no run at 'nowhere'"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert saebench(monkeypatch, *arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_list_shows_names_and_descriptions(

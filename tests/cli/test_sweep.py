@@ -11,7 +11,7 @@ import pytest
 
 from saebench_recovery.base.catalogue import BUILT_IN
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.cli import live_view
+from saebench_recovery.cli import live_view, progress
 from saebench_recovery.results.store import RESULT, read_result
 from saebench_recovery.runs.sweep.engine import Outcome
 from saebench_recovery.runs.sweep.grid import read_grid
@@ -141,7 +141,7 @@ def test_a_broken_result_is_named_and_kept(
 
 
 def test_off_a_terminal_a_line_is_printed_now_and_then(monkeypatch: Patch, capsys: Capture) -> None:
-    monkeypatch.setattr(live_view, "EVERY", 0.01)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
     spoken, heard = [], Event()
 
     class Listening:

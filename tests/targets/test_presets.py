@@ -90,7 +90,7 @@ def test_identity_follows_what_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "line"),
     [
-        ({"model": "m"}, "saes is None; it maps one hook point or more"),
+        ({"model": "m"}, "saes is missing; it maps one hook point or more"),
         ({**SAID, "saes": {}}, "saes is {}; it maps"),
         ({**SAID, "sae": 1}, "unknown key 'sae'; did you mean 'saes'"),
         ({"model": "m", "sae": {HOOK: "a/b"}}, "unknown key 'sae'; did you mean 'saes'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -102,15 +103,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
     seen: list[int] = []
 
-    def kill(what: str, done: int, total: int) -> None:
-        seen.append(done)
-        if done == 7:
+    def note(what: str, done: float, total: float) -> None:
+        (step,) = re.findall(r"^training, step (\d+) of", what)
+        seen.append(int(step))
+
+    def kill(what: str, done: float, total: float) -> None:
+        note(what, done, total)
+        if seen[-1] == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.train_at(target, SITE, plan, tmp_path / "killed", kill)
     assert not (tmp_path / "killed" / "cfg.json").exists()
-    run.train_at(target, SITE, plan, tmp_path / "killed", lambda _, done, __: seen.append(done))
+    run.train_at(target, SITE, plan, tmp_path / "killed", note)
     # Two batches a block: the sixth step was the last of a whole one.
     assert seen == [*range(1, 8), *range(7, 13)]
     whole, killed = (

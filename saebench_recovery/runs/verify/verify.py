@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.results.consistency import (
     StoredRun,
     mismatches,
@@ -39,6 +39,8 @@ from saebench_recovery.runs.verify.report import Findings, Verification
 from saebench_recovery.schema import RunResult
 from saebench_recovery.scoring.aggregate import aggregate
 from saebench_recovery.targets.loading import load_target
+
+FITTING = 0.2  # of the time that verifying takes, roughly; the rest is replaying
 
 
 def verify(
@@ -175,10 +177,11 @@ def _replay(
     findings.add(differing("provenance.dtype", made_by.dtype, dtype))
     fitted: dict[str, Matchup] = {}
     wanted = {label: m for label, m in plan.matchups.items() if scope.covers(label)}
+    fitting = part(progress, 0, FITTING)
     for number, (label, matchup) in enumerate(wanted.items()):
-        progress("fitting again", number, len(wanted))
+        fitting(f"{label}: fitting again", number, len(wanted))
         if refitted(target, label, matchup, stored, findings):
             fitted[label] = matchup
     ids = {task: list(dict.fromkeys(r.id for r in stored.records(task))) for task in fitted}
     chosen = {task: scope.of(task, of_task) for task, of_task in ids.items()}
-    return replayed(target, fitted, stored, chosen, findings, progress)
+    return replayed(target, fitted, stored, chosen, findings, part(progress, FITTING, 1))
