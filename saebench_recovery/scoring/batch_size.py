@@ -1,4 +1,4 @@
-"""How many flips one attack step takes at a time."""
+"""How many flips one attack step takes at a time, and a kill can cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from saebench_recovery.scoring.setting import Flip, Setting
 CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
 MAX_ROWS = 1024
 FLOAT_BYTES = 4
+SHARE = 10  # of a task's flips, one in so many may be of one chunk
+LEAST_FLIPS = 12  # of a chunk: below, steps cost more than what a kill would repeat
+
+
+def flips_at_stake(flips: int) -> int:
+    """Flips of a chunk at most, which is what a kill can cost: a tenth, where that is not too few.
+
+    So many are attacked together, but what the memory holds.
+    """
+    return max(LEAST_FLIPS, flips // SHARE)
 
 
 def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
