@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,19 @@ from saebench_recovery.scoring.setting import Flip, Setting
 CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
 MAX_ROWS = 1024
 FLOAT_BYTES = 4
-SHARE = 10  # of a task's flips, one in so many may be of one chunk
-LEAST_FLIPS = 12  # of a chunk: below, steps cost more than what a kill would repeat
+CHUNKS = 5  # of a task at least: one of them is what a kill costs
+LEAST_FLIPS = 12  # of a chunk: with fewer, a step costs as much
 
 
-def flips_at_stake(flips: int) -> int:
-    """Flips of a chunk at most, which is what a kill can cost: a tenth, where that is not too few.
+def flips_of_a_chunk(setting: Setting, flips: Sequence[Flip], room: int) -> int:
+    """Flips that are attacked together, and lost together by a kill, where `room` fit.
 
-    So many are attacked together, but what the memory holds.
+    A step on an accelerator hardly costs less with fewer, so there it is all that fit.
     """
-    return max(LEAST_FLIPS, flips // SHARE)
+    if setting.target.device != "cpu":
+        return room
+    chunks = max(CHUNKS, math.ceil(len(flips) / room))
+    return min(room, max(LEAST_FLIPS, math.ceil(len(flips) / chunks)))
 
 
 def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
