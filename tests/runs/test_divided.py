@@ -50,7 +50,7 @@ class Backwards:
 
 
 def work(folder: Path) -> Any:
-    chunks = [(SimpleNamespace(task=task), ()) for task in (*TASKS, *TASKS)]
+    chunks = [(SimpleNamespace(task=task, evidence=""), ()) for task in (*TASKS, *TASKS)]
     stored = SimpleNamespace(folder=folder, chunks=chunks, facts={})
     return Work(stored, {task: {"flip 0", "flip 1"} for task in TASKS})
 
