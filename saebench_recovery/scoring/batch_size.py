@@ -15,13 +15,13 @@ CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
 MAX_ROWS = 1024
 FLOAT_BYTES = 4
 CHUNKS = 5  # of a task at least: one of them is what a kill costs
-LEAST_FLIPS = 12  # of a chunk: with fewer, a step costs as much
+LEAST_FLIPS = 12  # of a chunk: with fewer, a step of a small model costs as much
 
 
 def flips_of_a_chunk(setting: Setting, flips: Sequence[Flip], room: int) -> int:
     """Flips that are attacked together, and lost together by a kill, where `room` fit.
 
-    A step on an accelerator hardly costs less with fewer, so there it is all that fit.
+    On an accelerator all that fit: what smaller chunks cost there has not been measured.
     """
     if setting.target.device != "cpu":
         return room
