@@ -32,6 +32,18 @@ from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
 
+def settings_of(
+    target: Target, matchup: Matchup, spec: RunSpec, facts: Facts
+) -> Mapping[str, Setting]:
+    """The setting of a task by its attack's name, of a suite each member's."""
+    held = {
+        Site.parse(site): target.dictionary(Site.parse(site)).defended(torch.tensor(chosen))
+        for site, chosen in facts.held.items()
+    }
+    whole = Setting(target, matchup.task, matchup.defense, matchup.attack, spec, held or None)
+    return {one.attack.name: one for one in whole.members}
+
+
 @dataclass(frozen=True, eq=False)
 class FittedTask:
     """A task and its fitted defense, the reference engine, and what is stored of them."""
@@ -57,20 +69,7 @@ class FittedTask:
 
     @cached_property
     def _settings(self) -> Mapping[str, Setting]:
-        """By the attack's name, of a suite each member's."""
-        held = {
-            Site.parse(site): self.target.dictionary(Site.parse(site)).defended(
-                torch.tensor(chosen)
-            )
-            for site, chosen in self.facts.held.items()
-        }
-        task, defense, attack = (
-            self.matchup.task,
-            self.matchup.defense,
-            self.matchup.attack,
-        )
-        whole = Setting(self.target, task, defense, attack, self.spec, held or None)
-        return {one.attack.name: one for one in whole.members}
+        return settings_of(self.target, self.matchup, self.spec, self.facts)
 
     @cached_property
     def _passes(self) -> RememberedPasses:
