@@ -31,7 +31,8 @@ from saebench_recovery.perturbations.residual import total_norm
 MOMENTUM = 0.75
 LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
 STALLED = 0.003  # on organism's ioi 0.01 loses one recovery of 175, this none
-MOSTLY = 0.9  # rows that are done go on with the others until they are more than a tenth
+# Rows that are done stay in the batch, unchanged, until they are more than a tenth of it.
+MOSTLY = 0.9
 
 
 class ResidualAscent(ResidualAttack):
@@ -126,10 +127,11 @@ def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
 
 @dataclass
 class Climb:
-    """The rows of a problem that an ascent still works on."""
+    """The rows of a problem that an ascent still works on; those not `going_N` wait to leave."""
 
     problem: Problem
     rows: Tensor
+    going_N: Tensor
     goal_N: Tensor
     values: dict[Site, Tensor]
     best: dict[Site, Tensor]
@@ -146,6 +148,7 @@ class Climb:
         return cls(
             problem,
             torch.arange(problem.size, device=goal_N.device),
+            torch.ones_like(goal_N, dtype=torch.bool),
             goal_N,
             values,
             dict(values),
@@ -156,19 +159,24 @@ class Climb:
         )
 
     def keep(self, objective_N: Tensor) -> None:
-        """Keep the iterates that are the best so far, until their goal is reached."""
-        better_N = (objective_N > self.best_N) & (self.best_N < self.goal_N)
+        """Keep the iterates that are the best so far, of rows that are not done."""
+        better_N = self.going_N & (objective_N > self.best_N) & (self.best_N < self.goal_N)
         self.best_N = torch.where(better_N, objective_N, self.best_N)
         self.best = {
             s: torch.where(better_N[:, None, None], v, self.best[s]) for s, v in self.values.items()
         }
 
     def unfinished(self) -> Tensor:
-        """Rows that have neither reached their goal nor stalled since the last look."""
+        """Rows that have neither reached their goal nor stalled by this look.
+
+        Whether one has is its own affair, and for good: what it returns does not depend on when
+        the others let it leave the batch.
+        """
         least_N = STALLED * torch.minimum(self.best_N - self.first_N, self.goal_N - self.best_N)
-        going_N = (self.best_N < self.goal_N) & ~(self.best_N - self.seen_N < least_N)
+        stalled_N = self.best_N - self.seen_N < least_N
+        self.going_N = self.going_N & (self.best_N < self.goal_N) & ~stalled_N
         self.seen_N = self.best_N
-        return self.problem.groups(going_N)
+        return self.problem.groups(self.going_N)
 
     def step(self, grads: Mapping[Site, Tensor], length_N: Tensor) -> None:
         self.values = self.problem.project(_step(self.values, grads, self.momentum, length_N))
@@ -179,7 +187,7 @@ class Climb:
 
     def of_rows(self, index: Tensor) -> Self:
         part = replace(self, problem=self.problem.rows(index))
-        for name in ("rows", "goal_N", "best_N", "first_N", "seen_N"):
+        for name in ("rows", "going_N", "goal_N", "best_N", "first_N", "seen_N"):
             setattr(part, name, getattr(self, name)[index])
         for name in ("values", "best", "momentum"):
             setattr(part, name, {s: t[index] for s, t in getattr(self, name).items()})

@@ -15,6 +15,11 @@ def allow(name: str) -> None:
     _named.add(name)
 
 
+def allowed() -> frozenset[str]:
+    """All names that the user gave, for another process to allow."""
+    return frozenset(_named)
+
+
 def check_allowed(name: str, option: str) -> None:
     """Make sure that the user gave the name; `option` is how.
 

@@ -77,14 +77,15 @@ def carry_out(plans: Sequence[Plan], sending: Sending, *, quiet: bool) -> list[O
 
 def _engine(left: Sequence[Plan], sending: Sending, told: Progress) -> tuple[Engine, int]:
     """The engine for these cells, and how many of them it carries out at a time."""
+    from saebench_recovery.runs.processes import environments
     from saebench_recovery.runs.sweep.engine import ThisProcess
-    from saebench_recovery.runs.sweep.local import Processes, environments
+    from saebench_recovery.runs.sweep.local import SeveralProcesses
 
     if sending.jobs != 1:
         places = environments(left[0].spec.device, sending.jobs)[: len(left)]
         if len(places) > 1:
             prepared = partial(prepare, sending.plugins, sending.named)
-            return Processes(sending.orders, places, prepared), len(places)
+            return SeveralProcesses(sending.orders, places, prepared), len(places)
     return ThisProcess(sending.orders, told), 1
 
 

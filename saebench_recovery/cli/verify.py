@@ -11,7 +11,7 @@ import typer
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import Plugins
+from saebench_recovery.cli.options import Jobs, Plugins
 
 if TYPE_CHECKING:
     from saebench_recovery.runs.verify.report import Verification
@@ -46,6 +46,7 @@ def verify(
         ),
     ] = None,
     plugin: Plugins = None,
+    jobs: Jobs = None,
 ) -> None:
     """Recompute stored runs, or rows of them, from spec and evidence with the reference engine.
 
@@ -61,7 +62,9 @@ def verify(
     from saebench_recovery.runs.verify.verify import runs_in
 
     paths = [run for place in runs for run in runs_in(place)]
-    codes = [code for _, code in verified(paths, sample, sample_seed, plugins=plugin or ())]
+    codes = [
+        code for _, code in verified(paths, sample, sample_seed, plugins=plugin or (), jobs=jobs)
+    ]
     raise typer.Exit(1 if 1 in codes else max(codes))
 
 
@@ -71,18 +74,18 @@ def verified(
     seed: int | None = None,
     *,
     plugins: Sequence[Path] = (),
+    jobs: int | None = None,
 ) -> Iterator[tuple[Path, int]]:
     """Verify one after the other and print what is found; each with its exit code."""
     from saebench_recovery.cli.progress import progress_bar
-    from saebench_recovery.registry import load_plugin_file
     from saebench_recovery.runs.verify.verify import verify as verify_run
 
-    for file in plugins:
-        load_plugin_file(file)
     for path in paths:
         try:
             with stoppable(), progress_bar(wanted=True) as progress:
-                found = verify_run(path, sample, seed=seed, progress=progress)
+                found = verify_run(
+                    path, sample, seed=seed, plugins=plugins, jobs=jobs, progress=progress
+                )
         except UserError as error:
             if len(paths) == 1:
                 raise

@@ -1,7 +1,8 @@
-"""How many flips one attack step takes at a time."""
+"""How many flips one attack step takes at a time, and a kill can cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,19 @@ from saebench_recovery.scoring.setting import Flip, Setting
 CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
 MAX_ROWS = 1024
 FLOAT_BYTES = 4
+CHUNKS = 5  # of a task at least: one of them is what a kill costs
+LEAST_FLIPS = 12  # of a chunk: with fewer, a step of a small model costs as much
+
+
+def flips_of_a_chunk(setting: Setting, flips: Sequence[Flip], room: int) -> int:
+    """Flips that are attacked together, and lost together by a kill, where `room` fit.
+
+    On an accelerator all that fit: what smaller chunks cost there has not been measured.
+    """
+    if setting.target.device != "cpu":
+        return room
+    chunks = max(CHUNKS, math.ceil(len(flips) / room))
+    return min(room, max(LEAST_FLIPS, math.ceil(len(flips) / chunks)))
 
 
 def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:

@@ -20,7 +20,7 @@ from saebench_recovery.interfaces import Attack
 from saebench_recovery.model.meter import Meter, ticking
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.attack_and_score import posed, score_chunk
-from saebench_recovery.scoring.batch_size import flips_that_fit
+from saebench_recovery.scoring.batch_size import flips_of_a_chunk, flips_that_fit
 from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.journal import Chunk, Journal, Written
@@ -114,10 +114,11 @@ def _chunks(
         if setting.in_suite:
             refuse(check_member(setting, flips[:1]))
         setting.measure()
-        size = setting.spec.batch_size or flips_that_fit(setting, flips)
+        room = setting.spec.batch_size or flips_that_fit(setting, flips)
+        size = setting.spec.batch_size or flips_of_a_chunk(setting, flips, room)
         if learned:
             with learning.counting():
-                attack.fit(posed(setting.handed_out(), learned[:size], learning).shuffled()[0])
+                attack.fit(posed(setting.handed_out(), learned[:room], learning).shuffled()[0])
     while done < len(flips):
         at = f"{what}, {done} of {len(flips)} flips, pass"
         with _own_faults(setting), ticking(_passes(progress, at, done, len(flips))):

@@ -52,7 +52,7 @@ class Workload:
 
     @property
     def chosen(self) -> int:
-        """Flips per attack step as the engine chooses it."""
+        """Flips per attack step that the memory holds."""
         return min(len(self.flips), flips_that_fit(self.setting, self.flips))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from saebench_recovery import run
 from saebench_recovery.runs import fingerprint
-from saebench_recovery.runs.verify import verify as module
+from saebench_recovery.runs.verify import recompute
 from saebench_recovery.runs.verify.verify import verify
 from saebench_recovery.targets.loading import load_target
 from tests.forged import Forger
@@ -43,7 +43,7 @@ def folder(older: Path, tmp_path: Path) -> Path:
 def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
     """One model for all."""
     target = load_target("organism", "cpu")
-    monkeypatch.setattr(module, "load_target", lambda *_, **__: target)
+    monkeypatch.setattr(recompute, "load_target", lambda *_, **__: target)
 
 
 def test_its_numbers_hold_and_its_version_is_noted(older: Path) -> None:

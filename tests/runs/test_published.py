@@ -14,6 +14,7 @@ from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import build
 from saebench_recovery.results.published import entries_in, publish, read_entry, strays
+from saebench_recovery.runs.verify import recompute
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.verify import runs_in, verify
 from saebench_recovery.targets.loading import load_target
@@ -41,7 +42,7 @@ def board(genuine: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def on_paper(monkeypatch: Patch) -> None:
     """Nothing is fitted and replayed: what is stored is held to itself alone."""
-    monkeypatch.setattr(module, "_replay", lambda *_: 0)
+    monkeypatch.setattr(module, "recomputed", lambda *_: 0)
 
 
 def lines(capsys: Capture) -> str:
@@ -112,7 +113,7 @@ def test_other_evidence_of_the_same_run_stays(genuine: Path, board: Path, tmp_pa
 
 def test_an_entry_holds_by_its_own_task(board: Path, monkeypatch: Patch) -> None:
     target = load_target("organism", "cpu")
-    monkeypatch.setattr(module, "load_target", lambda *_, **__: target)
+    monkeypatch.setattr(recompute, "load_target", lambda *_, **__: target)
     found = verify(entries_in(board)[0])
     assert (found.exit_code, found.notes) == (0, ())
     assert found.flips == found.stored_flips == 4

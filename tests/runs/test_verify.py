@@ -14,6 +14,7 @@ import torch
 from saebench_recovery import registry, run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.consistency import read_consistent
+from saebench_recovery.runs.verify import recompute
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.report import Verification
 from saebench_recovery.runs.verify.verify import runs_in, verify
@@ -49,7 +50,7 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fitted and replayed: what is stored is held to itself alone."""
-    monkeypatch.setattr(module, "_replay", lambda *_: 0)
+    monkeypatch.setattr(module, "recomputed", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def loaded() -> Target:
 @pytest.fixture
 def replaying(loaded: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model for all."""
-    monkeypatch.setattr(module, "load_target", lambda *_, **__: loaded)
+    monkeypatch.setattr(recompute, "load_target", lambda *_, **__: loaded)
 
 
 def names(found: Verification) -> str:

@@ -1,4 +1,4 @@
-"""A flip's verdicts, smallest norms and curve are its own, whatever it is attacked beside.
+"""A flip's verdicts, objectives, norms and curve are its own, whatever it is attacked beside.
 
 What does depend on the batch, and how much, stands in docs/results.md.
 """
@@ -53,7 +53,7 @@ def together() -> Mapping[str, Record]:
     ],
     ids=["alone", "backwards in threes", "two threads"],
 )
-def test_batch_order_and_threads_change_no_verdict_and_no_norm(
+def test_batch_order_and_threads_change_no_verdict_and_no_number(
     order: Sequence[int], size: int, threads: int, whole: bool
 ) -> None:
     if threads > 1 and not whole:
@@ -68,8 +68,8 @@ def test_batch_order_and_threads_change_no_verdict_and_no_norm(
         for measure, value in record.measures.items():
             if isinstance(value, bool):
                 assert other.measures[measure] is value, (name, measure)
-        for field in ("smallest_norm", "smallest_norm_wrong"):
-            norm = getattr(record, field)
+        for field in ("objective_recovered", "smallest_norm", "smallest_norm_wrong"):
+            number = getattr(record, field)
             assert getattr(other, field) == (
-                norm if norm is None else pytest.approx(norm, rel=1e-4)
+                number if number is None else pytest.approx(number, rel=1e-4)
             )

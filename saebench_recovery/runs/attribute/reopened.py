@@ -13,8 +13,8 @@ from saebench_recovery.interfaces import Perturbation, ResidualDelta
 from saebench_recovery.results.consistency import StoredRun, read_consistent, read_stored
 from saebench_recovery.results.store import STATE, read_state
 from saebench_recovery.runs.plan import Plan
-from saebench_recovery.runs.verify.evidence import read_flips
-from saebench_recovery.runs.verify.flips import setting_of
+from saebench_recovery.runs.verify.evidence import read_flips, unlogged
+from saebench_recovery.runs.verify.flips import settings_of
 from saebench_recovery.runs.verify.identity import planned
 from saebench_recovery.runs.verify.report import Findings
 from saebench_recovery.schema import Facts, Record
@@ -68,16 +68,19 @@ def recovered(
     """
     matchup, facts = plan.matchups[task], stored.facts[task]
     _fit(Setting(target, matchup.task, matchup.defense, matchup.attack, plan.spec), facts)
+    settings = settings_of(target, matchup, plan.spec, facts)
     findings, left = Findings(), most
-    for flips in read_flips(stored, findings):
-        if flips.chunk.task != task or (left is not None and left <= 0):
+    unlogged(stored, findings)
+    for number in range(len(stored.chunks)):
+        flips = read_flips(stored, number, findings)
+        if flips is None or flips.chunk.task != task or (left is not None and left <= 0):
             continue
         index = [e for e, record in enumerate(flips.records) if record.measures["recovery"]][:left]
         if not index or not isinstance(flips.parts["headline"], ResidualDelta):
             continue
         if left is not None:
             left -= len(index)
-        setting = setting_of(target, matchup, plan.spec, facts, flips)
+        setting = settings.get(flips.chunk.attack)
         if setting is None:
             raise UserError(f"deltas are stored of {flips.chunk.attack!r}, no attack of this run")
         rows = torch.tensor(index)

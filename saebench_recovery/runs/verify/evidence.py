@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,28 +27,32 @@ class StoredFlips:
     parts: Mapping[str, Perturbation]
 
 
-def read_flips(stored: StoredRun, findings: Findings) -> Iterator[StoredFlips]:
-    """The chunks whose evidence can be read, once it is held to log, facts and records."""
+def unlogged(stored: StoredRun, findings: Findings) -> None:
+    """Name the files of evidence that no chunk speaks of."""
     known = {chunk.evidence for chunk, _ in stored.chunks}
     there = {f"{EVIDENCE}/{file.name}" for file in (stored.folder / EVIDENCE).glob("*")}
     for name in sorted(there - known):
         Place(findings, "").same(name, "in no chunk", "a file")
-    for chunk, records in stored.chunks:
-        place = Place(findings, chunk.task)
-        file = stored.folder / chunk.evidence
-        if not file.is_file():
-            findings.could_not_check(f"{chunk.task} evidence", f"{chunk.evidence} is missing")
-            continue
-        place.same(f"{chunk.evidence} sha256", chunk.sha256, hash_file(file))
-        try:
-            tensors, metadata = read_chunk_evidence(stored.folder, chunk, records)
-            parts = unpack(tensors, metadata)
-            _check_parts(parts, records)
-        except UserError as error:
-            place.same(chunk.evidence, "the perturbations of its records", str(error))
-            continue
-        _same_kind(stored, chunk, metadata["kind"], place)
-        yield StoredFlips(chunk, records, parts)
+
+
+def read_flips(stored: StoredRun, number: int, findings: Findings) -> StoredFlips | None:
+    """A chunk by its number, held to log, facts and records; None if its evidence is unreadable."""
+    chunk, records = stored.chunks[number]
+    place = Place(findings, chunk.task)
+    file = stored.folder / chunk.evidence
+    if not file.is_file():
+        findings.could_not_check(f"{chunk.task} evidence", f"{chunk.evidence} is missing")
+        return None
+    place.same(f"{chunk.evidence} sha256", chunk.sha256, hash_file(file))
+    try:
+        tensors, metadata = read_chunk_evidence(stored.folder, chunk, records)
+        parts = unpack(tensors, metadata)
+        _check_parts(parts, records)
+    except UserError as error:
+        place.same(chunk.evidence, "the perturbations of its records", str(error))
+        return None
+    _same_kind(stored, chunk, metadata["kind"], place)
+    return StoredFlips(chunk, records, parts)
 
 
 def _same_kind(stored: StoredRun, chunk: StoredChunk, kind: str, place: Place) -> None:

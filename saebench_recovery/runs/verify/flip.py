@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -43,6 +43,7 @@ class ReplayedFlip:
     record: Record
     example: Example
     parts: Mapping[str, Perturbation]
+    _replayed: dict[tuple[int, bool], tuple[Perturbation, Replayed]] = field(default_factory=dict)
 
     @cached_property
     def clean(self) -> Replayed:
@@ -73,10 +74,14 @@ class ReplayedFlip:
 
     def under(self, perturbation: Perturbation, *, wrong: bool) -> Replayed:
         """What a perturbation does, asked for the right answer or for the wrong one."""
-        asked = self.wrong if wrong else self.example
-        (perturbed,), delta = perturbation.applied([asked])
-        conditions = Conditions(self.setting.defense, delta, self.setting.spec.threat_model)
-        return self._shown(perturbed, conditions)
+        key = (id(perturbation), wrong)
+        if key not in self._replayed:
+            asked = self.wrong if wrong else self.example
+            (perturbed,), delta = perturbation.applied([asked])
+            conditions = Conditions(self.setting.defense, delta, self.setting.spec.threat_model)
+            # The perturbation is kept so that its id stays its own.
+            self._replayed[key] = (perturbation, self._shown(perturbed, conditions))
+        return self._replayed[key][1]
 
     def nothing(self, *, wrong: bool) -> Replayed:
         return self._shown(self.wrong, self.defense_alone) if wrong else self.defended

@@ -1,8 +1,8 @@
-"""All chosen flips of a run, each under the task, defense and attack that it is of."""
+"""A task whose defense was fitted again, and its stored flips held to their replay under it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +10,12 @@ from functools import cached_property
 import torch
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.plain import PlainModel
-from saebench_recovery.results.consistency import StoredRun
 from saebench_recovery.results.mismatch import differing
 from saebench_recovery.runs.plan import Matchup
-from saebench_recovery.runs.verify.evidence import StoredFlips, read_flips
+from saebench_recovery.runs.verify.evidence import StoredFlips
 from saebench_recovery.runs.verify.flip import ReplayedFlip, narrowed
 from saebench_recovery.runs.verify.passes import RememberedPasses
 from saebench_recovery.runs.verify.replay import check_flip, missing_parts
@@ -31,104 +29,74 @@ from saebench_recovery.schema import Facts
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples
 from saebench_recovery.spec import RunSpec
-from saebench_recovery.targets.plain import load_plain
 from saebench_recovery.targets.target import Target
 
 
-def replayed(
-    target: Target,
-    fitted: Mapping[str, Matchup],
-    stored: StoredRun,
-    chosen: Mapping[str, AbstractSet[str]],
-    findings: Findings,
-    progress: Progress,
-) -> int:
-    """Replay the chosen flips of the fitted tasks; how many there were.
-
-    What cannot be replayed at all is among the findings.
-    """
-    sites = {site for matchup in fitted.values() for site in matchup.defense.latents}
-    try:
-        plain = load_plain(target.preset, sorted(sites), str(target.device))
-    except UserError as error:
-        findings.could_not_check("replay", str(error))
-        return 0
-    spec = RunSpec.model_validate(
-        {k: v for k, v in stored.result.spec.items() if k in RunSpec.model_fields}
-    )
-    total, done = sum(map(len, chosen.values())), set[tuple[str, str]]()
-    for flips in read_flips(stored, findings):
-        matchup = fitted.get(flips.chunk.task)
-        if matchup is None:
-            continue
-        setting = setting_of(target, matchup, spec, stored.facts[flips.chunk.task], flips)
-        if setting is None:
-            findings.add(differing("attack", flips.chunk.attack, None, task=flips.chunk.task))
-            continue
-        group = _Group(plain, setting, flips)
-        for e in group.wanted(chosen[flips.chunk.task]):
-            progress("replaying", len(done), total)
-            group.check(e, findings)
-            done.add((flips.chunk.task, flips.records[e].id))
-    return len(done)
-
-
-def setting_of(
-    target: Target, matchup: Matchup, spec: RunSpec, facts: Facts, flips: StoredFlips
-) -> Setting | None:
-    """The setting of a chunk, of a suite the member's; None if there is no such attack."""
+def settings_of(
+    target: Target, matchup: Matchup, spec: RunSpec, facts: Facts
+) -> Mapping[str, Setting]:
+    """The setting of a task by its attack's name, of a suite each member's."""
     held = {
         Site.parse(site): target.dictionary(Site.parse(site)).defended(torch.tensor(chosen))
         for site, chosen in facts.held.items()
     }
     whole = Setting(target, matchup.task, matchup.defense, matchup.attack, spec, held or None)
-    named = [one for one in whole.members if one.attack.name == flips.chunk.attack]
-    return named[0] if named else None
+    return {one.attack.name: one for one in whole.members}
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """The flips of one chunk, which are of one task and one attack."""
+class FittedTask:
+    """A task and its fitted defense, the reference engine, and what is stored of them."""
 
+    target: Target
     plain: PlainModel
-    setting: Setting
-    flips: StoredFlips
+    matchup: Matchup
+    spec: RunSpec
+    facts: Facts
+
+    def check(
+        self, flips: StoredFlips, chosen: AbstractSet[str], findings: Findings
+    ) -> tuple[str, ...]:
+        """Replay the chosen flips of a chunk; their ids."""
+        setting = self._settings.get(flips.chunk.attack)
+        if setting is None:
+            findings.add(differing("attack", flips.chunk.attack, None, task=flips.chunk.task))
+            return ()
+        wanted = [e for e, record in enumerate(flips.records) if record.id in chosen]
+        for e in wanted:
+            self._check_one(setting, flips, e, findings)
+        return tuple(flips.records[e].id for e in wanted)
 
     @cached_property
-    def passes(self) -> RememberedPasses:
-        task, defended = self.setting.task, tuple(self.setting.defense.latents)
+    def _settings(self) -> Mapping[str, Setting]:
+        return settings_of(self.target, self.matchup, self.spec, self.facts)
+
+    @cached_property
+    def _passes(self) -> RememberedPasses:
+        task, defended = self.matchup.task, tuple(self.matchup.defense.latents)
         pooled: tuple[Site, ...] = () if task.pool is None else (task.pool,)
         return RememberedPasses.of(self.plain, (*defended, *pooled))
 
     @cached_property
-    def examples(self) -> dict[str, Example]:
-        return {example.id: example for example in evaluation_examples(self.setting)}
+    def _examples(self) -> dict[str, Example]:
+        (setting, *_) = self._settings.values()
+        return {example.id: example for example in evaluation_examples(setting)}
 
-    def wanted(self, ids: AbstractSet[str]) -> Iterator[int]:
-        for e, record in enumerate(self.flips.records):
-            if record.id in ids:
-                yield e
-
-    def check(self, e: int, findings: Findings) -> None:
+    def _check_one(self, setting: Setting, flips: StoredFlips, e: int, findings: Findings) -> None:
         """Hold one record to its replay."""
-        record = self.flips.records[e]
-        tolerance = ROUNDED_TOLERANCE if self.setting.rounded else TOLERANCE
+        record = flips.records[e]
+        tolerance = ROUNDED_TOLERANCE if setting.rounded else TOLERANCE
         place = Place(findings, record.task, record.id, tolerance)
-        example = self.examples.get(record.id)
+        example = self._examples.get(record.id)
         if example is None:
             place.same("id", record.id, "no evaluation example")
             return
-        flip = ReplayedFlip(
-            self.passes,
-            self.setting,
-            record,
-            example,
-            {name: narrowed(part, e) for name, part in self.flips.parts.items()},
-        )
-        self.passes.forget()
+        parts = {name: narrowed(part, e) for name, part in flips.parts.items()}
+        flip = ReplayedFlip(self._passes, setting, record, example, parts)
+        self._passes.forget()
         missing = missing_parts(flip)
         if missing:
-            place.same("evidence", ", ".join(self.flips.parts), f"without {', '.join(missing)}")
+            place.same("evidence", ", ".join(flips.parts), f"without {', '.join(missing)}")
             return
         try:
             check_flip(flip, place)

@@ -62,7 +62,13 @@ class Findings:
         self.mismatches += [mismatch for mismatch in found if mismatch not in known]
 
     def could_not_check(self, what: str, why: str) -> None:
-        self.unchecked.append(Unchecked(what=what, why=why))
+        self.extend(Findings(unchecked=[Unchecked(what=what, why=why)]))
+
+    def extend(self, other: Findings) -> None:
+        """Add what others found that is not known yet."""
+        self.add(other.mismatches)
+        self.unchecked += [part for part in other.unchecked if part not in self.unchecked]
+        self.notes += [note for note in other.notes if note not in self.notes]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress, part
+from saebench_recovery.base.progress import Progress
 from saebench_recovery.results.consistency import (
     StoredRun,
     mismatches,
@@ -30,17 +30,13 @@ from saebench_recovery.results.published import (
     run_of,
 )
 from saebench_recovery.results.store import RESULT, STATE, read_result, read_state
-from saebench_recovery.runs.plan import Matchup, Plan
-from saebench_recovery.runs.provenance import data_hash
-from saebench_recovery.runs.verify.flips import replayed
+from saebench_recovery.runs.plan import Plan
+from saebench_recovery.runs.verify.divide import Sharing, recomputed
 from saebench_recovery.runs.verify.identity import planned, same_harness
-from saebench_recovery.runs.verify.refit import refitted
+from saebench_recovery.runs.verify.recompute import Recomputation
 from saebench_recovery.runs.verify.report import Findings, Verification
-from saebench_recovery.schema import RunResult
+from saebench_recovery.schema import Record, RunResult
 from saebench_recovery.scoring.aggregate import aggregate
-from saebench_recovery.targets.loading import load_target
-
-FITTING = 0.2  # of the time that verifying takes, roughly; the rest is replaying
 
 
 def verify(
@@ -49,6 +45,7 @@ def verify(
     *,
     seed: int | None = None,
     plugins: Sequence[str | Path] = (),
+    jobs: int | None = 1,
     progress: Progress | None = None,
 ) -> Verification:
     """Hold a stored run, given its folder or its `result.json`, to its spec and its evidence.
@@ -60,7 +57,9 @@ def verify(
     from its records, the facts by fitting again, and each flip's record by replaying its
     perturbations with the reference engine: all of them, or `sample` flips of each task, drawn by
     `seed` (by default one that nobody can know before; the result states it). `plugins` are files
-    to import first.
+    to import first. Tasks are divided among `jobs` processes, which changes nothing in the result;
+    None is as many as there is work, cores and memory for, and more than one need a main module
+    that can be imported.
 
     Raises:
         UserError: there is no complete run that can be read.
@@ -86,7 +85,9 @@ def verify(
         _check_rows(stored, findings)
         plan = planned(result, findings)
         if plan is not None:
-            count = _replay(plan, stored, scope, findings, progress or (lambda *_: None))
+            work = Recomputation(plan.fresh(), stored, scope.chosen(plan, stored))
+            told = progress or (lambda *_: None)
+            count = recomputed(work, Sharing(jobs, plugins), findings, told)
     return Verification(
         identity=result.identity,
         flips=count,
@@ -123,10 +124,18 @@ class _Scope:
     def covers(self, task: str) -> bool:
         return self.task in (None, task)
 
-    def of(self, task: str, ids: Sequence[str]) -> set[str]:
-        """The same ones whatever else is verified."""
+    def chosen(self, plan: Plan, stored: StoredRun) -> dict[str, set[str]]:
+        """Ids of flips by covered task, the same ones whatever else is verified."""
+        return {
+            task: self._drawn(task, stored.records(task))
+            for task in plan.matchups
+            if self.covers(task)
+        }
+
+    def _drawn(self, task: str, records: Sequence[Record]) -> set[str]:
+        ids = {record.id for record in records}
         if self.sample is None or self.sample >= len(ids):
-            return set(ids)
+            return ids
         return set(random.Random(f"{self.seed} {task}").sample(sorted(ids), self.sample))
 
 
@@ -157,31 +166,3 @@ def _check_rows(stored: StoredRun, findings: Findings) -> None:
         except UserError:
             continue  # it is among the findings already: a flip is stored twice
         findings.add(differing("row", row, found, task=row.task))
-
-
-def _replay(
-    plan: Plan, stored: StoredRun, scope: _Scope, findings: Findings, progress: Progress
-) -> int:
-    """Fit the tasks again, then replay; how many flips."""
-    spec = plan.spec
-    progress("loading", 0, 1)
-    try:
-        target = load_target(spec.target, dtype=spec.dtype, force_sae=spec.force_sae)
-        hashed = data_hash(target, [matchup.task for matchup in plan.matchups.values()])
-    except UserError as error:
-        findings.could_not_check("replay", str(error))
-        return 0
-    made_by = stored.result.provenance
-    findings.add(differing("provenance.data_hash", made_by.data_hash, hashed))
-    dtype = str(target.dtype).removeprefix("torch.")
-    findings.add(differing("provenance.dtype", made_by.dtype, dtype))
-    fitted: dict[str, Matchup] = {}
-    wanted = {label: m for label, m in plan.matchups.items() if scope.covers(label)}
-    fitting = part(progress, 0, FITTING)
-    for number, (label, matchup) in enumerate(wanted.items()):
-        fitting(f"{label}: fitting again", number, len(wanted))
-        if refitted(target, label, matchup, stored, findings):
-            fitted[label] = matchup
-    ids = {task: list(dict.fromkeys(r.id for r in stored.records(task))) for task in fitted}
-    chosen = {task: scope.of(task, of_task) for task, of_task in ids.items()}
-    return replayed(target, fitted, stored, chosen, findings, part(progress, FITTING, 1))

@@ -15,7 +15,7 @@ from saebench_recovery.runs.run import execute
 from saebench_recovery.runs.sweep.cells import grouped, planned, shard, state
 from saebench_recovery.runs.sweep.engine import Orders, Outcome, ThisProcess
 from saebench_recovery.runs.sweep.grid import specs_of
-from saebench_recovery.runs.sweep.local import Processes
+from saebench_recovery.runs.sweep.local import SeveralProcesses
 from saebench_recovery.runs.sweep.sweep import sweep
 from tests.fake_engine import Engine
 from tests.runs.sweep import dying
@@ -148,7 +148,7 @@ def test_a_process_that_dies_costs_an_attempt_of_one_cell(
     monkeypatch.syspath_prepend(ROOT)  # where a new process finds the tests
     plans = planned(specs_of({"tasks": ["alpha"], "seed": [0, 1, 2, 3, 4]}))
     told: list[Outcome] = []
-    each = Processes(Orders(tmp_path), [{"OMP_NUM_THREADS": "3"}] * 2, dying.prepare)
+    each = SeveralProcesses(Orders(tmp_path), [{"OMP_NUM_THREADS": "3"}] * 2, dying.prepare)
     final = sweep(plans, each, 2, told.append)
     assert len(told) == len(plans)
     assert [final[plan.identity].error for plan in plans] == [

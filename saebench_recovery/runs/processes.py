@@ -1,0 +1,163 @@
+"""Work in processes of one machine: one for each device, on the CPU one for each core.
+
+Each process takes group after group of pieces of work. One that dies costs the piece that it was
+at: what it had not begun goes to another.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Generic, TypeVar
+
+from saebench_recovery.base.errors import UserError
+
+DEVICES, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+Environment = Mapping[str, str]
+Piece = TypeVar("Piece")
+Answer = TypeVar("Answer")
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def environments(device: str, jobs: int | None) -> list[Environment]:
+    """What each process finds in its environment: its device, or its share of the cores.
+
+    By default there are as many processes as devices or cores, and one for a device by its name.
+    """
+    import torch
+
+    if device == "auto" and torch.cuda.is_available():
+        named = os.environ.get(DEVICES)
+        each = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
+        return [{DEVICES: each[i % len(each)]} for i in range(jobs or len(each))]
+    if device not in ("auto", "cpu"):
+        return [{}] * (jobs or 1)
+    jobs = jobs or cores()
+    threads = os.environ.get(THREADS) or str(max(1, cores() // jobs))
+    return [{THREADS: threads}] * jobs
+
+
+@dataclass(frozen=True)
+class Death:
+    """What takes the place of an answer where the process ended; such as "killed by SIGKILL"."""
+
+    how: str
+
+
+@dataclass
+class _Worker(Generic[Piece]):
+    """A process, our end of the pipe to it, and what is left of the group that it was given."""
+
+    process: SpawnProcess
+    connection: Connection
+    environment: Environment
+    group: deque[Piece] = field(default_factory=deque)
+
+    def give(self, group: Sequence[Piece]) -> None:
+        self.group = deque(group)
+        self._send(list(group))
+
+    def dismiss(self) -> None:
+        self._send(None)
+        self.process.join()
+
+    def _send(self, what: list[Piece] | None) -> None:
+        with suppress(OSError):  # it is dead, which is heard next
+            self.connection.send(what)
+
+    def lost(self) -> tuple[Piece, Death]:
+        """The piece at which it died.
+
+        Raises:
+            UserError: it was at none, so that another would die too.
+        """
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if not self.group:
+            raise UserError(f"a process ended before its first piece of work ({how})")
+        return self.group.popleft(), Death(how)
+
+
+@dataclass(frozen=True)
+class Processes(Generic[Piece, Answer]):
+    """One process for each environment; `begin` is called in each and gives what does the work.
+
+    An answer may be anything but None.
+    """
+
+    environments: Sequence[Environment]
+    begin: Callable[[], Callable[[Piece], Answer]]
+
+    def answers(self, groups: Sequence[Sequence[Piece]]) -> Iterator[tuple[Piece, Answer | Death]]:
+        """Each piece with its answer, in any order, as they come; a group is of one process.
+
+        Raises:
+            UserError: a process cannot begin.
+        """
+        waiting = deque(groups)
+        workers = [self._started(place) for place in self.environments[: len(waiting)]]
+        try:
+            while workers:
+                ready = wait([worker.connection for worker in workers])
+                for worker in [w for w in workers if w.connection in ready]:
+                    try:
+                        answer = worker.connection.recv()
+                    except (EOFError, OSError):
+                        workers.remove(worker)
+                        yield worker.lost()
+                        if worker.group:
+                            waiting.appendleft(worker.group)
+                        if waiting:
+                            workers.append(self._started(worker.environment))
+                        continue
+                    if answer is not None:
+                        yield worker.group.popleft(), answer
+                    elif waiting:
+                        worker.give(waiting.popleft())
+                    else:
+                        worker.dismiss()
+                        workers.remove(worker)
+        finally:
+            for worker in workers:  # of work that is stopped
+                worker.process.terminate()
+                worker.process.join()
+
+    def _started(self, environment: Environment) -> _Worker[Piece]:
+        context = get_context("spawn")  # a fork of a process with threads may hang
+        ours, theirs = context.Pipe()
+        what = (theirs, self.begin, environment)
+        process = context.Process(target=_work, args=what, daemon=True)
+        process.start()
+        theirs.close()  # so that its death ends the pipe
+        return _Worker(process, ours, environment)
+
+
+def _work(
+    connection: Connection,
+    begin: Callable[[], Callable[[Piece], Answer]],
+    environment: Environment,
+) -> None:
+    """Ask for groups until there are none; None asks for one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this is interrupted, and ends it
+    os.environ.update(environment)  # before torch is imported, which reads it
+    answer = begin()
+    with suppress(EOFError, BrokenPipeError):  # whoever started this is dead
+        connection.send(None)
+        while (group := connection.recv()) is not None:
+            for piece in group:
+                connection.send(answer(piece))
+            connection.send(None)
