@@ -96,9 +96,10 @@ class Task(Plugin, ABC, kind="task"):
         the published mean-of-others margin does not guarantee.
         """
         scores_EC = output.scores_EC
-        own = torch.eye(scores_EC.shape[1], dtype=torch.bool, device=scores_EC.device)
-        others_ECC = scores_EC[:, None, :].masked_fill(own, -torch.inf)
-        return scores_EC - others_ECC.amax(2)
+        # An only candidate has no other.
+        best_E2 = torch.nn.functional.pad(scores_EC, (0, 1), value=-torch.inf).topk(2).values
+        first_E1, second_E1 = best_E2.split(1, 1)
+        return scores_EC - torch.where(scores_EC == first_E1, second_E1, first_E1)
 
     def objective(self, output: Output) -> Tensor:
         """Differentiable margin [E] of the behaviour, the first candidate's."""
