@@ -51,9 +51,9 @@ class SoftSuffixAscent(SuffixAttack):
             left = problem.groups(objective_N < config.margin * problem.goal_N)
             if left.numel() == 0:
                 break
-            part = problem.rows(left)
-            start = part.random(f"start {number}")
+            start = problem.random(f"start {number}").rows(left)
             assert isinstance(start, ResidualDelta)
+            part = problem.rows(left)
             other = ascend(part, ascent, start)
             better_N = part.objective(other) > objective_N[left]
             for site, values in other.values.items():
