@@ -168,17 +168,17 @@ def _past(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     return prefix.keys_values[cast(int, module.layer_idx)]
 
 
-def _own_scores(query_RHQd: Tensor, key_RHKd: Tensor) -> Tensor:
-    """Scores [R, H, Q, K]; with one key a row, a library's products would be one number each."""
-    if key_RHKd.shape[2] == 1:
-        return (query_RHQd * key_RHKd).sum(-1, keepdim=True)
-    return query_RHQd @ key_RHKd.transpose(-1, -2)
+def _own_scores(query_RHQd: Tensor, key_RHkd: Tensor) -> Tensor:
+    """Scores [R, H, Q, k]; with one key a row, a library's products would be one number each."""
+    if key_RHkd.shape[2] == 1:
+        return (query_RHQd * key_RHkd).sum(-1, keepdim=True)
+    return query_RHQd @ key_RHkd.transpose(-1, -2)
 
 
-def _own_mixed(weights_RHQK: Tensor, value_RHKd: Tensor) -> Tensor:
-    if value_RHKd.shape[2] == 1:
-        return weights_RHQK * value_RHKd
-    return weights_RHQK @ value_RHKd
+def _own_mixed(weights_RHQk: Tensor, value_RHkd: Tensor) -> Tensor:
+    if value_RHkd.shape[2] == 1:
+        return weights_RHQk * value_RHkd
+    return weights_RHQk @ value_RHkd
 
 
 def _per_example(x_RHQd: Tensor, shared: int) -> Tensor:
