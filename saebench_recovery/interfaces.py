@@ -96,9 +96,8 @@ class Task(Plugin, ABC, kind="task"):
         the published mean-of-others margin does not guarantee.
         """
         scores_EC = output.scores_EC
-        # An only candidate has no other.
-        best_E2 = torch.nn.functional.pad(scores_EC, (0, 1), value=-torch.inf).topk(2).values
-        first_E1, second_E1 = best_E2.split(1, 1)
+        padded_EC = torch.nn.functional.pad(scores_EC, (0, 1), value=-torch.inf)  # it may be alone
+        first_E1, second_E1 = padded_EC.topk(2).values.split(1, 1)
         return scores_EC - torch.where(scores_EC == first_E1, second_E1, first_E1)
 
     def objective(self, output: Output) -> Tensor:
