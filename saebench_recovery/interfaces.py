@@ -97,7 +97,7 @@ class Task(Plugin, ABC, kind="task"):
         """
         scores_EC = output.scores_EC
         padded_EC = torch.nn.functional.pad(scores_EC, (0, 1), value=-torch.inf)  # it may be alone
-        first_E1, second_E1 = padded_EC.topk(2).values.split(1, 1)
+        first_E1, second_E1 = padded_EC.topk(2).values.chunk(2, 1)
         return scores_EC - torch.where(scores_EC == first_E1, second_E1, first_E1)
 
     def objective(self, output: Output) -> Tensor:
