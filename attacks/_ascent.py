@@ -90,8 +90,12 @@ class ResidualAscent(ResidualAttack):
         return ascend(self.differentiated(problem), self.config)
 
 
-def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
+def ascend(
+    problem: Problem, config: ResidualAscent.Config, start: ResidualDelta | None = None
+) -> ResidualDelta:
     """Momentum ascent on the objective, kept in the constraint set and the budget ball.
+
+    It begins at `start`, by default at zero.
 
     Each example's step is `lr * budget`, falling to zero along a cosine; its best iterate is
     kept. It stops once its margin reaches `config.margin` times the clean one, or once it has
@@ -100,7 +104,7 @@ def ascend(problem: Problem, config: ResidualAscent.Config) -> ResidualDelta:
     is what it pays for.
     """
     result = problem.zeros()
-    climb = Climb.of(problem, config)
+    climb = Climb.of(problem, config, start or result)
     steps = config.steps
     for step in count():
         last = step == steps
@@ -141,8 +145,8 @@ class Climb:
     seen_N: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, config: ResidualAscent.Config) -> Self:
-        values = dict(problem.zeros().values)
+    def of(cls, problem: Problem, config: ResidualAscent.Config, start: ResidualDelta) -> Self:
+        values = dict(start.values)
         goal_N = problem.goal_N * (1 if problem.matches_distribution else config.margin)
         nothing_N = torch.full_like(goal_N, -torch.inf)
         return cls(

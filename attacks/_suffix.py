@@ -1,10 +1,11 @@
-"""What the built-in suffix attacks have in common: how long a suffix they put into the prompt."""
+"""What the built-in suffix attacks have in common: length of the suffix, and restarts."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from saebench_recovery.interfaces import Attack, PluginConfig
+from saebench_recovery.perturbations.problem import Problem
 
 
 class SuffixAttack(Attack):
@@ -12,9 +13,20 @@ class SuffixAttack(Attack):
 
     class Config(PluginConfig):
         length: int = Field(default=8, ge=1, le=512, description="tokens of the suffix")
+        starts: int = Field(
+            default=1,
+            ge=1,
+            le=100,
+            description="from an ordinary token, repeated, and for what is not done from random "
+            "suffixes; an allowance of FLOPs is spent on the first",
+        )
 
     config: Config
 
     @property
     def length(self) -> int:
         return self.config.length
+
+    def restarts(self, problem: Problem) -> range:
+        """The numbers of the starts behind the first one."""
+        return range(1, self.config.starts if problem.allowance is None else 1)

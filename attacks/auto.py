@@ -23,8 +23,16 @@ ASCENT: dict[str, Any] = TASK | {
     "through": "defense",
 }
 EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "weight": 1.0}
-SOFT = {"length": 8, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
-TOKENS = {"length": 8, "steps": 16, "candidates": 16, "topk": 64, "coordinates": 4, "buffer": 4}
+SOFT = {"length": 8, "starts": 1, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
+TOKENS = {
+    "length": 8,
+    "starts": 1,
+    "steps": 16,
+    "candidates": 16,
+    "topk": 64,
+    "coordinates": 4,
+    "buffer": 4,
+}
 PRICED = {"steps": 300, "starts": 3, "lr": 0.1, "price": 0.003, "rise": 5.0, "margin": 1.0}
 CONFIRMED = {"through": "confirmed"}
 V1: Members = (

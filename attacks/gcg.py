@@ -38,7 +38,7 @@ class GreedyCoordinateGradient(SuffixAttack):
     space = "tokens"
 
     class Config(SuffixAttack.Config):
-        steps: int = Field(default=16, ge=1, le=10_000, description="rounds, at most")
+        steps: int = Field(default=16, ge=1, le=10_000, description="rounds of each start, at most")
         candidates: int = Field(
             default=16, ge=1, le=4096, description="suffixes tried per step, about"
         )
@@ -68,13 +68,31 @@ class GreedyCoordinateGradient(SuffixAttack):
     config: Config
 
     def search(self, problem: Problem) -> TokenSuffix:
-        config = self.config
-        problem = SuffixTokens.of(problem).penalised(problem, config.drift_penalty, config.margin)
-        space = SuffixTokens.of(problem)
-        gaps = space.gaps()
-        drawn = problem.generators("gcg")
-        kept = Buffer.of(_first(space, gaps, drawn), config.buffer)
+        config, space = self.config, SuffixTokens.of(problem)
+        problem = space.penalised(problem, config.drift_penalty, config.margin)
+        ids_NL, value_N = self._searched(problem, 0)
+        if (ids_NL < 0).all():
+            raise UserError(
+                f"no suffix of {space.length} tokens of {space.words.target.name} is tokenised as "
+                "it was searched; try another -A length"
+            )
+        for number in self.restarts(problem):
+            left = (value_N < config.margin * problem.goal_N).nonzero()[:, 0]
+            if left.numel() == 0:
+                break
+            other_NL, reached_N = self._searched(problem.rows(left), number)
+            better_N = reached_N > value_N[left]
+            ids_NL[left[better_N]] = other_NL[better_N]
+            value_N[left[better_N]] = reached_N[better_N]
+        return space.suffix(ids_NL)
+
+    def _searched(self, problem: Problem, number: int) -> tuple[Tensor, Tensor]:
+        """The best suffixes [N, L] of one start and their objectives; -1, -inf where none is."""
+        config, space = self.config, SuffixTokens.of(problem)
         goal_N = config.margin * problem.goal_N
+        gaps = space.gaps()
+        drawn = problem.generators(f"gcg {number}" if number else "gcg")
+        kept = Buffer.of(_first(space, gaps, drawn, ordinary=number == 0), config.buffer)
         batches = batches_for(problem, BATCH)
         left = kept.begun.nonzero()[:, 0]
         step, steps = 0, config.steps
@@ -96,9 +114,9 @@ class GreedyCoordinateGradient(SuffixAttack):
                 steps = problem.affordable(steps)
             step += 1
             left = left[kept.best(left)[1] < goal_N[left]]
-        every = torch.arange(problem.size, device=goal_N.device)
-        ids_NL, _ = kept.best(every)
-        return space.suffix(ids_NL.masked_fill(~kept.begun[:, None], -1))
+        ids_NL, value_N = kept.best(torch.arange(problem.size, device=goal_N.device))
+        none_N = ~kept.begun
+        return ids_NL.masked_fill(none_N[:, None], -1), value_N.masked_fill(none_N, -torch.inf)
 
     def _candidates(
         self,
@@ -186,25 +204,22 @@ def _coordinates(config: GreedyCoordinateGradient.Config, done: float) -> int:
     return max(1, min(config.length, round(config.coordinates * share)))
 
 
-def _first(space: SuffixTokens, gaps: list[Gap], drawn: list[Generator]) -> Tensor:
-    """What each suffix [N, L] begins as: an ordinary token over and over, where that is stable.
+def _first(
+    space: SuffixTokens, gaps: list[Gap], drawn: list[Generator], *, ordinary: bool
+) -> Tensor:
+    """What each suffix [N, L] begins as, where that is stable; -1 where nothing is.
 
-    Raises:
-        UserError: no suffix is stable in any prompt.
+    An `ordinary` token over and over before random ones, or these before that.
     """
     allowed = space.words.allowed_V.nonzero()[:, 0].cpu()
     shape = (TRIES, space.length)
     random = [allowed[torch.randint(len(allowed), shape, generator=g)] for g in drawn]
     plain = torch.tensor(space.words.ordinary[:TRIES])[:, None].expand(-1, space.length)
-    ids_NTL = torch.stack([torch.cat([plain, ids]) for ids in random]).to(space.positions_NP.device)
+    pairs = [(plain, ids) if ordinary else (ids, plain) for ids in random]
+    ids_NTL = torch.stack([torch.cat(pair) for pair in pairs]).to(space.positions_NP.device)
     chosen_N = first_stable(
         space.words, gaps, ids_NTL, stable_neighbours(space.words, gaps, ids_NTL)
     )
-    if (chosen_N < 0).all():
-        raise UserError(
-            f"no suffix of {space.length} tokens of {space.words.target.name} is tokenised as "
-            "it was searched; try another -A length"
-        )
     first_NL = ids_NTL[torch.arange(space.size), chosen_N]
     return first_NL.masked_fill(chosen_N[:, None] < 0, -1)
 

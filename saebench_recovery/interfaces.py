@@ -96,9 +96,9 @@ class Task(Plugin, ABC, kind="task"):
         the published mean-of-others margin does not guarantee.
         """
         scores_EC = output.scores_EC
-        own = torch.eye(scores_EC.shape[1], dtype=torch.bool, device=scores_EC.device)
-        others_ECC = scores_EC[:, None, :].masked_fill(own, -torch.inf)
-        return scores_EC - others_ECC.amax(2)
+        padded_EC = torch.nn.functional.pad(scores_EC, (0, 1), value=-torch.inf)  # it may be alone
+        first_E1, second_E1 = padded_EC.topk(2).values.chunk(2, 1)
+        return scores_EC - torch.where(scores_EC == first_E1, second_E1, first_E1)
 
     def objective(self, output: Output) -> Tensor:
         """Differentiable margin [E] of the behaviour, the first candidate's."""

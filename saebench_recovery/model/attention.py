@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.model.meter import note_twofold
+from saebench_recovery.model.meter import note_own_products
 
 NAME = "saebench_prefix"
 
@@ -137,34 +137,48 @@ def attention(
     if (noted := _noted.get()) is not None:
         noted.append(cast(int, module.layer_idx))
     R, H, Q, d = query.shape
-    groups = H // key.shape[1]
+    groups, length = H // key.shape[1], key.shape[-2]
+    past = _past(module)
+    shared = 1 if past is None else R // past[0].shape[0]
     query = (query * (d**-0.5 if scaling is None else scaling)).reshape(R, -1, groups * Q, d)
-    scores = query @ key.transpose(-1, -2)
-    prefix = _active.get()
-    past = (
-        None
-        if prefix is None or prefix.length == 0
-        else prefix.keys_values[cast(int, module.layer_idx)]
-    )
+    scores = _per_example(_own_scores(query, key), shared)
     if past is not None:
-        shared = R // past[0].shape[0]
         before = _per_example(query, shared) @ past[0].transpose(-1, -2)
-        scores = torch.cat([_per_row(before, shared, groups * Q), scores], -1)
+        scores = torch.cat([before, scores], -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.view(R, -1, groups, Q, scores.shape[-1])
     if attention_mask is not None:
-        scores = scores + attention_mask[:, :, None]
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
-    length = key.shape[-2]
-    note_twofold(2 * 2.0 * R * H * Q * d * length)
+        scores += _per_example(attention_mask.repeat(1, 1, groups, 1), shared)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    note_own_products(2 * 2.0 * R * H * Q * d * length, as_matrices=length > 1)
     # One split: the backward pass of two slices would fill and add two whole tensors.
     before, own = weights.split_with_sizes([weights.shape[-1] - length, length], -1)
-    mixed = own @ value
+    mixed = _own_mixed(_per_row(own, shared, groups * Q), value)
     if past is not None:
-        mixed = mixed + _per_row(_per_example(before, shared) @ past[1], shared, groups * Q)
+        mixed = mixed + _per_row(before @ past[1], shared, groups * Q)
     # Values may be narrower than queries, and some models take a view of what comes back.
     return mixed.reshape(R, H, Q, -1).transpose(1, 2).contiguous(), None
+
+
+def _past(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The active prefix's keys and values at a layer, if there are any."""
+    prefix = _active.get()
+    if prefix is None or prefix.length == 0:
+        return None
+    return prefix.keys_values[cast(int, module.layer_idx)]
+
+
+def _own_scores(query_RHQd: Tensor, key_RHkd: Tensor) -> Tensor:
+    """Scores [R, H, Q, k]; with one key a row, a library's products would be one number each."""
+    if key_RHkd.shape[2] == 1:
+        return (query_RHQd * key_RHkd).sum(-1, keepdim=True)
+    return query_RHQd @ key_RHkd.transpose(-1, -2)
+
+
+def _own_mixed(weights_RHQk: Tensor, value_RHkd: Tensor) -> Tensor:
+    if value_RHkd.shape[2] == 1:
+        return weights_RHQk * value_RHkd
+    return weights_RHQk @ value_RHkd
 
 
 def _per_example(x_RHQd: Tensor, shared: int) -> Tensor:

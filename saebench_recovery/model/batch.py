@@ -56,7 +56,7 @@ class Batch:
     @cached_property
     def one_token(self) -> tuple[bool, ...]:
         """Of each example, whether all of its candidates are one token."""
-        return tuple(all(len(c) == 1 for c in e.candidates) for e in self.examples)
+        return tuple(e.longest_answer <= 1 for e in self.examples)
 
     @cached_property
     def answers(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def batch(
     """Lay out examples; window i starts at position `first[i]` (default 0: the whole pass)."""
     start = list(first) if first is not None else [0] * len(examples)
     width = max(len(e.candidates) for e in examples)
-    forced = any(len(c) > 1 for e in examples for c in e.candidates)
+    forced = any(e.longest_answer > 1 for e in examples)
     windows, targets, offsets = [], [], []
     for example, begin in zip(examples, start, strict=True):
         if not 0 <= begin < len(example.prompt):

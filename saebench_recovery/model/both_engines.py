@@ -19,6 +19,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model import prompt_rules
+from saebench_recovery.model.activations import as_written
 from saebench_recovery.model.attention import layers_noted
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.examples import Example
@@ -103,7 +104,7 @@ def compared(
     short, long = _prompts(target)
     with skipping(target.model, set(range(len(blocks(target.model)))) - set(run)):
         seen = _seen(DefendedModel(target, stirred, held={}), (short, long), first, run)
-        with as_eager(target.model):
+        with as_eager(target.model), as_written(target.model):
             plain = PlainModel(target.model, target.tokenizer, {})
             wanted = plain.run((*short.prompt, *seen.written[:-1]), Conditions(stirred))
     errors: dict[str, float] = {}

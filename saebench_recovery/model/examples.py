@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 
 from torch import Tensor
@@ -24,6 +25,11 @@ class Example:
     candidates: tuple[tuple[int, ...], ...]
     wrong: tuple[int, ...] | None = None
     cluster: str = ""
+
+    @cached_property
+    def longest_answer(self) -> int:
+        """Tokens of the longest candidate."""
+        return max(map(len, self.candidates), default=0)
 
     def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
         return replace(self, candidates=candidates)

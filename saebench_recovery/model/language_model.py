@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import reason
 from saebench_recovery.base.sites import Site
-from saebench_recovery.model import attention
+from saebench_recovery.model import activations, attention
 from saebench_recovery.model import prompt_rules as rules
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.batch import batch as laid_out
@@ -39,6 +39,7 @@ class LanguageModel:
         blocks(self.model)  # refuses an architecture that keeps them elsewhere
         config: Any = self.model.config
         config._attn_implementation = attention.NAME
+        activations.fuse(self.model)
         self._check_head()
 
     @property
@@ -146,11 +147,20 @@ class LanguageModel:
             UserError: it is longer than the context, or a token has no row in the embedding.
         """
         what = example.id or "a prompt"
-        longest = max((len(answer) for answer in example.candidates), default=0)
+        longest = example.longest_answer
         further = max(new_tokens, longest if longest > 1 else 0)
-        limit = rules.context(self.model.config)
-        rules.check_length(what, self.name, len(example.prompt) + further, limit)
-        rules.check_tokens(what, self.name, example, self.embedding.weight.shape[0])
+        rules.check_length(what, self.name, len(example.prompt) + further, self._context)
+        rules.check_tokens(what, self.name, example, self._embedded)
+
+    @cached_property
+    def _context(self) -> int | None:
+        return rules.context(self.model.config)
+
+    @cached_property
+    def _embedded(self) -> int:
+        """Tokens that the embedding has a row for."""
+        rows: int = self.embedding.weight.shape[0]
+        return rows
 
     def _check_bos(self, what: str, prompt: Sequence[int]) -> None:
         wanted = self.bos is not None

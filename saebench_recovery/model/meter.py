@@ -24,7 +24,6 @@ from saebench_recovery.schema import Cost
 
 _open: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
 _costs: WeakKeyDictionary[nn.Module, dict[Hashable, PassCost]] = WeakKeyDictionary()
-_twofold: list[float] = []  # while a pass is measured: products whose factors both have a gradient
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,17 @@ class PassCost:
 
     forward: float
     backward: float
+
+
+@dataclass
+class _Noted:
+    """FLOPs of a pass whose factors both have a gradient, and those that no counter sees."""
+
+    twofold: float = 0.0
+    unseen: float = 0.0
+
+
+_noted: list[_Noted] = []  # while a pass is measured
 
 
 class Trail:
@@ -179,18 +189,22 @@ def count_backward(rows: int, flops_per_row: float) -> None:
         meter._add_backward(rows, PassCost(0.0, flops_per_row))
 
 
-def note_twofold(flops: float) -> None:
-    """Tell the measurement under way, if any, of products that have two gradients."""
-    if _twofold:
-        _twofold[-1] += flops
+def note_own_products(flops: float, *, as_matrices: bool) -> None:
+    """Tell the measurement under way, if any, of a window's products with its own tokens.
+
+    Where they are not made as matrix products, PyTorch's counter does not see them.
+    """
+    if _noted:
+        _noted[-1].twofold += flops
+        _noted[-1].unseen += 0.0 if as_matrices else flops
 
 
 def _measured(work: Callable[[], Tensor], rows: int) -> tuple[Tensor, PassCost]:
-    _twofold.append(0.0)
+    _noted.append(_Noted())
     try:
         with FlopCounterMode(display=False) as counter:
             result = work()
     finally:
-        twofold = _twofold.pop()
-    forward = counter.get_total_flops() / rows
-    return result, PassCost(forward, forward + twofold / rows)
+        noted = _noted.pop()
+    forward = (counter.get_total_flops() + noted.unseen) / rows
+    return result, PassCost(forward, forward + noted.twofold / rows)

@@ -82,9 +82,9 @@ def check_tokens(what: str, model: str, example: Example, rows: int) -> None:
     Raises:
         UserError: there is one.
     """
-    tokens = chain(example.prompt, *example.candidates, example.wrong or ())
-    outside = next((token for token in tokens if not 0 <= token < rows), None)
-    if outside is not None:
+    tokens = (*chain(example.prompt, *example.candidates, example.wrong or ()),)
+    if tokens and not 0 <= min(tokens) <= max(tokens) < rows:
+        outside = next(token for token in tokens if not 0 <= token < rows)
         raise UserError(
             f"{what} has the token {outside}, but the embedding of {model} has {rows} rows: the "
             "tokenizer does not belong to the model"

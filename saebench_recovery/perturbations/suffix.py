@@ -130,7 +130,7 @@ def _check_context(config: Any, posing: Posing, length: int) -> None:
     context: int = config.max_position_embeddings
     examples: Sequence[Example] = [e for group in posing.groups for e in group]
     for example in examples:
-        answer = max(posing.task.new_tokens, *(len(c) for c in example.candidates))
+        answer = max(posing.task.new_tokens, example.longest_answer)
         if len(example.prompt) + length + answer > context:
             raise UserError(
                 f"a suffix of {length} tokens does not fit: the prompt of {example.id!r} has "

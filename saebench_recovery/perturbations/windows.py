@@ -119,7 +119,7 @@ def _check_positions(posing: Posing, positions_EP: Tensor) -> None:
     """
     for group, positions_P in zip(posing.groups, positions_EP.tolist(), strict=True):
         acting = [p for p in positions_P if p >= 0]
-        answer = max(posing.task.new_tokens, *(len(c) for e in group for c in e.candidates))
+        answer = max(posing.task.new_tokens, *(e.longest_answer for e in group))
         last = len(group[0].prompt) + answer - 1
         if not acting or len(set(acting)) != len(acting) or max(acting) >= last:
             raise UserError(

@@ -181,6 +181,26 @@ def test_without_a_gradient_gcg_searches_blindly_and_says_so() -> None:
     assert row.recovery.k > 0
 
 
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        (gcg(margin=9.0), gcg(margin=9.0, starts=3)),
+        (
+            Soft(Soft.Config(length=LENGTH, steps=4, margin=9.0)),
+            Soft(Soft.Config(length=LENGTH, steps=4, margin=9.0, starts=3)),
+        ),
+    ],
+    ids=["gcg", "soft-suffix"],
+)
+def test_further_starts_lose_nothing_and_gain_something(one: Attack, several: Attack) -> None:
+    before, after = run(one, limit=8).records, run(several, limit=8).records
+    gained = [
+        b.objective_recovered - a.objective_recovered for a, b in zip(before, after, strict=True)
+    ]
+    assert min(gained) > -1e-4
+    assert max(gained) > 1e-2
+
+
 def test_an_allowance_ends_the_search() -> None:
     whole = run(gcg(margin=50.0), limit=8).records[0].flops
     short = run(gcg(margin=50.0), limit=8, flops=whole / 2).records[0].flops

@@ -17,6 +17,7 @@ from saebench_recovery.defenses.clamp import Clamp
 from torch import Tensor
 
 from saebench_recovery.interfaces import Example
+from saebench_recovery.model.activations import as_written
 from saebench_recovery.model.hooks import blocks
 from tests.benchmarks.setting import Workload
 
@@ -31,7 +32,8 @@ class PlainSearch:
         assert isinstance(attack, Orthogonal)
         self.config = attack.config
         shared = {id(weight): weight for weight in active.target.model.parameters()}
-        self.model = cast(Any, copy.deepcopy(active.target.model, shared))
+        with as_written(active.target.model):
+            self.model = cast(Any, copy.deepcopy(active.target.model, shared))
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         ((self.site, self.latents),) = active.defense.latents.items()
         self.sae = setting.target.dictionary(self.site)
