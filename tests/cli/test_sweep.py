@@ -60,7 +60,7 @@ def test_a_grid_is_listed_and_then_run(
     *cells, last, cost = capsys.readouterr().out.splitlines()
     assert (len(cells), list(tmp_path.glob("runs/*"))) == (4, [])
     assert re.fullmatch(
-        r"[0-9a-f]{16}  to do  1  [\d.]+e\+\d+ FLOPs  +0 s  "
+        r"[0-9a-f]{16}  to do  1  [\d.]+e\+\d+ FLOPs  +\d+ s  "
         r"organism: clamp against orthogonal on alpha, budget 0.25",
         cells[0],
     )

@@ -126,8 +126,10 @@ class Actors:
         if worker.group:
             self._waiting.appendleft(worker.group)
             worker.group = deque()
-        line = "its worker was lost, with its machine or for want of memory"
-        return Outcome(plan.identity, f"{line} ({type(error).__name__})")
+        line = (
+            "its worker was lost: killed, out of memory, or with its machine; if memory is short, "
+        )
+        return Outcome(plan.identity, f"{line}try fewer --jobs")
 
     def _published(self, outcome: Outcome, place: str) -> Outcome:
         if outcome.error is None:
