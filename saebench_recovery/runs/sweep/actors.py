@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import reason
@@ -24,6 +24,7 @@ from saebench_recovery.runs.sweep.destination import Destination
 from saebench_recovery.runs.sweep.engine import Orders, Outcome
 
 RESTARTS = 1  # by Ray, of one actor
+LOST = "its worker was lost: killed, or with its machine; if memory is short, try fewer --jobs"
 BARREN = 5  # actors lost one after the other before any of them had begun
 PATIENCE = 600.0  # seconds for a cluster to find room, with no cell under way
 
@@ -103,6 +104,10 @@ class Actors:
         """What became of the cell at which a worker was; None if it was at none."""
         try:
             answer: Any = ray.get(call)
+        except RayTaskError as error:  # what neither `begin` nor `carry_out` has words for
+            answer = f"{type(error.cause).__name__}: {reason(error.cause)}"
+            if worker.begun:
+                answer = Outcome(worker.group[0].identity, answer)
         except RayError as error:
             return self._lost(worker, error)
         self._barren = 0
@@ -126,10 +131,7 @@ class Actors:
         if worker.group:
             self._waiting.appendleft(worker.group)
             worker.group = deque()
-        line = (
-            "its worker was lost: killed, out of memory, or with its machine; if memory is short, "
-        )
-        return Outcome(plan.identity, f"{line}try fewer --jobs")
+        return Outcome(plan.identity, LOST)
 
     def _published(self, outcome: Outcome, place: str) -> Outcome:
         if outcome.error is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from tests.runs.sweep import dying
 
 ray = pytest.importorskip("ray")
 
-from saebench_recovery.runs.sweep.actors import Actors  # noqa: E402
+from saebench_recovery.runs.sweep.actors import LOST, Actors  # noqa: E402
 from saebench_recovery.runs.sweep.address import Address  # noqa: E402
 from saebench_recovery.runs.sweep.ray_session import STORE, room, session  # noqa: E402
 
@@ -49,13 +51,29 @@ def test_a_worker_that_dies_costs_an_attempt_of_one_cell(tmp_path: Path, kind: s
         None,
         None,
         "refused, with 1 threads",
-        "its worker was lost: killed, out of memory, or with its machine; if memory is short, "
-        "try fewer --jobs",
+        LOST,
         None,
     ]
     published = {file.parent.name for file in tmp_path.glob(f"*/{RESULT}")}
     assert published == {plans[seed].identity for seed in (0, 1, 4)}
     assert not list(tmp_path.glob(f"{ATTEMPTS}/*/*"))
+
+
+class Full(Folder):
+    """On a disk that has no room."""
+
+    def publish(self, attempt: str, identity: str, *, anew: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_fails_a_cell(tmp_path: Path) -> None:
+    (plan,) = planned(specs_of({"tasks": ["ioi"]}))
+    full = Full(tmp_path)
+    with opened(full):
+        engine = Actors(Orders(tmp_path), full, 1, 0.0, partial(dying.prepare, tmp_path))
+        (outcome,) = engine.outcomes([[plan]])
+    assert outcome == Outcome(plan.identity, "No space left on device")
+    assert not list(tmp_path.glob(f"*/{RESULT}"))
 
 
 def test_a_machine_with_other_code_is_refused(tmp_path: Path) -> None:
