@@ -14,7 +14,6 @@ from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sweep.cells import Groups, shared_part
-from saebench_recovery.scoring.evaluate import attacked
 from saebench_recovery.scoring.journal import Chunk, Written
 
 FEW = 8  # flips
@@ -81,6 +80,8 @@ def in_all(groups: Groups, known: Mapping[str, Estimate]) -> Work:
 
 
 def _tried(plan: Plan, shared: Shared, progress: Progress) -> Estimate | None:
+    from saebench_recovery.scoring.evaluate import attacked  # torch, which a listing does without
+
     before, attack, peaks = Work(), Work(), [0]
     try:
         for label, own in plan.matchups.items():

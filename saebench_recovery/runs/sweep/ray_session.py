@@ -21,6 +21,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import reason
 
 STORE = 100 * 2**20  # bytes of the object store of a local cluster, which holds nothing but plans
+STARTS = 3  # a local cluster has 30 seconds to start, which on a busy machine are not enough
 PATIENCE = 5.0  # seconds for a cluster to answer at all
 
 
@@ -41,10 +42,14 @@ def session(address: str | None) -> Iterator[None]:
         options |= {"include_dashboard": False, "object_store_memory": STORE}
     else:
         _check_answers(address)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray raises whatever its parts do
-        raise _unreached(address, reason(error)) from error
+    for left in reversed(range(STARTS if address is None else 1)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            break
+        except Exception as error:  # Ray raises whatever its parts do
+            ray.shutdown()
+            if not left:
+                raise _unreached(address, reason(error)) from error
     try:
         yield
     finally:

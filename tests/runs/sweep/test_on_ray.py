@@ -23,17 +23,14 @@ ray = pytest.importorskip("ray")
 
 from saebench_recovery.runs.sweep.actors import LOST, Actors  # noqa: E402
 from saebench_recovery.runs.sweep.address import Address  # noqa: E402
-from saebench_recovery.runs.sweep.ray_session import STORE, room, session  # noqa: E402
+from saebench_recovery.runs.sweep.ray_session import room, session  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One session for all tests: it takes seconds to start."""
-    ray.init(
-        "local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+    with session(None):
+        yield
 
 
 @pytest.mark.parametrize("kind", ["folder", "address"])
@@ -43,7 +40,7 @@ def test_a_worker_that_dies_costs_an_attempt_of_one_cell(tmp_path: Path, kind: s
     destination = Folder(tmp_path) if kind == "folder" else Address(f"file://{tmp_path}")
     told, dies = list[Outcome](), partial(dying.prepare, marks)
     with session(None), opened(destination):
-        workers, share = room(None, 2)
+        workers, share = room(0.0, 2)
         engine = Actors(Orders(tmp_path), destination, workers, share, dies)
         final = sweep(plans, engine, workers, told.append)
     assert len(told) == len(plans)
@@ -86,7 +83,8 @@ def test_a_machine_with_other_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_room_is_what_the_cluster_has() -> None:
-    assert room(None, None) == (2, 0.0)
+    cores = int(ray.cluster_resources()["CPU"])
+    assert room(0.0, None) == (cores, 0.0)
     assert room(0.0, 5) == (5, 0.0)
-    with pytest.raises(UserError, match="2 cores and 0 GPUs: no room for a worker"):
-        room(0.5, None)
+    with pytest.raises(UserError, match=rf"{cores} cores and .*: no room for a worker with 1000"):
+        room(1000.0, None)
