@@ -90,11 +90,12 @@ def _tried(plan: Plan, shared: Shared, progress: Progress) -> Estimate | None:
             few = replace(seen, flips=seen.flips[:FEW])
             if not few.flips:
                 continue
-            begun = time.monotonic()
-            compute = attacked(few, own.attack, plan.spec, _Unkept(), progress).compute
+            begun, journal = time.monotonic(), _Unkept()
+            compute = attacked(few, own.attack, plan.spec, journal, progress).compute
             flops = compute.attack.flops + compute.scoring.flops - seen.cost.flops
-            spent = Work(flops, time.monotonic() - begun)
-            attack += spent.times(len(seen.flips) / len(few.flips))
+            of_flips = journal.work()
+            others = len(seen.flips) / len(few.flips) - 1
+            attack += Work(flops, time.monotonic() - begun) + of_flips.times(others)
             peaks += [c.peak_bytes or 0 for c in (compute.attack, compute.scoring)]
     except UserError:  # said when the cell is run
         return None
@@ -113,6 +114,12 @@ class _Unkept:
     def __init__(self) -> None:
         self._chunks: dict[tuple[str, str], list[Written]] = {}
         self._failures: dict[tuple[str, str], str] = {}
+
+    def work(self) -> Work:
+        """What was spent on flips, and not on getting ready for them."""
+        chunks = [chunk for every in self._chunks.values() for chunk in every]
+        costs = [cost for chunk in chunks for cost in (chunk.attacking, chunk.scoring)]
+        return Work(sum(cost.flops for cost in costs), sum(cost.seconds for cost in costs))
 
     def written(self, task: str, attack: str) -> Sequence[Written]:
         return self._chunks.get((task, attack), [])
