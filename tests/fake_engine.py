@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from saebench_recovery import registry
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.interfaces import Attack
+from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.runs import plan
 from saebench_recovery.schema import Cost, Facts, Texts
 from saebench_recovery.scoring.journal import Chunk, Journal
@@ -19,6 +20,7 @@ from saebench_recovery.spec import RunSpec
 from tests.fakes import PRESET, TASKS, FakeTask, facts, made, record
 
 CHUNKS, FLIPS = 4, 25  # chunks of a task, and flips of a chunk
+SPENT = made(Cost, seconds=0.25)  # before any attack
 
 
 def chunk(task: str, attack: str, number: int) -> Chunk:
@@ -35,6 +37,16 @@ def chunk(task: str, attack: str, number: int) -> Chunk:
     )
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A fitted defense before any attack."""
+
+    task: Task
+    defense: Defense
+    flips: Sequence[int] = tuple(range(CHUNKS * FLIPS))
+    cost: Cost = SPENT
+
+
 class Engine:
     """Counts what was evaluated; `before` is told of each chunk and may interrupt it."""
 
@@ -45,9 +57,9 @@ class Engine:
         self.chunks: list[tuple[str, int]] = []
         self.before = before
 
-    def undisturbed(self, setting: Any, progress: Progress) -> Any:
+    def undisturbed(self, setting: Any, progress: Progress) -> Seen:
         self.fitted.append((setting.task.name, setting.defense.name))
-        return setting
+        return Seen(setting.task, setting.defense)
 
     def attacked(
         self, seen: Any, attack: Attack, spec: RunSpec, journal: Journal, progress: Progress

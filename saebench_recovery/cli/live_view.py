@@ -20,26 +20,31 @@ class View:
     """Counts cells as they end; `told` is what a cell tells of itself."""
 
     def __init__(self, total: int, bars: Bars | None) -> None:
-        self.total, self.done, self.failed = total, 0, 0
+        self.total, self.done, self.failed, self.flips = total, 0, 0, 0
         self.started = time.monotonic()
         self._bars = bars
         self._cells = bars.add_task(self.line(), total=total) if bars else None
         self._now = bars.add_task("", total=None) if bars else None
 
     def line(self) -> str:
-        """Such as "12 of 48 cells, 1 failed, 3.1 a minute, 12 min left"."""
+        """Such as "12 of 48 cells, 1 failed, 960 flips, 3.1 cells a minute, 12 min left"."""
         words = [f"{self.done} of {self.total} cells"]
         if self.failed:
             words.append(f"{self.failed} failed")
         minutes = (time.monotonic() - self.started) / 60
         if self.done and minutes:
             rate = self.done / minutes
-            words += [f"{rate:.1f} a minute", f"{(self.total - self.done) / rate:.0f} min left"]
+            words.append(f"{self.flips:,} flips")
+            words += [
+                f"{rate:.1f} cells a minute",
+                f"{(self.total - self.done) / rate:.0f} min left",
+            ]
         return ", ".join(words)
 
     def finished(self, outcome: Outcome) -> None:
         self.done += 1
         self.failed += outcome.error is not None
+        self.flips += outcome.flips
         if self._bars and self._cells is not None:
             self._bars.update(self._cells, completed=self.done, description=self.line())
 

@@ -91,6 +91,7 @@ def run(
       saebench run --task ioi --model gpt2 --sae gpt2-small-res-jb/blocks.4.hook_resid_pre
     """
     from saebench_recovery.results.store import RESULT
+    from saebench_recovery.runs.sweep.destination import Folder
     from saebench_recovery.runs.sweep.engine import Orders
     from saebench_recovery.runs.sweep.grid import specs_of
 
@@ -103,9 +104,10 @@ def run(
         fields["seed"] = list(range(seeds))
     specs = specs_of(fields)
     prepare(plugins, specs[0])
-    sending = Sending(Orders(out, force=force, keep_text=keep_text), jobs, plugins, specs[0])
+    orders = Orders(out, force=force, keep_text=keep_text)
+    sending = Sending(orders, Folder(out), jobs, plugins, specs[0])
     if len(specs) == 1:
-        results, code = [_alone(specs[0], sending.orders, quiet=json)], 0
+        results, code = [_alone(specs[0], orders, quiet=json)], 0
     else:
         results, code = _together(specs, sending, quiet=json)
     paths = [out / result.identity / RESULT for result in results]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from saebench_recovery.base.printable import printable
 from saebench_recovery.base.settings import validate
+from saebench_recovery.cli.dry_run import list_cells
+from saebench_recovery.cli.on_cluster import cluster_of, destination_of
 from saebench_recovery.cli.options import (
     Force,
     Jobs,
     KeepText,
-    Out,
     Plugins,
     fields_of,
     with_lists,
@@ -22,9 +21,6 @@ from saebench_recovery.cli.options import (
 )
 from saebench_recovery.cli.sweeping import Sending, carry_out, prepare, report
 from saebench_recovery.spec import RunSpec
-
-if TYPE_CHECKING:
-    from saebench_recovery.runs.plan import Plan
 
 OF_CODE = ("target", "task_config")  # fields that may name code
 
@@ -48,7 +44,38 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="List the cells, and run none.", envvar="SAEBENCH_DRY_RUN"),
     ] = False,
-    out: Out = Path("runs"),
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray", help="This machine, or a Ray cluster.", envvar="SAEBENCH_ENGINE"
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="A Ray cluster that runs already; default: a new one here.",
+            envvar="SAEBENCH_ADDRESS",
+        ),
+    ] = None,
+    gpu_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            max=1,
+            help="Of a GPU, for each worker of a cluster; default: all of one, if there are any.",
+            envvar="SAEBENCH_GPU_SHARE",
+        ),
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER|ADDRESS",
+            help="Folder for results; from a cluster also an address, such as s3://bucket/runs.",
+            envvar="SAEBENCH_OUT",
+        ),
+    ] = "runs",
     force: Force = False,
     keep_text: KeepText = False,
     **options: Any,
@@ -59,13 +86,14 @@ def sweep(
     what was interrupted goes on. A cell that fails is tried once more and listed at the end; exit
     code 2 if any did. Options go before what the file says.
 
-    By default a process works on each accelerator, or on each core.
+    By default a process works on each accelerator, or on each core; on a Ray cluster, an actor.
 
     \b
     Examples:
       saebench sweep leaderboards/organism.yaml --dry-run
       saebench sweep leaderboards/organism.yaml --out runs --jobs 2
       saebench sweep grid.yaml --shard $SLURM_ARRAY_TASK_ID/16
+      saebench sweep grid.yaml --engine ray --address auto --out s3://bucket/runs
     """
     from saebench_recovery.runs.sweep.cells import planned
     from saebench_recovery.runs.sweep.cells import shard as share
@@ -79,32 +107,14 @@ def sweep(
     plans = planned(read_grid(grid, with_lists(given)))
     if shard is not None:
         plans = share(plans, shard)
+    cluster = cluster_of(engine, address, gpu_share)
+    destination = destination_of(out, cluster)
     if dry_run:
-        _list(plans, out)
+        list_cells(plans, destination.states(plans))
         return
-    sending = Sending(Orders(out, force=force, keep_text=keep_text), jobs, plugins, named)
+    orders = Orders(Path(out), force=force, keep_text=keep_text)
+    sending = Sending(orders, destination, jobs, plugins, named, cluster)
     code = report(plans, carry_out(plans, sending, quiet=False))
     if code == 0:
-        print(f"{len(plans)} cells are complete, in {str(out)!r}")
+        print(f"{len(plans)} cells are complete, in {out!r}")
     raise typer.Exit(code)
-
-
-def _list(plans: Sequence[Plan], out: Path) -> None:
-    """Print each cell with how far it has come; a letter tells which share their passes."""
-    from saebench_recovery.runs.sweep.cells import grouped, shared_part, state, title
-
-    groups = grouped(plans, 1)
-    width = len(str(len(groups)))
-    states: dict[str, int] = {}
-    for number, group in enumerate(groups, 1):
-        for plan in group:
-            found = state(plan, out)
-            states[found] = states.get(found, 0) + 1
-            line = f"{plan.identity}  {found:5}  {number:{width}}  {title(plan)}"
-            print(printable(line))
-    each = ", ".join(f"{count} {name}" for name, count in sorted(states.items()))
-    fits = len({shared_part(plan) for plan in plans})
-    print(
-        f"{len(plans)} cells: {each}. The number before a name is that of the fit, with its clean "
-        f"and defended passes, that cells share: {fits} in all."
-    )

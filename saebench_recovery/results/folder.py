@@ -101,6 +101,25 @@ class RunFolder:
                 if not self._worth_keeping():
                     shutil.rmtree(self.path, ignore_errors=True)
 
+    def publish(self, made: Path, *, anew: bool) -> None:
+        """Move a complete run here that was made in another folder of the same disk.
+
+        A result that stands here already stays, unless `anew`; what an interrupted run left does
+        not. No renaming replaces anything.
+
+        Raises:
+            UserError: another process writes here, or the disk does not let us.
+        """
+        with self._locked():
+            self._clear()
+            if is_file(self.path / RESULT) and not anew:
+                return
+            try:
+                os.rename(made, self._new)
+            except OSError as error:
+                raise unwritable(self._new, error) from None
+            self._swap()
+
     def _make(self, place: Path) -> None:
         try:
             place.mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from saebench_recovery.interfaces import Output
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.perturbations.replacements import noted
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens
 from saebench_recovery.scoring.attack_and_score import posed
 from saebench_recovery.scoring.setting import Flip, Setting
@@ -138,13 +139,12 @@ def by_gcg(load: Workload, **config: int) -> Descent:
 def stepping() -> Iterator[list[float]]:
     """The loss of the suffix that each step of `gcg` keeps."""
     losses: list[float] = []
-    own = gcg.noted
 
-    def noted(problem: Problem, objective_N: Tensor) -> None:
+    def recorded(problem: Problem, objective_N: Tensor) -> None:
         losses.append(-float(objective_N[0]))
-        own(problem, objective_N)
+        noted(problem, objective_N)
 
-    with patch.object(gcg, "noted", noted):
+    with patch.object(gcg, "noted", recorded):
         yield losses
 
 
@@ -166,7 +166,7 @@ def by_nanogcg(python: Path, load: Workload) -> dict[int, Descent]:
         }
         (Path(folder) / "task.json").write_text(json.dumps(task))
         worker = Path(__file__).with_name("nanogcg_worker.py")
-        command = [python, worker, folder]
+        command = [str(python), str(worker), folder]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     made = [Descent(_lowest(f["losses"]), f["seconds"] / len(f["losses"])) for f in found]

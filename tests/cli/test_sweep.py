@@ -15,7 +15,7 @@ from saebench_recovery.cli import live_view, progress
 from saebench_recovery.results.store import RESULT, read_result
 from saebench_recovery.runs.sweep.engine import Outcome
 from saebench_recovery.runs.sweep.grid import read_grid
-from tests.cli.test_cli import heavy_imports, saebench
+from tests.cli.test_cli import saebench
 from tests.fake_engine import Engine
 from tests.structure.source import ROOT
 
@@ -57,14 +57,17 @@ def test_a_grid_is_listed_and_then_run(
 ) -> None:
     out = ["--out", str(tmp_path / "runs"), "--jobs", "1"]
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--dry-run") == 0
-    *cells, last = capsys.readouterr().out.splitlines()
-    assert (len(cells), engine.fitted) == (4, [])
+    *cells, last, cost = capsys.readouterr().out.splitlines()
+    assert (len(cells), list(tmp_path.glob("runs/*"))) == (4, [])
     assert re.fullmatch(
-        r"[0-9a-f]{16}  to do  1  organism: clamp against orthogonal on alpha, budget 0.25",
+        r"[0-9a-f]{16}  to do  1  [\d.]+e\+\d+ FLOPs  +\d+ s  "
+        r"organism: clamp against orthogonal on alpha, budget 0.25",
         cells[0],
     )
     assert last.startswith("4 cells: 4 to do.")
     assert "2 in all" in last
+    assert cost.startswith("Estimate for 4 of them, from up to 8 flips of one cell for each kind: ")
+    engine.evaluated.clear()
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--shard", "1/2") == 0
     assert len(engine.evaluated) == 2
     assert saebench(monkeypatch, "sweep", str(grid), *out) == 0
@@ -75,8 +78,10 @@ def test_a_grid_is_listed_and_then_run(
         "4 cells are complete",
     ]
     assert shown.err == ""
+    engine.loaded.clear()
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--dry-run") == 0
     assert "4 cells: 4 done." in capsys.readouterr().out
+    assert engine.loaded == []  # nothing is left to estimate
     assert saebench(monkeypatch, "sweep", str(grid), *out, "--budget", "0.5", "--task", "beta") == 0
     assert len(engine.evaluated) == 6
 
@@ -157,17 +162,61 @@ def test_off_a_terminal_a_line_is_printed_now_and_then(monkeypatch: Patch, capsy
 
     monkeypatch.setattr(sys, "stderr", Listening())
     with live_view.live_view(3, wanted=True) as view:
-        view.finished(Outcome("a", None))
+        view.finished(Outcome("a", None, 1200))
         view.finished(Outcome("b", "a line"))
         assert heard.wait(60)
     line = next(text for text in spoken if "left" in text)
-    assert re.fullmatch(r"2 of 3 cells, 1 failed, [\d.]+ a minute, \d+ min left", line)
+    assert re.fullmatch(
+        r"2 of 3 cells, 1 failed, 1,200 flips, [\d.]+ cells a minute, \d+ min left", line
+    )
 
 
-def test_a_dry_run_imports_no_torch(tmp_path: Path) -> None:
-    file = tmp_path / "grid.yaml"
-    file.write_text("tasks: [ioi, tpp]\n")
-    assert heavy_imports(["sweep", str(file), "--dry-run"]) == ([], "")
+def test_a_kind_of_cell_that_cannot_be_tried_has_no_estimate(
+    engine: Engine, grid: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    def before(task: str, number: int) -> None:
+        if task == "alpha":
+            raise UserError("the model gives NaN")
+
+    engine.before = before
+    words = ["sweep", str(grid), "--out", str(tmp_path / "runs"), "--dry-run"]
+    assert saebench(monkeypatch, *words) == 0
+    cells = capsys.readouterr().out.splitlines()[:4]
+    assert [("FLOPs" in line, "alpha" in line) for line in cells] == [(False, True)] * 2 + [
+        (True, False)
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--engine", "rai"], "unknown engine 'rai'; did you mean 'ray'"),
+        (["--address", "auto"], "--address is of a cluster: give --engine ray too"),
+        (["--gpu-share", "0.5"], "--gpu-share is of a cluster"),
+        (["--out", "s3://bucket/runs"], "'s3://bucket/runs' is an address: give --engine ray"),
+        (["--engine", "ray", "--out", "nosuch://runs"], "cannot use 'nosuch://runs': Protocol not"),
+        (["--engine", "ray", "--out", "dropbox://runs"], "cannot use 'dropbox://runs': "),
+    ],
+    ids=str,
+)
+def test_a_cluster_or_address_that_cannot_be_is_one_line(
+    engine: Engine, grid: Path, monkeypatch: Patch, capsys: Capture, words: list[str], line: str
+) -> None:
+    assert saebench(monkeypatch, "sweep", str(grid), *words) == 2
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert (shown.count("\n"), engine.loaded) == (1, [])
+
+
+def test_ray_that_is_not_installed_is_one_line(
+    engine: Engine, grid: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("ray_session", "actors"):
+        monkeypatch.delitem(sys.modules, f"saebench_recovery.runs.sweep.{name}", raising=False)
+    words = ["sweep", str(grid), "--engine", "ray", "--out", str(tmp_path / "runs")]
+    assert saebench(monkeypatch, *words) == 2
+    assert "pip install 'saebench-recovery[ray]'" in capsys.readouterr().err
 
 
 def test_the_committed_grid_has_every_built_in_defense() -> None:

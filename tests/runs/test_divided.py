@@ -55,9 +55,9 @@ def work(folder: Path) -> Any:
     return Work(stored, {task: {"flip 0", "flip 1"} for task in TASKS})
 
 
-def found(folder: Path, jobs: int) -> tuple[int, list[str], list[int]]:
+def found(folder: Path, jobs: int) -> tuple[int, list[str], list[float]]:
     """Flips, what could not be checked, and how many flips were told of as done."""
-    findings, told = Findings(), list[int]()
+    findings, told = Findings(), list[float]()
     flips = recomputed(
         work(folder), Sharing(jobs), findings, lambda what, done, total: told.append(done)
     )

@@ -20,10 +20,14 @@ from saebench_recovery.runs.sweep.cells import Groups
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: `error` is the line that it gave, None where it is complete."""
+    """What became of a cell: `error` is the line that it gave, None where it is complete.
+
+    `flips` are the valid flips that its rows are about.
+    """
 
     identity: str
     error: str | None
+    flips: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ def attempt(
     plan: Plan, orders: Orders, shared: Shared, progress: Progress | None = None
 ) -> Outcome:
     """Carry a cell out; whatever goes wrong in it is a line, and the next one may begin."""
-    error = None
+    error, flips = None, 0
     try:
-        carried_out(
+        result = carried_out(
             plan.fresh(),  # a second attempt starts as the first one did
             orders.out,
             shared,
@@ -57,13 +61,14 @@ def attempt(
             keep_text=orders.keep_text,
             progress=progress,
         )
+        flips = sum(row.examples.valid for row in result.rows)
     except UserError as refused:
         error = " ".join(str(refused).split())
-    except Exception as broken:  # of a plugin, a library or ours: the other cells go on
+    except (Exception, SystemExit) as broken:  # of a plugin, a library or ours: the others go on
         error = f"{type(broken).__name__}: {reason(broken)}"
     if error and os.environ.get("SAEBENCH_DEBUG"):
         traceback.print_exc()
-    return Outcome(plan.identity, error)
+    return Outcome(plan.identity, error, flips)
 
 
 @dataclass(frozen=True)
