@@ -12,6 +12,8 @@ from saebench_recovery.schema import Curve, Provenance, Row, SuiteMember
 from saebench_recovery.scoring.measures import MEASURES
 from tests.fakes import flag, made, mean, rate, row
 
+# A name that is markup to a terminal, to HTML and to Markdown.
+HOSTILE = "a[/bold]\x1b]0;owned\x07|<script>alert(1)</script>\n# heading `x` [l](javascript:1)"
 ATTACKS = ("auto-v2", "gcg", "lagrangian", "orthogonal", "unconstrained")
 
 
@@ -75,10 +77,15 @@ def _entry(drawn: Random, of: Row) -> Entry:
     made_by = made(
         Provenance, packages=packages, git_commit=f"{drawn.getrandbits(160):040x}", device="cpu"
     )
-    return made(
-        Entry,
+    return Entry(
         identity=f"{drawn.getrandbits(64):016x}",
         command=f"saebench run --defense '{of.defense}' --attack {of.attack} --task {of.task}",
+        config={},
+        sources={},
+        standard_suite=of.attack == ATTACKS[0],
+        limit=None,
+        flops=None,
+        valid_flips="",
         provenance=made_by,
         row=of,
     )

@@ -18,7 +18,7 @@ def report(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE.html", help="Page.", envvar="SAEBENCH_REPORT"),
+        typer.Option("--out", metavar="FILE.html", help="Page.", envvar="SAEBENCH_REPORT_OUT"),
     ] = Path("report.html"),
     figures: Annotated[
         Path | None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from saebench_recovery.results.report.html import charts
 from saebench_recovery.results.report.html.content import Content
-from saebench_recovery.results.report.html.libraries import library
+from saebench_recovery.results.report.libraries import library
 from saebench_recovery.results.store import write_atomically
 
 

@@ -17,7 +17,7 @@ from saebench_recovery.base.printable import printable
 from saebench_recovery.results.report import standing_lines
 from saebench_recovery.results.report.escape import html
 from saebench_recovery.results.report.html import charts, content
-from saebench_recovery.results.report.html.libraries import plot_library, table_library
+from saebench_recovery.results.report.libraries import plot_library, table_library
 
 
 def page(lines: Sequence[content.Content]) -> str:

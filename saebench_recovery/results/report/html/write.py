@@ -8,8 +8,8 @@ from pathlib import Path
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import is_folder
 from saebench_recovery.results.report.html import content, figures
-from saebench_recovery.results.report.html.libraries import check_libraries
 from saebench_recovery.results.report.html.page import page
+from saebench_recovery.results.report.libraries import check_libraries
 from saebench_recovery.results.reported import read_reported
 from saebench_recovery.results.store import check_writable, write_atomically
 

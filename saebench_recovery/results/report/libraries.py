@@ -1,4 +1,4 @@
-"""The libraries of the extra `report`: their scripts are read from their own Python packages."""
+"""The libraries of the extra `report`; scripts are read from their own Python packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise UserError(f"a report needs {name}: pip install 'saebench-recovery[report]'") from None
+        package = name.partition(".")[0]
+        raise UserError(f"this needs {package}: pip install 'saebench-recovery[report]'") from None
 
 
 def check_libraries() -> None:
