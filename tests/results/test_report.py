@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
 import sys
 from base64 import b64decode
 from io import BytesIO
@@ -125,6 +126,14 @@ def test_bad_input_is_one_line(
     assert saebench(monkeypatch, "report", str(run), "--out", out) == 2
     assert "this needs itables: pip install" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_it_imports_no_torch() -> None:
+    code = (
+        "import sys, saebench_recovery.results.report.html.write\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_parquet_has_the_lines_of_the_csv_file(tmp_path: Path, monkeypatch: Patch) -> None:
