@@ -52,7 +52,7 @@ def board(defenses: int, seed: int = 0, **names: str) -> Leaderboard:
     return made(Leaderboard, **place, groups=(group,))
 
 
-def _row(drawn: Random, **names: str) -> Row:
+def _row(drawn: Random, **names: Any) -> Row:
     values = {m.name: _value(drawn, m.kind) for m in MEASURES if m.name != "constrained"}
     members = tuple(
         made(SuiteMember, attack=name, tried=drawn.randrange(100), flops=drawn.randrange(10**12))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
 import sys
 from base64 import b64decode
 from io import BytesIO
@@ -128,12 +127,13 @@ def test_bad_input_is_one_line(
     assert not Path(out).exists()
 
 
-def test_it_imports_no_torch() -> None:
-    code = (
-        "import sys, saebench_recovery.results.report.html.write\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.usefixtures("no_libraries", "engine", "made_up_runs")
+def test_a_run_writes_one(tmp_path: Path, monkeypatch: Patch) -> None:
+    file, out = tmp_path / "page.html", str(tmp_path / "runs")
+    words = ["run", "--task", "alpha", "--out", out, "--report", str(file)]
+    assert saebench(monkeypatch, *words) == 0
+    (line,) = data_of(file.read_text())["lines"]
+    assert line["cells"][:2] == ["organism", "alpha"]
 
 
 def test_parquet_has_the_lines_of_the_csv_file(tmp_path: Path, monkeypatch: Patch) -> None:
