@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Chart = dict[str, Any]
@@ -15,8 +16,11 @@ TOOLTIP = ("defense", "attack", "board", "recovered", "constrained", *AXES)
 _RATE = {"type": "quantitative", "scale": {"domain": [0, 1]}}
 
 
-def scatter(axis: str) -> Chart:
-    """Recovery, with its 95 % interval, against one of `AXES`."""
+def scatter(axis: str, attacks: Sequence[str]) -> Chart:
+    """Recovery with its 95 % interval against one of `AXES`; `attacks` are all that have a colour.
+
+    An attack has the same colour in all plots, whichever of them it has points in.
+    """
     title, scale = AXES[axis]
     across = {
         "field": axis,
@@ -28,6 +32,7 @@ def scatter(axis: str) -> Chart:
     colour = {
         "field": "attack",
         "type": "nominal",
+        "scale": {"domain": list(attacks)},
         "legend": {"orient": "bottom", "columns": 3, "symbolLimit": 12, "labelLimit": 220},
     }
     up = {"field": "low", "title": "recovery", **_RATE}
@@ -45,7 +50,13 @@ def scatter(axis: str) -> Chart:
                 "encoding": {"x": across, "y": up, "y2": {"field": "high"}, "color": colour},
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 60, "cursor": "pointer"},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "size": 60,
+                    "opacity": 0.9,
+                    "cursor": "pointer",
+                },
                 "encoding": {
                     "x": across,
                     "y": {**up, "field": "recovery"},

@@ -7,6 +7,7 @@ from typing import Any
 
 from saebench_recovery.results.report.html import charts
 from saebench_recovery.results.report.html.content import Content
+from saebench_recovery.results.report.html.points import attacks
 from saebench_recovery.results.report.libraries import library
 from saebench_recovery.results.store import write_atomically
 
@@ -26,7 +27,7 @@ def write_figures(lines: list[Content], folder: Path) -> list[Path]:
         if not shown:
             continue
         chart: dict[str, Any] = {
-            **charts.scatter(axis),
+            **charts.scatter(axis, attacks(points)),
             "datasets": {charts.POINTS: shown},
             "background": "white",
         }

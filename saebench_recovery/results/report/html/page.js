@@ -135,13 +135,15 @@ const draw = async (place, chart) => {
 const points = () => table.rows({ search: "applied" }).data().toArray()
   .flatMap((line) => line.points.map((point) => ({ ...point, line: line.number })));
 const views = [];
+const AROUND = 80; // pixels that an axis takes beside its plot
 const drawAll = async () => {
   const place = document.getElementById("charts");
   place.replaceChildren();
   views.length = 0;
   for (const chart of Object.values(data.charts)) {
     const box = place.appendChild(make("div", { className: "chart" }));
-    const { view } = await draw(box, { ...chart, datasets: { points: points() } });
+    const width = Math.min(chart.width, place.clientWidth - AROUND);
+    const { view } = await draw(box, { ...chart, width, datasets: { points: points() } });
     view.addEventListener("click", (_, item) => { if (item?.datum?.line >= 0) openLine(item.datum.line); });
     views.push(view);
   }

@@ -17,6 +17,7 @@ from saebench_recovery.base.printable import printable
 from saebench_recovery.results.report import standing_lines
 from saebench_recovery.results.report.escape import html
 from saebench_recovery.results.report.html import charts, content
+from saebench_recovery.results.report.html.points import attacks
 from saebench_recovery.results.report.libraries import plot_library, table_library
 
 
@@ -28,11 +29,12 @@ def page(lines: Sequence[content.Content]) -> str:
     """
     table_script, table_style = table_library()
     targets = sorted({line["cells"][0] for line in lines})
+    named = attacks(point for line in lines for point in line["points"])
     data = {
         "heads": content.HEADS,
         "filters": content.FILTERS,
         "attackHeads": content.ATTACK_HEADS,
-        "charts": {axis: charts.scatter(axis) for axis in charts.AXES},
+        "charts": {axis: charts.scatter(axis, named) for axis in charts.AXES},
         "bars": charts.bars(),
         "lines": lines,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from saebench_recovery.results.report.numbers import estimate
@@ -10,6 +10,11 @@ from saebench_recovery.results.standings import AttackStanding, DefenseStanding
 from saebench_recovery.results.summary import interval
 
 SMALLEST_DRIFT = 1e-9  # what is below, or zero, stands at the edge of a logarithmic axis
+
+
+def attacks(points: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of all attacks among the points."""
+    return sorted({one["attack"] for one in points})
 
 
 def point(defense: DefenseStanding, attack: AttackStanding, where: Sequence[str]) -> dict[str, Any]:
