@@ -27,6 +27,7 @@ from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets import hub, rendering
 from saebench_recovery.targets.hub import load_model
 from saebench_recovery.targets.presets import Preset, preset
+from tests.boards import HOSTILE
 from tests.cli.test_cli import saebench
 from tests.fakes import flag, row, run_result, write_run
 from tests.layouts import write_model
@@ -255,8 +256,6 @@ CHAT = [{"role": "user", "content": "hi"}]
 
 
 # --- what is shown ----------------------------------------------------------------------------
-
-HOSTILE = "a[/bold]\x1b]0;owned\x07|<script>alert(1)</script>\n# heading `x` [l](javascript:1)"
 
 
 @pytest.mark.usefixtures("made_up_runs")

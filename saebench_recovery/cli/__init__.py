@@ -24,6 +24,7 @@ from saebench_recovery.cli.leaderboard import leaderboard
 from saebench_recovery.cli.list import list_plugins
 from saebench_recovery.cli.new import new
 from saebench_recovery.cli.publish import publish
+from saebench_recovery.cli.report import report
 from saebench_recovery.cli.run import run
 from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
@@ -50,6 +51,7 @@ app.command()(show)
 app.command()(verify)
 app.command()(attribute)
 app.command()(compare)
+app.command()(report)
 app.command()(publish)
 app.add_typer(leaderboard, name="leaderboard")
 app.command()(schema)

@@ -39,10 +39,17 @@ def rank(
         list[Path], typer.Argument(metavar="RUNS...", help="Folders of complete runs.")
     ],
     out: Out = Path(FOLDER),
+    *,
+    parquet: Annotated[
+        bool,
+        typer.Option(
+            "--parquet", help="Write Parquet beside each CSV file.", envvar="SAEBENCH_PARQUET"
+        ),
+    ] = False,
 ) -> None:
     """Rank defenses and attacks from complete runs; `rank` may be left out.
 
-    Writes one JSON file per target and task, and a page per target.
+    Writes one JSON and one CSV file per target and task, and a page per target.
 
     \b
     Examples:
@@ -52,7 +59,7 @@ def rank(
     from saebench_recovery.results.leaderboard import build
     from saebench_recovery.results.pages import write_boards
 
-    for path in write_boards(build(runs), out):
+    for path in write_boards(build(runs), out, parquet=parquet):
         print(path)
 
 

@@ -70,6 +70,15 @@ def run(
             envvar="SAEBENCH_VERIFY",
         ),
     ] = False,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write a page of the results, see `saebench report`.",
+            envvar="SAEBENCH_REPORT",
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Attack a defense and score what comes back.
@@ -103,6 +112,10 @@ def run(
             raise UserError("give --seed or --seeds, not both")
         fields["seed"] = list(range(seeds))
     specs = specs_of(fields)
+    if report_file is not None:
+        from saebench_recovery.results.report.html.write import check_report
+
+        check_report(report_file)
     prepare(plugins, specs[0])
     orders = Orders(out, force=force, keep_text=keep_text)
     sending = Sending(orders, Folder(out), jobs, plugins, specs[0])
@@ -113,6 +126,11 @@ def run(
     paths = [out / result.identity / RESULT for result in results]
     for path in paths:
         print(printable(str(path)))
+    if report_file is not None and paths:
+        from saebench_recovery.results.report.html.write import write_report
+
+        write_report([path.parent for path in paths], report_file)
+        print(printable(str(report_file)))
     if verify:
         code = max([code, *(_verified(path, plugins, quiet=json) for path in paths)])
     raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +127,14 @@ def labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
     versions are never called the same.
     """
     values: dict[str, dict[str, set[str]]] = {}
+    count: Counter[str] = Counter()
+    having: Counter[tuple[str, str]] = Counter()
     for entry in entries:
-        of_name = values.setdefault(getattr(entry.row, kind), {})
+        name = getattr(entry.row, kind)
+        count[name] += 1
         for key, value in _told_apart_by(entry, kind).items():
-            of_name.setdefault(key, set()).add(value)
-    count = {name: sum(getattr(entry.row, kind) == name for entry in entries) for name in values}
-    having = {
-        (name, key): sum(
-            getattr(entry.row, kind) == name and key in _told_apart_by(entry, kind)
-            for entry in entries
-        )
-        for name, of_name in values.items()
-        for key in of_name
-    }
+            values.setdefault(name, {}).setdefault(key, set()).add(value)
+            having[name, key] += 1
 
     def label(entry: Entry) -> str:
         name: str = getattr(entry.row, kind)

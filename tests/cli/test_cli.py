@@ -51,6 +51,7 @@ def saebench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ["run", "--budget", "lots"],
         ["run", "--out", "/dev/null/runs"],
         ["show", "nowhere"],
+        ["report", "nowhere"],
         ["schema"],
     ],
 )

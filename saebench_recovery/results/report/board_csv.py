@@ -21,17 +21,22 @@ OF_ATTACK = ("attack", "worst_drift", "flops", "seconds")
 
 def board_csv(board: Leaderboard) -> str:
     """Estimates have three columns, with the ends of their interval; what is not known is empty."""
-    lines = [
-        {"target": board.target, "task": board.task, **_line(group, defense, attack)}
-        for group in board.groups
-        for defense in group.defenses
-        for attack in defense.attacks
-    ]
+    lines = flat(board)
     file = StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(lines[0] if lines else ())
     writer.writerows([_cell(value) for value in line.values()] for line in lines)
     return file.getvalue()
+
+
+def flat(board: Leaderboard) -> list[dict[str, Any]]:
+    """A line for every defense under every attack, by the names of its columns."""
+    return [
+        {"target": board.target, "task": board.task, **_line(group, defense, attack)}
+        for group in board.groups
+        for defense in group.defenses
+        for attack in defense.attacks
+    ]
 
 
 def _line(group: Group, defense: DefenseStanding, attack: AttackStanding) -> dict[str, Any]:

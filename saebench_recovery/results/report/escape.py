@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 from saebench_recovery.base.printable import printable
 
@@ -11,9 +12,10 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#!$])")
 
 def terminal(text: str) -> str:
     """For rich, which takes what stands in brackets for markup; no control character passes."""
-    from rich.markup import escape  # only commands that print a table import rich
+    # Only commands that print a table import rich.
+    from rich.markup import escape as for_rich
 
-    return escape(printable(text))
+    return for_rich(printable(text))
 
 
 def markdown(text: str) -> str:
@@ -25,3 +27,8 @@ def spreadsheet(text: str) -> str:
     """For a cell of a CSV file: programs that open it take none for a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def html(text: str) -> str:
+    """For the text of an HTML page, in an element or in a quoted attribute."""
+    return escape(printable(text))
