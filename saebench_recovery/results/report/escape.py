@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape as escape_html
 
 from saebench_recovery.base.printable import printable
 
@@ -19,6 +20,11 @@ def terminal(text: str) -> str:
 def markdown(text: str) -> str:
     """For a line or a table's cell of a page: no markup, no HTML, no link and no new line."""
     return _MARKDOWN.sub(r"\\\1", printable(text).replace("&", "&amp;"))
+
+
+def hypertext(text: str) -> str:
+    """For a text or a quoted attribute of HTML: no markup, no control character."""
+    return escape_html(printable(text))
 
 
 def spreadsheet(text: str) -> str:

@@ -49,19 +49,32 @@ def verify(
     plugins: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Verification:
-    """Hold a stored run, given its folder or its `result.json`, to its spec and its evidence.
-
-    Of a published entry (its JSON file, with the evidence beside it) the one row is held to the
-    run that it is from, and only its task is fitted and replayed.
+    """Hold a stored run to its spec and its evidence.
 
     Identity and hashes are recomputed from the stored spec and what is installed here, each row
     from its records, the facts by fitting again, and each flip's record by replaying its
-    perturbations with the reference engine: all of them, or `sample` flips of each task, drawn by
-    `seed` (by default one that nobody can know before; the result states it). `plugins` are files
-    to import first.
+    perturbations with the reference engine.
+
+    Args:
+        path: the run's folder or its `result.json`; or a published entry (its JSON file, with the
+            evidence beside it), of which the one row is held to the run that it is from, and only
+            its task is fitted and replayed.
+        sample: how many flips of each task are replayed; None for all.
+        seed: that draws the sample. By default one that nobody can know before.
+        plugins: files to import first, of which the run names a class.
+        progress: called with what is done, how much of it, and of how much in all.
+
+    Returns:
+        Every mismatch (task, example, field, what is stored, what was found), what could not be
+        checked, and whether the run `holds`. Numbers may differ by 1e-4, relative.
 
     Raises:
         UserError: there is no complete run that can be read.
+
+    Example:
+        >>> found = verify("runs/0123456789abcdef", sample=4)
+        >>> found.holds, [mismatch.line for mismatch in found.mismatches]
+        (True, [])
     """
     for file in plugins:
         registry.load_plugin_file(file)
