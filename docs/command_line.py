@@ -51,7 +51,7 @@ def _verb(command: Any, path: str) -> Iterator[str]:
     arguments = [_metavar(p) for p in command.params if p.param_type_name == "argument"]
     yield from ("", f"## {path}", "", "```text")
     yield " ".join([path, *arguments, "[OPTIONS]"])
-    yield from ("```", "", about.strip())
+    yield from ("```", "", _text(about.strip()))
     yield from ["", *_table([*_arguments(command), *_options(command)])]
     for example in examples:
         lines = [line.strip() for line in example.splitlines()[1:] if line.strip()]
@@ -73,12 +73,17 @@ def _options(command: Any) -> Iterator[tuple[str, str, str]]:
         yield names + value, param.help or "", f"`{param.envvar}`" if param.envvar else ""
 
 
+def _text(text: str) -> str:
+    """What is in angle brackets stands for something, and is no HTML."""
+    return text.replace("<", "&lt;")
+
+
 def _metavar(param: Any) -> str:
     return param.metavar or param.name.upper()
 
 
 def _table(rows: Any) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
     if not cells:
         return []
     heads = ["", "meaning", "variable"]
@@ -92,8 +97,8 @@ def run_options() -> str:
         "",
         GENERATED,
         "",
-        "Declared once, in `RunSpec`. In Python they are keywords of `run` and `check`, on the command",
-        "line flags of the same verbs, in a grid of runs keys.",
+        "They are keywords of `run` and `check` in Python (limits as `limits={'drift': 0.1}`),",
+        "flags of the same verbs on the command line, and keys of a grid of runs.",
         "",
         "| Python | command line | allowed | default | meaning |",
         "|---|---|---|---|---|",

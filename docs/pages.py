@@ -1,7 +1,7 @@
 """Pages of the site that stand elsewhere in the repository, and links that lead out of the site.
 
-A hook of mkdocs: README.md is the site's first page, and every link is turned into one that the site
-has. Where a link leads to a file that is no page, its text stays, with the file's name.
+A hook of mkdocs: README.md is the site's first page, and every link is turned into one that the
+site has. Where a link leads to a file that is no page, its text stays, with the file's name.
 """
 
 from __future__ import annotations

@@ -14,10 +14,8 @@ from saebench_recovery.cli import app
 from saebench_recovery.results.store import read_result
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
-FILES = {
-    name: text
-    for text, name in re.findall(r'```python\n("""(my_\w+\.py): .*?)```', PAGE, re.DOTALL)
-}
+BLOCK = re.compile(r'```python\n("""(my_\w+\.py): .*?)```', re.DOTALL)
+FILES = {name: text for text, name in BLOCK.findall(PAGE)}
 
 
 def test_every_helper_is_public() -> None:

@@ -1,4 +1,4 @@
-"""Every public name is documented, the root shows them without torch, and the references are current."""
+"""Every public name is documented and stands in a reference that is current."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import pydoc
 import re
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import saebench_recovery
-from docs import command_line
-from docs.pages import relinked
 from saebench_recovery import interfaces
 
 VERBS = ("attribute", "check", "compare", "load_runs", "run", "verify")
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 
 
 def own_members(cls: type[Any]) -> dict[str, Any]:
@@ -69,10 +69,10 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("name", command_line.PAGES)
-def test_the_reference_of_the_command_line_is_current(name: str) -> None:
-    written = (REFERENCE / name).read_text("utf-8")
-    assert written == command_line.PAGES[name](), "run `python -m docs.command_line`"
+def test_the_reference_of_the_command_line_is_current() -> None:
+    command = [sys.executable, "-m", "docs.command_line", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_verb_and_public_name_has_its_place_in_the_reference() -> None:
@@ -97,5 +97,11 @@ def test_every_verb_and_public_name_has_its_place_in_the_reference() -> None:
     ],
 )
 def test_links_lead_to_pages_of_the_site(page: str, link: str, wanted: str) -> None:
+    pytest.importorskip("mkdocs", reason="comes with the extra `docs`")
+    spec = spec_from_file_location("pages_of_the_site", ROOT / "docs" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = module_from_spec(spec)
+    spec.loader.exec_module(hook)
     pages = {"index.md", "leaderboards.md", "plugins.md", "results.md", "targets.md"}
-    assert relinked(link, page, pages) == wanted
+    assert hook.relinked(link, page, pages) == wanted

@@ -11,7 +11,7 @@ from saebench_recovery.results.compare import compare
 from saebench_recovery.results.report.notebook import run_html
 from saebench_recovery.runs.check import Checked
 from saebench_recovery.runs.verify.report import Unchecked, Verification
-from saebench_recovery.schema import Attribution, DeltaEffect, Finding, Rate, TaskAttribution
+from saebench_recovery.schema import Attribution, DeltaEffect, Finding, TaskAttribution
 from saebench_recovery.spec import RunSpec
 from tests.fakes import SITE, flag, made, rate, record, row, run_result, write_run
 
