@@ -56,9 +56,8 @@ def verify(
     perturbations with the reference engine.
 
     Args:
-        path: the run's folder or its `result.json`; or a published entry (its JSON file, with the
-            evidence beside it), of which the one row is held to the run that it is from, and only
-            its task is fitted and replayed.
+        path: the run's folder or its `result.json`; or a published entry with its evidence beside
+            it, whose one row is held to its run, and of which only that task is replayed.
         sample: how many flips of each task are replayed; None for all.
         seed: that draws the sample. By default one that nobody can know before.
         plugins: files to import first, of which the run names a class.
@@ -89,15 +88,10 @@ def verify(
         findings.add(entry_mismatches(path, published, same_version=same))
     findings.add(mismatches(result, folder))
     stored = _read(folder, result, findings)
-    count = 0
     if sample is not None and seed is None:
         seed = secrets.randbelow(2**32)
     scope = _Scope(None if published is None else published.entry.row.task, sample, seed)
-    if stored is not None:
-        _check_rows(stored, findings)
-        plan = planned(result, findings)
-        if plan is not None:
-            count = _replay(plan, stored, scope, findings, progress or (lambda *_: None))
+    count = _recomputed(stored, scope, findings, progress) if stored else 0
     return Verification(
         identity=result.identity,
         flips=count,
@@ -155,6 +149,17 @@ def _read(folder: Path, result: RunResult, findings: Findings) -> StoredRun | No
 
 def _flips(stored: StoredRun, scope: _Scope) -> int:
     return sum(len(records) for chunk, records in stored.chunks if scope.covers(chunk.task))
+
+
+def _recomputed(
+    stored: StoredRun, scope: _Scope, findings: Findings, progress: Progress | None
+) -> int:
+    """Add up the rows again and replay the flips; how many."""
+    _check_rows(stored, findings)
+    plan = planned(stored.result, findings)
+    if plan is None:
+        return 0
+    return _replay(plan, stored, scope, findings, progress or (lambda *_: None))
 
 
 def _check_rows(stored: StoredRun, findings: Findings) -> None:
