@@ -79,7 +79,8 @@ def _text(text: str) -> str:
 
 
 def _metavar(param: Any) -> str:
-    return param.metavar or param.name.upper()
+    shown: str = param.metavar or param.name.upper()
+    return shown
 
 
 def _table(rows: Any) -> list[str]:
