@@ -44,7 +44,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shown("".join(cell["source"]), names) for cell in code_cells()
     ]
     assert "ioi" in checked
-    (row,) = (names["row"],)
+    row = names["row"]
     assert row.recovery.k > 0
     assert f"{row.examples.valid} of {row.examples.base}" in ran
     assert "injection-as-easy" in ran or row.controls.wrong_target.k < row.recovery.k
