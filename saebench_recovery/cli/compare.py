@@ -53,7 +53,6 @@ def compare(
     """
     from saebench_recovery.base.errors import UserError
     from saebench_recovery.results import compare as comparison
-    from saebench_recovery.results.named_run import NamedRun
     from saebench_recovery.results.report.comparison_markdown import comparison_page
     from saebench_recovery.results.report.comparison_table import print_comparisons
 
@@ -61,9 +60,7 @@ def compare(
         raise UserError(f"--match {match!r}: only flops can be matched")
     if json and markdown:
         raise UserError("give --json or --markdown, not both")
-    found = comparison.compare(
-        [NamedRun.parse(run) for run in runs], baseline=baseline, match_flops=match is not None
-    )
+    found = comparison.compare(runs, baseline=baseline, match_flops=match is not None)
     if json:
         print(comparison.as_json(found))
     elif markdown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.cli.interrupt import stoppable
 from saebench_recovery.cli.options import Jobs, Plugins
-
-if TYPE_CHECKING:
-    from saebench_recovery.runs.verify.report import Verification
 
 Sample = Annotated[
     int | None,
@@ -92,19 +89,7 @@ def verified(
             print(printable(f"could not be checked: {error}"))
             yield path, 2
             continue
-        for line in _lines(path, found):
+        for line in (*found.lines(), f"{path}: {found.verdict}"):
             # Names and ids are the file's own words: none of them may move the cursor.
             print(printable(line))
         yield path, found.exit_code
-
-
-def _lines(path: Path, found: Verification) -> Iterator[str]:
-    for mismatch in found.mismatches:
-        yield f"does not hold: {mismatch.line}"
-    for part in found.unchecked:
-        yield f"could not be checked: {part.line}"
-    for note in found.notes:
-        yield f"note: {note}"
-    verdict = ("holds", "does not hold", "holds as far as it could be checked")[found.exit_code]
-    drawn = "" if found.seed is None else f", drawn with --sample-seed {found.seed}"
-    yield f"{path}: {verdict}; {found.flips} of {found.stored_flips} flips replayed{drawn}"

@@ -32,6 +32,7 @@ class Example:
         return max(map(len, self.candidates), default=0)
 
     def with_candidates(self, *candidates: tuple[int, ...]) -> Example:
+        """The same with other answers to compare, the behaviour first."""
         return replace(self, candidates=candidates)
 
     def with_inserted(self, at: int, ids: Iterable[int]) -> Example:

@@ -40,6 +40,7 @@ class Problem:
 
     @property
     def size(self) -> int:
+        """Rows: each is an example with a budget and an answer that is asked for."""
         return self._engine.size
 
     @property
@@ -221,6 +222,7 @@ class Problem:
 
     @property
     def trail(self) -> Trail:
+        """What the search has spent on each row, and what it had reached by then."""
         return self._engine.trail
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.notebook import Shown
 from saebench_recovery.results import circumstances
 from saebench_recovery.results.named_run import NamedRun, read_runs
 from saebench_recovery.results.paired import PairedDifference, paired_difference
@@ -52,31 +53,57 @@ class Comparison(Stored):
     verdicts: tuple[str, ...] = Field(description="a line for every run but the first")
 
 
-def compare(
-    runs: Sequence[Path | NamedRun], *, baseline: str | None = None, match_flops: bool = False
-) -> list[Comparison]:
-    """Compare two or more runs on each task that all of them have.
+class Comparisons(tuple[Comparison, ...], Shown):
+    """Runs beside each other: a `Comparison` for each task, all as tables in a notebook."""
 
-    `baseline` is the one that the others are set beside, by the first: its own name or the
-    beginning of its identity. With `match_flops`, recovery counts only as far as the search had
-    come when it had spent, on each flip, what the cheapest of the runs spent at most; figures of
-    the end of the search are left out then.
+    __slots__ = ()
+
+
+def compare(
+    runs: Sequence[str | Path | NamedRun],
+    *,
+    baseline: str | None = None,
+    match_flops: bool = False,
+) -> Comparisons:
+    """Compare two or more stored runs on each task that all of them have.
+
+    Every other run is set beside the first one, on the valid flips that all of them attacked, in
+    paired differences whose intervals and p-values respect source items. Terms in which the runs
+    differ are named. This needs no model: what is stored suffices.
+
+    Args:
+        runs: their folders, `<out>/<identity>`, or their `result.json`. Written `"NAME=FOLDER"`,
+            a run is called by that name; else by its defense and attack.
+        baseline: the run that the others are set beside: its own name, or the beginning of its
+            identity. By default the first.
+        match_flops: let a recovery count only if the search reached it before it had spent, on
+            that flip, as many FLOPs as the cheapest of the runs spent at most. Figures that are
+            known only for the end of a search are left out then.
+
+    Returns:
+        For each task: rates and means with 95 % intervals, norms in the runs' budget unit, drift
+        relative, cost in FLOPs on a flip, paired differences, and a verdict in words.
 
     Raises:
         UserError: fewer than two runs, one that cannot be read, no task or flip in common, or no
             such baseline.
+
+    Example:
+        >>> found = compare(["mine=runs/0123456789abcdef", "gcg=runs/fedcba9876543210"])
+        >>> for comparison in found:
+        ...     print(comparison.task, *comparison.verdicts, sep="; ")
     """
     if len(runs) < 2:
         raise UserError("a comparison needs two or more runs")
-    named = [run if isinstance(run, NamedRun) else NamedRun(run) for run in runs]
+    named = [NamedRun.of(run) for run in runs]
     by_task = read_runs(named, baseline)
     tasks = [task for task in by_task[0] if all(task in of_run for of_run in by_task)]
     if not tasks:
         each = "; ".join(", ".join(of_run) for of_run in by_task)
         raise UserError(f"the runs have no task in common; they have: {each}")
-    return [
+    return Comparisons(
         _compared([of_run[task] for of_run in by_task], match_flops=match_flops) for task in tasks
-    ]
+    )
 
 
 def as_json(comparisons: Sequence[Comparison]) -> str:

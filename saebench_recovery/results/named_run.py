@@ -19,10 +19,13 @@ class NamedRun:
     name: str = ""
 
     @classmethod
-    def parse(cls, word: str) -> NamedRun:
-        """`RUN` or `NAME=RUN`; a path that exists is a path whatever it contains."""
-        name, equals, path = word.partition("=")
-        return cls(Path(path), name) if equals and not os.path.exists(word) else cls(Path(word))
+    def of(cls, given: str | Path | NamedRun) -> NamedRun:
+        """The run at a path. A text may also be `NAME=RUN`, unless a path of that name exists."""
+        if isinstance(given, NamedRun):
+            return given
+        name, equals, path = str(given).partition("=")
+        named = isinstance(given, str) and equals and not os.path.exists(given)
+        return cls(Path(path), name) if named else cls(Path(given))
 
 
 def read_runs(runs: Sequence[NamedRun], baseline: str | None) -> list[dict[str, TaskRun]]:

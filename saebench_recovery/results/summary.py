@@ -39,6 +39,16 @@ def interval(value: Rate | Mean) -> Interval | None:
     return Interval(centre, value.low, value.high)
 
 
+def estimate_columns(name: str, value: Rate | Mean) -> dict[str, float | None]:
+    """A rate or mean with the ends of its interval, by the names of three columns."""
+    known = interval(value)
+    return {
+        name: known.centre if known else None,
+        f"{name}_low": known.low if known else None,
+        f"{name}_high": known.high if known else None,
+    }
+
+
 def over_targets(values: Iterable[Rate | Mean]) -> Interval | None:
     """The mean over a task's targets, each with equal weight; targets with nothing are left out.
 

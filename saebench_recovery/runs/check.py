@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.protocols.apply import fill
+from saebench_recovery.results.report.notebook import table
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
 from saebench_recovery.runs.run import requested
 from saebench_recovery.schema import Finding
@@ -25,25 +26,55 @@ from saebench_recovery.targets.target import Target
 TRIED = 16  # evaluation prompts among which a flip for the attack is looked for
 
 
-def check(
-    *names: Any, plugins: Sequence[str | Path] = (), **options: Any
-) -> Mapping[str, tuple[Finding, ...]]:
-    """What is wrong with a defense, an attack and tasks, by the label of a row.
+HEADS = ("row", "level", "finding", "what was seen", "what to do")
 
-    The arguments are those of `run`, less what concerns its result.
+
+class Checked(dict[str, tuple[Finding, ...]]):
+    """What was found, by the label of a row; a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [label, one.level, one.name, one.sentence, one.remedy]
+            for label, findings in self.items()
+            for one in findings
+        ]
+        clean = [[label, "", "nothing found", "", ""] for label, of in self.items() if not of]
+        return table(HEADS, [*rows, *clean])
+
+
+def check(*names: Any, plugins: Sequence[str | Path] = (), **options: Any) -> Checked:
+    """Check a defense, an attack and tasks, as every run does before it scores anything.
+
+    Whether the defense is a function of its input with an honest gradient, which latents it edits,
+    whether the attack returns what is admitted, whether the task's splits share content.
+
+    Args:
+        names: target, defense, attack and tasks, in this order; see `run`.
+        plugins: files to import first.
+        options: the fields of a `RunSpec`; see `run`.
+
+    Returns:
+        For each row (a task, or one of its targets) the findings, none where all is well. An
+        `error` keeps a row from being scored, `invalid` from being ranked.
 
     Raises:
         UserError: unknown names or settings.
+
+    Example:
+        >>> check(defense="clamp", tasks=["ioi"])
+        {'ioi': ()}
     """
     return examine(requested(names, options, plugins))
 
 
-def examine(spec: RunSpec) -> Mapping[str, tuple[Finding, ...]]:
+def examine(spec: RunSpec) -> Checked:
     """Check what a spec names; see `check`."""
     plan = Plan.of(check_names(fill(spec)))
     matchups, spec = plan.matchups, plan.spec
     target = load_target(spec.target, spec.device, dtype=spec.dtype, force_sae=spec.force_sae)
-    return {label: examine_row(target, matchup, spec) for label, matchup in matchups.items()}
+    return Checked(
+        {label: examine_row(target, matchup, spec) for label, matchup in matchups.items()}
+    )
 
 
 def examine_row(target: Target, matchup: Matchup, spec: RunSpec) -> tuple[Finding, ...]:

@@ -28,7 +28,7 @@ from saebench_recovery.results.store import (
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
 from saebench_recovery.runs.shared import Shared
 from saebench_recovery.schema import Facts, RunResult, RunState
-from saebench_recovery.spec import RunSpec
+from saebench_recovery.spec import OPTIONS, RunSpec
 from saebench_recovery.targets.presets import PARTS
 
 POSITIONAL = ("target", "defense", "attack", "tasks")
@@ -46,15 +46,30 @@ def run(
 ) -> RunResult:
     """Attack one defense of a target and return the scored, stored result.
 
-    `options` are the fields of `RunSpec`, of which target, defense, attack and tasks may come
-    first without their names; None leaves one open. A defense, attack or task may be given by its
-    name or as a registered class; without tasks, all that the target has are run. `plugins` are
-    files to import first. The result stands in `<out>/<identity>/result.json`; a complete one is
-    read and an interrupted one continued, unless `force`. With `keep_text`, what a generating task
-    asked and was told is written to `texts.jsonl` there.
+    The result stands in `<out>/<identity>/`. A complete run that is repeated is read from there,
+    and an interrupted one goes on where it was stopped.
+
+    Args:
+        names: target, defense, attack and tasks, in this order, without their names.
+        out: folder for results.
+        force: repeat a run that is complete.
+        keep_text: write what a generating task asked and was told to `texts.jsonl`.
+        plugins: files to import first, with a defense, an attack or a task of your own.
+        progress: called with what is done, how much of it, and of how much in all.
+        options: the fields of a `RunSpec`; None leaves one open. A defense, an attack or a task
+            may be its name or a registered class; without tasks, all that the target has are run.
+
+    Returns:
+        A row for each task, or each of its targets. Rates and means have 95 % intervals; norms
+        are in the unit of the budget, drift is relative, KL and cross-entropy are in nats a token.
 
     Raises:
         UserError: bad input, or a model that computes NaN; finished chunks stay on disk.
+
+    Example:
+        >>> result = run(defense="clamp", attack="orthogonal", tasks=["ioi"], limit=32)
+        >>> for row in result.rows:
+        ...     print(row.task, row.examples.valid, row.recovery.rate, row.under_attack.rate)
     """
     spec = requested(names, options, plugins)
     return execute(spec, Path(out), force=force, keep_text=keep_text, progress=progress)
@@ -112,7 +127,14 @@ def _signature() -> inspect.Signature:
     return own.replace(parameters=[*fields, *verb])
 
 
+def _with_options(documented: str) -> str:
+    """The docstring of `run`, and what each field of a `RunSpec` means."""
+    own = [f"    {'.'.join(one.path)}: {one.field.description}" for one in OPTIONS]
+    return "\n".join([inspect.cleandoc(documented), "", "Options:", *own])
+
+
 cast(Any, run).__signature__ = _signature()
+run.__doc__ = _with_options(run.__doc__ or "")
 
 
 def allow_named(spec: RunSpec) -> None:

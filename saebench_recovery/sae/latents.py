@@ -66,10 +66,12 @@ class Dictionary:
 
     @property
     def d_model(self) -> int:
+        """Width of the residual that it reads."""
         return self.encoder_DM.shape[0]
 
     @property
     def width(self) -> int:
+        """How many latents it has."""
         return self.encoder_DM.shape[1]
 
     def columns(self, chosen: Chosen) -> Tensor:
@@ -200,6 +202,7 @@ class Latents:
 
     @cached_property
     def bias_S(self) -> Tensor:
+        """What their pre-activations [S] are where the encoder directions read zero."""
         return self.dictionary.bias_M[self.chosen]
 
     @cached_property
@@ -215,6 +218,7 @@ class Latents:
 
     @property
     def normalisation(self) -> Normalisation:
+        """What the SAE does to its input before the encoder reads it."""
         return self.dictionary.normalisation
 
     @property

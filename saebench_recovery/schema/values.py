@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from saebench_recovery.base.notebook import Shown
+
 SCHEMA_VERSION = 2
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -13,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Stored(BaseModel):
+class Stored(Shown, BaseModel):
     """Base of everything that is written to disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

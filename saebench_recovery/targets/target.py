@@ -58,6 +58,7 @@ class Target(LanguageModel):
 
     @property
     def bos(self) -> int | None:
+        """The token with which every prompt begins; None if the model uses none."""
         found: int | None = self.tokenizer.bos_token_id
         return found if self.preset.bos else None
 

@@ -7,10 +7,7 @@ saebench run --plugin my_attack.py --attack my-attack --task ioi --limit 64
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.base.plugin import PluginConfig
-from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, ResidualDelta
-from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.interfaces import Attack, PluginConfig, Problem, ResidualDelta, Site
 from saebench_recovery.registry import register_attack
 
 

@@ -7,8 +7,7 @@ saebench run --plugin my_defense.py --defense my-defense --task ioi --limit 64
 from pydantic import Field
 from torch import Tensor
 
-from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Defense
+from saebench_recovery.interfaces import Defense, Site
 from saebench_recovery.registry import register_defense
 
 

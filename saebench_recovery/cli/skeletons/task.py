@@ -9,12 +9,17 @@ from itertools import combinations
 
 from torch import Tensor
 
-from saebench_recovery.base.sites import Site
-from saebench_recovery.base.splits import fraction_of, split_of
-from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.interfaces import (
+    Example,
+    Site,
+    Split,
+    Target,
+    Task,
+    activation_gradient,
+    fraction_of,
+    split_of,
+)
 from saebench_recovery.registry import register_task
-from saebench_recovery.selection.latent_scores import activation_gradient
-from saebench_recovery.targets.target import Target
 
 NAMES = ("Adam", "Alice", "Amy", "Andrew", "Anna", "Brian", "Claire", "Daniel", "David", "Emily")
 PROMPT = "When {first} and {second} arrived at the park, {second} gave a book to"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
 from saebench_recovery.results.leaderboard import Group, Leaderboard
 from saebench_recovery.results.report.escape import spreadsheet
 from saebench_recovery.results.standings import AttackStanding, DefenseStanding
-from saebench_recovery.results.summary import interval
-from saebench_recovery.schema import Mean, Rate
+from saebench_recovery.results.summary import estimate_columns
 from saebench_recovery.scoring import measures
 
 OF_GROUP = ("threat_model", "budget", "budget_unit", "seed", "limit", "target_hash")
@@ -44,19 +42,12 @@ def _line(group: Group, defense: DefenseStanding, attack: AttackStanding) -> dic
         **{name: getattr(group, name) for name in OF_GROUP},
         **{name: getattr(defense, name) for name in OF_DEFENSE},
         **{name: getattr(attack, name) for name in OF_ATTACK},
-        **dict(_estimate("under_attack", attack.under_attack)),
+        **estimate_columns("under_attack", attack.under_attack),
     }
     for measure in measures.MEASURES:
-        columns |= _estimate(measure.name, attack.measures[measure.name])
+        columns |= estimate_columns(measure.name, attack.measures[measure.name])
     flags = [f"{flag.name} ({flag.level})" for flag in attack.flags]
     return {**columns, "flags": " ".join(flags), "identities": " ".join(attack.identities)}
-
-
-def _estimate(name: str, value: Rate | Mean) -> Iterator[tuple[str, float | None]]:
-    known = interval(value)
-    yield name, known.centre if known else None
-    yield f"{name}_low", known.low if known else None
-    yield f"{name}_high", known.high if known else None
 
 
 def _cell(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.table import Table
 from saebench_recovery.results.report.escape import terminal
 from saebench_recovery.results.report.numbers import NONE, brief, mean_number
 from saebench_recovery.results.summary import over_rows, worst_drift
-from saebench_recovery.schema import Flag, Level, Row
+from saebench_recovery.schema import Flag, Level, Row, RunResult
 
 LEVELS: tuple[Level, ...] = (
     "invalid",
@@ -26,10 +26,26 @@ MEASURES = {
 }
 
 
-def headline(title: str, tasks: Mapping[str, Sequence[Row]]) -> Table:
+def title(result: RunResult) -> str:
+    """Who met whom, where."""
+    spec = result.spec
+    return f"{spec['defense']} against {spec['attack']} on {spec['target']}"
+
+
+def terms(result: RunResult) -> Iterator[str]:
+    """Under which terms the run was made, and what its verdicts mean."""
+    spec = result.spec
+    budget = f"budget {spec['budget']} ({spec['budget_unit']})"
+    yield f"{spec['threat_model']}, {budget}, seed {spec['seed']}"
+    for limits in {row.limits for row in result.rows}:
+        yield f"constrained: drift <= {limits.drift:g}, decoded <= {limits.decode:g}"
+        yield f"base-like: fidelity >= {limits.fidelity:g}"
+
+
+def headline(heading: str, tasks: Mapping[str, Sequence[Row]]) -> Table:
     """A column for each task; of one with several targets, the mean over them."""
     table = Table(
-        title=terminal(title),
+        title=terminal(heading),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -37,16 +53,29 @@ def headline(title: str, tasks: Mapping[str, Sequence[Row]]) -> Table:
         padding=(0, 0, 0, 1),
     )
     table.add_column("", style="bold", no_wrap=True)
-    for name, rows in tasks.items():
-        heading = name if len(rows) == 1 else f"{name}, {len(rows)} mean"
-        table.add_column(terminal(heading), justify="right", no_wrap=True)
-    columns = [_figures(rows) for rows in tasks.values()]
-    for label in columns[0] if columns else ():
-        table.add_row(label, *(column[label] for column in columns))
+    columns = figures(tasks)
+    for name in columns:
+        table.add_column(terminal(name), justify="right", no_wrap=True)
+    for line in by_label(columns):
+        table.add_row(*line)
     return table
 
 
-def _figures(rows: Sequence[Row]) -> dict[str, str]:
+def figures(tasks: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, str]]:
+    """The figures of each task by their labels, under the heading of its column."""
+    return {
+        name if len(rows) == 1 else f"{name}, {len(rows)} mean": _of_task(rows)
+        for name, rows in tasks.items()
+    }
+
+
+def by_label(columns: Mapping[str, Mapping[str, str]]) -> Iterator[list[str]]:
+    """The same, line by line: a label, and its figure of every task."""
+    for label in next(iter(columns.values()), {}):
+        yield [label, *(column[label] for column in columns.values())]
+
+
+def _of_task(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "valid flips": f"{sum(r.examples.valid for r in rows)} of "
         f"{sum(r.examples.base for r in rows)}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from saebench_recovery.results.report.escape import terminal
-from saebench_recovery.results.report.headline import explained, headline
+from saebench_recovery.results.report.headline import explained, headline, terms, title
 from saebench_recovery.results.report.numbers import NONE, estimate, mean_number
 from saebench_recovery.results.summary import by_task, over_rows, over_targets, worst_drift
 from saebench_recovery.schema import Cost, Mean, Rate, Row, RunResult, SideEffects
@@ -25,13 +25,13 @@ def print_result(result: RunResult, *, full: bool = False) -> None:
     """
     console = Console()
     tasks = by_task(result.rows)
-    console.print(_table(result, tasks) if full else headline(_title(result), tasks))
+    console.print(_table(result, tasks) if full else headline(title(result), tasks))
     if full:
         for name, rows in tasks.items():
             if len(rows) > 1:
                 console.print(_targets(name, rows))
     else:
-        console.print(terminal("; ".join(_terms(result))), highlight=False)
+        console.print(terminal("; ".join(terms(result))), highlight=False)
     if result.status == "partial":
         console.print("partial: repeat the command to run the tasks that are missing")
     for flag, where in explained(tasks):
@@ -46,8 +46,8 @@ def print_result(result: RunResult, *, full: bool = False) -> None:
 
 def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
     table = Table(
-        title=terminal(_title(result)),
-        caption=terminal("; ".join(_terms(result))),
+        title=terminal(title(result)),
+        caption=terminal("; ".join(terms(result))),
     )
     table.add_column("", style="bold")
     for name, rows in tasks.items():
@@ -58,21 +58,6 @@ def _table(result: RunResult, tasks: Mapping[str, Sequence[Row]]) -> Table:
     for label in dict.fromkeys(label for column in columns for label in column):
         table.add_row(terminal(label), *(column.get(label, NONE) for column in columns))
     return table
-
-
-def _title(result: RunResult) -> str:
-    spec = result.spec
-    return f"{spec['defense']} against {spec['attack']} on {spec['target']}"
-
-
-def _terms(result: RunResult) -> Iterator[str]:
-    """Under which terms the run was made, and what its verdicts mean."""
-    spec = result.spec
-    budget = f"budget {spec['budget']} ({spec['budget_unit']})"
-    yield f"{spec['threat_model']}, {budget}, seed {spec['seed']}"
-    for limits in {row.limits for row in result.rows}:
-        yield f"constrained: drift <= {limits.drift:g}, decoded <= {limits.decode:g}"
-        yield f"base-like: fidelity >= {limits.fidelity:g}"
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
 
 from saebench_recovery.results.mismatch import Mismatch, differing
+from saebench_recovery.results.report.notebook import paragraph
 from saebench_recovery.schema import Count, Stored
 
 TOLERANCE = 1e-4  # relative, of a number that the reference engine recomputes
@@ -47,6 +48,26 @@ class Verification(Stored):
     def exit_code(self) -> int:
         """0: it holds; 1: something does not; 2: what was checked holds, and not all could be."""
         return 1 if self.mismatches else 2 if self.unchecked else 0
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds, and how much of it was replayed."""
+        held = ("holds", "does not hold", "holds as far as it could be checked")[self.exit_code]
+        drawn = "" if self.seed is None else f", drawn with --sample-seed {self.seed}"
+        return f"{held}; {self.flips} of {self.stored_flips} flips replayed{drawn}"
+
+    def lines(self) -> Iterator[str]:
+        """All that was found, a line each."""
+        for mismatch in self.mismatches:
+            yield f"does not hold: {mismatch.line}"
+        for part in self.unchecked:
+            yield f"could not be checked: {part.line}"
+        for note in self.notes:
+            yield f"note: {note}"
+
+    def _repr_html_(self) -> str:
+        verdict = paragraph(f": {self.verdict}", bold=f"run {self.identity}")
+        return verdict + "".join(map(paragraph, self.lines()))
 
 
 @dataclass

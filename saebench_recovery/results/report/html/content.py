@@ -137,11 +137,11 @@ class _GroupLines:
 
 def _attributed(task: TaskAttribution) -> Iterator[Content]:
     for delta in task.deltas:
-        heads = attribution_lines.heads(task, delta)
+        heads = attribution_lines.part_heads(task, delta)
         yield {
             "title": f"{delta.source} deltas: {delta.verdict}",
             "heads": heads,
-            "rows": list(attribution_lines.figures(delta)),
+            "rows": list(attribution_lines.part_rows(delta)),
             "bars": [
                 {
                     "part": title,
