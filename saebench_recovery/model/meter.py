@@ -137,6 +137,11 @@ def counted(
     return result
 
 
+def costs_as(model: nn.Module, like: nn.Module) -> None:
+    """Take a copy's passes to cost what the original's do."""
+    _costs[model] = _costs.setdefault(like, {})
+
+
 def count_product(result: Tensor, flops: float) -> Tensor:
     """Count a product outside of the blocks (the unembedding), and its gradient when taken."""
     meters = _open.get()

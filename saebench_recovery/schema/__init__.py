@@ -21,7 +21,7 @@ from saebench_recovery.schema.facts import (
     Spread,
 )
 from saebench_recovery.schema.finding import Finding, Level
-from saebench_recovery.schema.record import Constraint, Record, Texts
+from saebench_recovery.schema.record import Constraint, Record, Stage, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
     Controls,
@@ -33,6 +33,7 @@ from saebench_recovery.schema.row import (
     Flag,
     Row,
     SuiteMember,
+    WeightStage,
 )
 from saebench_recovery.schema.run import (
     Agreement,
@@ -91,10 +92,12 @@ __all__ = [
     "SideEffects",
     "Source",
     "Spread",
+    "Stage",
     "Stored",
     "StoredChunk",
     "StoredFailure",
     "SuiteMember",
     "TaskAttribution",
     "Texts",
+    "WeightStage",
 ]

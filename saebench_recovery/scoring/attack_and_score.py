@@ -30,6 +30,7 @@ from saebench_recovery.scoring.reach import UNREACHED, reaches
 from saebench_recovery.scoring.reference import injected, is_reference
 from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.stages import stages
 
 REPLACED = "judge-replaced"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
@@ -101,6 +102,7 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         meter,
         setting.drift_rule,
         spec.flops,
+        setting.lessons,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:
@@ -181,7 +183,7 @@ def _records(
     raised = {**_flags(setting, flips, ladder, replay), UNREACHED: unreached_E}
     constraint = setting.attack.promise(alone)
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
-    relative_E = ladder.smallest_relative_E()
+    relative_E, stages_E = ladder.smallest_relative_E(), stages(setting, flips, ladder)
     return [
         Record(
             task=setting.task.label,
@@ -204,6 +206,7 @@ def _records(
             flops=float(spent_E[e]),
             flops_recovers=_finite(reached_E[e]),
             constraint=constraint,
+            stages=stages_E[e],
             alarmed=None if replay.alarmed_E is None else bool(replay.alarmed_E[e]),
             flags=tuple(flag for flag, raised_E in raised.items() if raised_E[e]),
         )

@@ -108,6 +108,8 @@ def _constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
 
 
 def _constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> bool:
+    if facts.perturbation.of_weights:
+        return False
     bound = sum(record.measures.get("constrained") is not None for record in records)
     return 2 * bound < len(records)
 
@@ -126,6 +128,11 @@ def _no_base_behaviour(row: Row, records: Sequence[Record], facts: Facts) -> boo
 
 def _not_retained(row: Row, records: Sequence[Record], facts: Facts) -> bool:
     retained = facts.side_effects.retained
+    return retained is not None and retained < facts.limits.retained
+
+
+def _weights_broken(row: Row, records: Sequence[Record], facts: Facts) -> bool:
+    retained = row.stages[-1].retained if row.stages else None
     return retained is not None and retained < facts.limits.retained
 
 
@@ -310,6 +317,14 @@ CONDITIONS = (
         "the defense does not do after the attack what it did before it",
         "let neither attack nor defense keep state between calls; `saebench check` names more",
         _on_any_flip("defense-changed"),
+    ),
+    Condition(
+        "weights-broken",
+        "caution",
+        "with its weights changed the model keeps too few of the retain examples: what came back "
+        "came with damage",
+        "read the stages: fewer steps, a lower rate or more bits; the limit is --min-retained",
+        _weights_broken,
     ),
     Condition(
         "neutral-text-changed",

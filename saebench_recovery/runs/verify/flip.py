@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -43,6 +43,7 @@ class ReplayedFlip:
     record: Record
     example: Example
     parts: Mapping[str, Perturbation]
+    retained: Callable[[Perturbation], float | None]
 
     @cached_property
     def clean(self) -> Replayed:
@@ -75,7 +76,9 @@ class ReplayedFlip:
         """What a perturbation does, asked for the right answer or for the wrong one."""
         asked = self.wrong if wrong else self.example
         (perturbed,), delta = perturbation.applied([asked])
-        conditions = Conditions(self.setting.defense, delta, self.setting.spec.threat_model)
+        conditions = Conditions(
+            self.setting.defense, delta, self.setting.spec.threat_model, perturbation.weights()
+        )
         return self._shown(perturbed, conditions)
 
     def nothing(self, *, wrong: bool) -> Replayed:

@@ -12,8 +12,9 @@ import torch
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example
-from saebench_recovery.model.plain import PlainModel
+from saebench_recovery.interfaces import Example, Perturbation
+from saebench_recovery.model.plain import Conditions, PlainModel
+from saebench_recovery.model.weights import WeightChange
 from saebench_recovery.results.consistency import StoredRun
 from saebench_recovery.results.mismatch import differing
 from saebench_recovery.runs.plan import Matchup
@@ -31,6 +32,7 @@ from saebench_recovery.schema import Facts
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples
 from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.phase import visible
 from saebench_recovery.targets.plain import load_plain
 from saebench_recovery.targets.target import Target
 
@@ -109,6 +111,28 @@ class _Group:
             if record.id in ids:
                 yield e
 
+    @cached_property
+    def _kept(self) -> dict[WeightChange | None, float | None]:
+        return {}
+
+    def _retained(self, perturbation: Perturbation) -> float | None:
+        """Retain examples that are right under other weights, of those that are when clean.
+
+        The same for all flips of a chunk, so it is found once.
+        """
+        weights = perturbation.weights()
+        if weights not in self._kept:
+            defended = Conditions(self.setting.defense, weights=weights)
+            known = [e for e in self._known if _right(self.plain, e, defended)]
+            self._kept[weights] = len(known) / len(self._known) if self._known else None
+        return self._kept[weights]
+
+    @cached_property
+    def _known(self) -> list[Example]:
+        examples = self.setting.task.examples(self.setting.target, "retain")
+        retain = visible(examples, lambda e: str(e.prompt))
+        return [e for e in retain if _right(self.plain, e, Conditions())]
+
     def check(self, e: int, findings: Findings) -> None:
         """Hold one record to its replay."""
         record = self.flips.records[e]
@@ -124,6 +148,7 @@ class _Group:
             record,
             example,
             {name: narrowed(part, e) for name, part in self.flips.parts.items()},
+            self._retained,
         )
         self.passes.forget()
         missing = missing_parts(flip)
@@ -135,3 +160,9 @@ class _Group:
         except (UserError, ValueError, IndexError, KeyError) as error:
             # Evidence is foreign: a position outside the prompt, a token that does not exist.
             place.same("replay", "a perturbation that can be replayed", str(error))
+
+
+@torch.no_grad()
+def _right(plain: PlainModel, example: Example, conditions: Conditions) -> bool:
+    """Whether the first candidate is the best one."""
+    return int(plain.output(example, conditions).scores_EC.argmax()) == 0

@@ -12,6 +12,7 @@ import torch
 
 from saebench_recovery.interfaces import Perturbation
 from saebench_recovery.perturbations.evidence import PARTS
+from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.runs.verify.flip import Replayed, ReplayedFlip
 from saebench_recovery.runs.verify.report import Place
 from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE
@@ -35,6 +36,7 @@ def check_flip(flip: ReplayedFlip, place: Place) -> None:
     for wrong in (False, True):
         _smallest(flip, place, wrong=wrong)
     _raised(flip, place)
+    _stages(flip, place)
 
 
 def _scale(flip: ReplayedFlip) -> float:
@@ -149,7 +151,7 @@ def _drift(flip: ReplayedFlip, place: Place) -> None:
     )
     back = flip.headline.behaviour
     constrained, base_like = (record.measures[name] for name in ("constrained", "base_like"))
-    if drift.bound:
+    if drift.bound and flip.setting.limited:
         place.verdict(
             "constrained",
             constrained,
@@ -245,6 +247,26 @@ def _raised(flip: ReplayedFlip, place: Place) -> None:
     }
     place.same("flags", flip.record.flags, [flag for flag, on in raised.items() if on])
     place.same("constraint", flip.record.constraint, flip.setting.attack.promise(alone))
+
+
+def _stages(flip: ReplayedFlip, place: Place) -> None:
+    """Each stage of a change of weights; what it says of its cost is not held to anything."""
+    headline, wrong = flip.parts["headline"], flip.parts["headline_wrong"]
+    if not isinstance(headline, ChangedWeights) or not isinstance(wrong, ChangedWeights):
+        place.same("stages", flip.record.stages, ())
+        return
+    pairs = list(zip(headline.stages(), wrong.stages(), strict=True))
+    place.same("stages", len(flip.record.stages), len(pairs))
+    for i, (stored, ((_, change), (_, other))) in enumerate(
+        zip(flip.record.stages, pairs, strict=False)
+    ):
+        shown = flip.under(change, wrong=False)
+        undecided = _undecided(flip, place, shown)
+        place.verdict(f"stages.{i}.shows", stored.shows, found=shown.behaviour, undecided=undecided)
+        if flip.within_reach:
+            injected = flip.under(other, wrong=True)
+            _injected(flip, place, f"stages.{i}.injects", stored.injects, injected)
+        place.close(f"stages.{i}.retained", stored.retained, flip.retained(change))
 
 
 def missing_parts(flip: ReplayedFlip) -> list[str]:
