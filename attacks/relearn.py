@@ -1,7 +1,7 @@
 """`relearn`: the behaviour is trained back into the weights, on other examples of it.
 
-Relearning attacks (arXiv 2409.18025, on finetuning; arXiv 2402.16835, on relearning): a few steps on
-data of the behaviour undo what was taken away. Here the weights are adapted at low
+Relearning attacks (arXiv 2409.18025, on finetuning; arXiv 2402.16835, on relearning): a few steps
+on data of the behaviour undo what was taken away. Here the weights are adapted at low
 rank (LoRA, arXiv 2106.09685) with the defense active throughout.
 """
 
@@ -24,7 +24,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.weights import Spent
 from saebench_recovery.registry import register_attack
 
-HALVINGS = 4  # stages: after all steps, half of them, and so on
+HALVINGS = 6  # stages: after all steps, half of them, and so on
 
 
 @register_attack("relearn")
@@ -113,7 +113,10 @@ def _with_adapters(model: torch.nn.Module, rank: int, seed: int) -> list[Tensor]
         inject_adapter_in_model(config, model)
     for name in chosen:
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(_note_adapters)
-    return [weight for weight in model.parameters() if weight.requires_grad]
+    trained: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:  # steps would be lost in a coarser precision
+        weight.data = weight.data.float()
+    return trained
 
 
 def _note_adapters(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:

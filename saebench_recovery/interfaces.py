@@ -137,39 +137,38 @@ class Task(Plugin, ABC, kind="task"):
         Raises:
             UserError: the example has neither.
         """
-        right = example.candidates[0]
-        wrong = example.wrong
+        right, wrong = example.candidates[0], example.wrong
         if wrong is None:
             margin_C = self.margins(defended)[index, : len(example.candidates)]
             others = [c for c in margin_C.argsort(descending=True).tolist() if c != 0]
             # Where a task can show several and shows all of them, the one that is shown least.
             last = others[-1] if len(others) > 1 else None
             chosen = next((c for c in others if margin_C[c] <= 0), last)
-            wrong = None if chosen is None else example.candidates[chosen]
-        if wrong is None or wrong == right:
+            wrong = right if chosen is None else example.candidates[chosen]
+        if wrong == right:
             raise UserError(
                 f"task {self.name!r} has no wrong target for example {example.id!r}: give it a "
                 "third candidate or a wrong one"
             )
         return example.with_candidates(wrong, *(c for c in example.candidates if c != wrong))
 
+    def never_learned(self, example: Example) -> Example | None:
+        """The example asked of what the model cannot know; of all evaluation examples, or none."""
+        return None
+
     def beginnings(self) -> Sequence[str]:
         """Beginnings of answers that show the behaviour, of a task that generates."""
         return ()
 
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
-        """Run-level figures that the task's field asks for, beside the other side effects.
-
-        `clean` and `defended` run any examples through the model without and with the defense.
-        """
+        """Run-level figures of the task's field; both run examples, the clean and defended model."""
         return {}
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:
         """Closeness [E] of an output to the clean one: 1 - total variation at the readout."""
         if output.logprobs_EV is None or clean.logprobs_EV is None:
             raise ValueError("fidelity needs next-token log-probabilities")
-        gap_EV = output.logprobs_EV.exp() - clean.logprobs_EV.exp()
-        return 1 - gap_EV.abs().sum(1) / 2
+        return 1 - (output.logprobs_EV.exp() - clean.logprobs_EV.exp()).abs().sum(1) / 2
 
     def base_like(self, output: Output, clean: Output, least: float) -> Tensor:
         """Bool [E]: a recovered output that is near the clean one, not merely past the margin."""
@@ -183,9 +182,9 @@ class Task(Plugin, ABC, kind="task"):
 class Defense(Watched, ABC, kind="defense"):
     """An intervention on the residual stream that should stop a behaviour.
 
-    `sees_only_latents`: what `intervene` adds depends on the residual only through the defended
-    latents' pre-activations (and its norm, where the SAE normalises its input). Where that is
-    not so, a constrained attack can keep the latents in place to first order only.
+    `sees_only_latents`: what `intervene` adds depends on the residual only by the defended latents'
+    pre-activations (and its norm, where the SAE normalises its input). If not, a constrained attack
+    keeps the latents in place to first order only.
     """
 
     sees_only_latents: ClassVar[bool] = True
@@ -241,8 +240,7 @@ class Defense(Watched, ABC, kind="defense"):
             if asked > width:
                 line = f"{asked} latents asked for at {site}, which has {width}"
                 raise UserError(f"{line}; give fewer with -D latents")
-            score_M = task.attribution(target, site)
-            top = score_M.topk(self.config.latents)
+            top = task.attribution(target, site).topk(asked)
             chosen, scores = top.indices[top.values > 0], top.values[top.values > 0]
         if chosen.numel() == 0:
             raise UserError(f"no latent at {site} scores above zero for task {task.name!r}")
@@ -269,7 +267,7 @@ class Defense(Watched, ABC, kind="defense"):
     @property
     def features(self) -> dict[Site, tuple[int, ...]]:
         """Indices of the defended latents per site."""
-        return {site: tuple(d.features.tolist()) for site, d in self.latents.items()}
+        return {s: tuple(d.features.tolist()) for s, d in self.latents.items()}
 
 
 class Attack(Plugin, ABC, kind="attack"):

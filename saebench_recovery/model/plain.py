@@ -237,12 +237,13 @@ def eager(model: nn.Module) -> Any:
 def reweighted(model: nn.Module, change: WeightChange | None) -> Iterator[None]:
     """Give the model's own parameters other values while the context is open."""
     kept = []
-    for name in () if change is None else matrices(model):
-        weight = model.get_parameter(name)
-        changed = change and change.of(name, weight.data)
-        if changed is not None:
-            kept.append((weight, weight.data))
-            weight.data = changed
+    if change is not None:
+        for name in matrices(model):
+            weight = model.get_parameter(name)
+            changed = change.of(name, weight.data)
+            if changed is not None:
+                kept.append((weight, weight.data))
+                weight.data = changed
     try:
         yield
     finally:

@@ -13,9 +13,10 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.perturbation import SHARED, Perturbation
 from saebench_recovery.perturbations.kinds import KINDS
 
-PARTS = ("headline", "headline_wrong", "smallest", "smallest_wrong")
+NEVER_LEARNED = "never_learned"
+PARTS = ("headline", "headline_wrong", "smallest", "smallest_wrong", NEVER_LEARNED)
 """Of each flip: the perturbation that is scored and the smallest one that recovers, towards the
-right answer and towards the wrong one."""
+right answer and towards the wrong one; and the one of its never-learned counterpart."""
 
 
 def pack(

@@ -95,7 +95,7 @@ class LowRankChange(ChangedWeights):
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        used_K, place_EK = self.stage_EK.unique(return_inverse=True)
+        used_K, place_EK = torch.unique(self.stage_EK, return_inverse=True)
         missing = int((used_K < 0).sum())
         own = self.factors.chosen(used_K[missing:])
         spent = torch.tensor(
@@ -165,7 +165,7 @@ class LowRank(WeightSpace):
         if like is None:
             like = self._full()
         assert isinstance(like, LowRankChange)
-        last_K, place_E = like.stage_EK[:, -1].unique(return_inverse=True)
+        last_K, place_E = torch.unique(like.stage_EK[:, -1], return_inverse=True)
         missing = int((last_K < 0).sum())
         known, drawn = like.factors.chosen(last_K[missing:]), draw.alike("")
         up, down = {}, {}

@@ -41,7 +41,8 @@ class Rounded(WeightChange):
             number = int(hash_text(f"{self.seed}/{name}")[:15], 16)
             coins = torch.randint(2, weight.shape, generator=Generator().manual_seed(number))
             error = error * (2 * coins - 1).to(error)
-        return (exact + error).to(weight.dtype)
+        changed: Tensor = (exact + error).to(weight.dtype)
+        return changed
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -121,6 +122,7 @@ class Rounding(WeightSpace):
         checked_shape(perturbation, RoundedWeights)
         assert isinstance(perturbation, RoundedWeights)
         self.check_sides(perturbation.weights_of())
-        if not set(perturbation.bits_E.tolist()) <= {0, *BITS}:
-            raise ValueError(f"weights of {perturbation.bits_E.unique().tolist()} bits, not {BITS}")
+        others = set(perturbation.bits_E.tolist()) - {0, *BITS}
+        if others:
+            raise ValueError(f"weights of {min(others)} bits; there are {BITS}")
         return perturbation

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
 from saebench_recovery.model.meter import Meter, Trail
-from saebench_recovery.perturbations.evidence import pack
+from saebench_recovery.perturbations.evidence import NEVER_LEARNED, pack
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
@@ -55,12 +56,13 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     patched = replaced(before, *judges)
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
+        unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
-        records = _records(setting, flips, ladder, replay, problem.trail)
+        records = _records(setting, flips, ladder, replay, problem.trail, unknown)
         if patched:
             records = [r.model_copy(update={"flags": (*r.flags, REPLACED)}) for r in records]
         tensors, metadata = pack(
-            _evidence(ladder),
+            {**_evidence(ladder), **unknown.evidence()},
             [f.example.id for f in flips],
             task=setting.task.label,
             attack=setting.attack.name,
@@ -140,6 +142,45 @@ def _swapped(problem: Problem, clean_NV: Tensor, count: int) -> Tensor:
     return wanted_NV
 
 
+@dataclass(frozen=True)
+class NeverLearned:
+    """Answers [E] brought to questions about what the model cannot know, and by what.
+
+    NaN where an answer is given undisturbed; nothing for a task without such questions.
+    """
+
+    brought_E: Tensor | None = None
+    perturbation: Perturbation | None = None
+
+    def evidence(self) -> dict[str, Perturbation]:
+        return {} if self.perturbation is None else {NEVER_LEARNED: self.perturbation}
+
+
+def never_learned(setting: Setting, flips: Sequence[Flip]) -> NeverLearned:
+    """The same attack at the headline budget on the flips' never-learned counterparts."""
+    asked = unknown_flips(setting, flips)
+    if len(asked) < len(flips):
+        return NeverLearned()
+    alone = setting.at_headline()
+    found = searched(alone, posed(alone.handed_out(), asked, Meter()))
+    problem = posed(alone, asked, Meter())
+    right = torch.arange(0, problem.size, problem.variants, device=problem.goal_N.device)
+    problem, perturbation = problem.rows(right), found.rows(right)
+    already_E = problem.behaviour(problem.nothing())
+    brought_E = problem.behaviour(perturbation).float().masked_fill(already_E, torch.nan)
+    return NeverLearned(brought_E, perturbation)
+
+
+def unknown_flips(setting: Setting, flips: Sequence[Flip]) -> list[Flip]:
+    """The flips' counterparts about what the model cannot know, of those that have one."""
+    pairs = [(flip, setting.task.never_learned(flip.example)) for flip in flips]
+    return [
+        replace(flip, example=other, wrong=replace(flip.wrong, prompt=other.prompt))
+        for flip, other in pairs
+        if other is not None
+    ]
+
+
 def _evidence(ladder: Ladder) -> dict[str, Perturbation]:
     parts = {
         "headline": ladder.headline(wrong=False),
@@ -152,7 +193,12 @@ def _evidence(ladder: Ladder) -> dict[str, Perturbation]:
 
 @torch.no_grad()
 def _records(
-    setting: Setting, flips: Sequence[Flip], ladder: Ladder, replay: Replay, trail: Trail
+    setting: Setting,
+    flips: Sequence[Flip],
+    ladder: Ladder,
+    replay: Replay,
+    trail: Trail,
+    unknown: NeverLearned,
 ) -> list[Record]:
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
@@ -178,6 +224,7 @@ def _records(
             wrong_reference_E=reached(_injected(setting, ladder, spent_E)),
             random_E=alone.behaviour(alone.random("control", headline)),
             wrong_E=reached(ladder.injected_E),
+            never_learned_E=unknown.brought_E,
         )
     )
     raised = {**_flags(setting, flips, ladder, replay), UNREACHED: unreached_E}

@@ -92,6 +92,13 @@ class Setting:
         vars(copied).update(drift_rule=deepcopy(self.drift_rule), **shared)
         return copied
 
+    def at_headline(self) -> Setting:
+        """The same at the headline budget alone."""
+        alone = replace(self, in_suite=True)
+        measured = ("spreads", "drift_rule", "lessons", "active", "bare")
+        vars(alone).update({name: getattr(self, name) for name in measured})
+        return alone
+
     def measure(self) -> None:
         """Measure spreads, drift rule and lessons now: no chunk pays for what serves all."""
         _ = self.spreads, self.drift_rule, self.lessons

@@ -18,7 +18,7 @@ from saebench_recovery.model.plain_drift import PlainDrift, drift_of
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.runs.verify.passes import RememberedPasses
 from saebench_recovery.schema import Record
-from saebench_recovery.scoring.attack_and_score import posed
+from saebench_recovery.scoring.attack_and_score import posed, unknown_flips
 from saebench_recovery.scoring.reach import reaches
 from saebench_recovery.scoring.setting import Flip, Setting
 
@@ -74,7 +74,9 @@ class ReplayedFlip:
 
     def under(self, perturbation: Perturbation, *, wrong: bool) -> Replayed:
         """What a perturbation does, asked for the right answer or for the wrong one."""
-        asked = self.wrong if wrong else self.example
+        return self._perturbed(self.wrong if wrong else self.example, perturbation)
+
+    def _perturbed(self, asked: Example, perturbation: Perturbation) -> Replayed:
         (perturbed,), delta = perturbation.applied([asked])
         conditions = Conditions(
             self.setting.defense, delta, self.setting.spec.threat_model, perturbation.weights()
@@ -167,10 +169,25 @@ class ReplayedFlip:
         return self.plain.run((*example.prompt, *answer), conditions, watch)
 
     @cached_property
+    def flip(self) -> Flip:
+        return Flip(self.example, self.clean.objective, self.defended.objective, self.wrong)
+
+    @cached_property
     def problem(self) -> Problem:
         """The search's own problem of this flip alone: its space says what it admits."""
-        flip = Flip(self.example, self.clean.objective, self.defended.objective, self.wrong)
-        return posed(self.setting, [flip], Meter())
+        return posed(self.setting, [self.flip], Meter())
+
+    @cached_property
+    def unknown(self) -> Flip | None:
+        """Its never-learned counterpart, if the task has one."""
+        return next(iter(unknown_flips(self.setting, [self.flip])), None)
+
+    def of_unknown(self, perturbation: Perturbation | None) -> Replayed:
+        """What a perturbation, or the defense alone, does to the counterpart."""
+        assert self.unknown is not None
+        if perturbation is None:
+            return self._shown(self.unknown.example, self.defense_alone)
+        return self._perturbed(self.unknown.example, perturbation)
 
     def alone(self, place: int, *, wrong: bool) -> Problem:
         """The problem's row at one of the budgets."""

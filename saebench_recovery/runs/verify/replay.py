@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch
 
 from saebench_recovery.interfaces import Perturbation
-from saebench_recovery.perturbations.evidence import PARTS
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.evidence import NEVER_LEARNED, PARTS
 from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.runs.verify.flip import Replayed, ReplayedFlip
 from saebench_recovery.runs.verify.report import Place
-from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE
+from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE, posed
 from saebench_recovery.scoring.reach import UNREACHED
 from saebench_recovery.scoring.replay import first_choice
 
@@ -33,6 +34,7 @@ def check_flip(flip: ReplayedFlip, place: Place) -> None:
     _headline(flip, place)
     _drift(flip, place)
     _controls(flip, place)
+    _never_learned(flip, place)
     for wrong in (False, True):
         _smallest(flip, place, wrong=wrong)
     _raised(flip, place)
@@ -69,9 +71,16 @@ def _valid_flip(flip: ReplayedFlip, place: Place) -> None:
 def _admitted(flip: ReplayedFlip, place: Place, name: str, perturbation: Perturbation) -> None:
     """The attack's space takes the perturbation as it is: positions, sites, norm, tokens."""
     head, largest = flip.setting.head, len(flip.setting.budgets) - 1
-    problem = flip.alone(
-        head if name.startswith("headline") else largest, wrong=name.endswith("wrong")
-    )
+    if name == NEVER_LEARNED:
+        if flip.unknown is None:
+            place.same("evidence", "no such part", name)
+            return
+        alone = flip.setting.at_headline()
+        problem = posed(alone, [flip.unknown], Meter()).rows(torch.tensor([0]))
+    else:
+        problem = flip.alone(
+            head if name.startswith("headline") else largest, wrong=name.endswith("wrong")
+        )
     try:
         admitted = problem.admit(perturbation).tensors()
     except (ValueError, TypeError, RuntimeError) as error:
@@ -187,6 +196,17 @@ def _controls(flip: ReplayedFlip, place: Place) -> None:
             place.same(name, record.measures[name], None)
 
 
+def _never_learned(flip: ReplayedFlip, place: Place) -> None:
+    stored = flip.record.measures.get(NEVER_LEARNED)
+    if flip.unknown is None:
+        place.same(NEVER_LEARNED, stored, None)
+        return
+    nothing, shown = flip.of_unknown(None), flip.of_unknown(flip.parts[NEVER_LEARNED])
+    if any(_undecided(flip, place, one) for one in (nothing, shown)):
+        return
+    place.same(NEVER_LEARNED, stored, None if nothing.behaviour else shown.behaviour)
+
+
 def _injected(
     flip: ReplayedFlip, place: Place, field: str, stored: object, shown: Replayed
 ) -> None:
@@ -275,5 +295,7 @@ def missing_parts(flip: ReplayedFlip) -> list[str]:
     return [
         part
         for part in PARTS
-        if part not in flip.parts and not (normless and part.startswith("smallest"))
+        if part not in flip.parts
+        and not (normless and part.startswith("smallest"))
+        and not (part == NEVER_LEARNED and flip.unknown is None)
     ]
