@@ -161,7 +161,7 @@ class Task(Plugin, ABC, kind="task"):
         return ()
 
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
-        """Run-level figures of the task's field; both run examples, the clean and defended model."""
+        """Run-level figures of the task's field; what is handed in runs any examples."""
         return {}
 
     def fidelity(self, output: Output, clean: Output) -> Tensor:

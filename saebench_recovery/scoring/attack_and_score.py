@@ -157,11 +157,20 @@ class NeverLearned:
 
 
 def never_learned(setting: Setting, flips: Sequence[Flip]) -> NeverLearned:
-    """The same attack at the headline budget on the flips' never-learned counterparts."""
-    asked = unknown_flips(setting, flips)
-    if len(asked) < len(flips):
+    """The same attack at the headline budget on the flips' never-learned counterparts.
+
+    Of what the model cannot know any answer is as good as another, so the one is asked for that it
+    is nearest to giving, of those that it does not give undisturbed.
+    """
+    task, alone = setting.task, setting.at_headline()
+    others = [o for flip in flips if (o := task.never_learned(flip.example)) is not None]
+    if len(others) < len(flips):
         return NeverLearned()
-    alone = setting.at_headline()
+    output = whole_pass(setting.active, task, setting.target.batch(others), distribution=False)
+    asked = [
+        replace(flip, example=task.wrong_target(other, output, e), wrong=other)
+        for e, (flip, other) in enumerate(zip(flips, others, strict=True))
+    ]
     found = searched(alone, posed(alone.handed_out(), asked, Meter()))
     problem = posed(alone, asked, Meter())
     right = torch.arange(0, problem.size, problem.variants, device=problem.goal_N.device)
@@ -169,16 +178,6 @@ def never_learned(setting: Setting, flips: Sequence[Flip]) -> NeverLearned:
     already_E = problem.behaviour(problem.nothing())
     brought_E = problem.behaviour(perturbation).float().masked_fill(already_E, torch.nan)
     return NeverLearned(brought_E, perturbation)
-
-
-def unknown_flips(setting: Setting, flips: Sequence[Flip]) -> list[Flip]:
-    """The flips' counterparts about what the model cannot know, of those that have one."""
-    pairs = [(flip, setting.task.never_learned(flip.example)) for flip in flips]
-    return [
-        replace(flip, example=other, wrong=replace(flip.wrong, prompt=other.prompt))
-        for flip, other in pairs
-        if other is not None
-    ]
 
 
 def _evidence(ladder: Ladder) -> dict[str, Perturbation]:

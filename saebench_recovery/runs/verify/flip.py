@@ -18,7 +18,7 @@ from saebench_recovery.model.plain_drift import PlainDrift, drift_of
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.runs.verify.passes import RememberedPasses
 from saebench_recovery.schema import Record
-from saebench_recovery.scoring.attack_and_score import posed, unknown_flips
+from saebench_recovery.scoring.attack_and_score import posed
 from saebench_recovery.scoring.reach import reaches
 from saebench_recovery.scoring.setting import Flip, Setting
 
@@ -180,7 +180,12 @@ class ReplayedFlip:
     @cached_property
     def unknown(self) -> Flip | None:
         """Its never-learned counterpart, if the task has one."""
-        return next(iter(unknown_flips(self.setting, [self.flip])), None)
+        task = self.setting.task
+        other = task.never_learned(self.example)
+        if other is None:
+            return None
+        defended = self._shown(other, self.defense_alone).output
+        return replace(self.flip, example=task.wrong_target(other, defended, 0), wrong=other)
 
     def of_unknown(self, perturbation: Perturbation | None) -> Replayed:
         """What a perturbation, or the defense alone, does to the counterpart."""
