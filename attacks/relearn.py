@@ -122,8 +122,8 @@ def _with_adapters(model: torch.nn.Module, rank: int, seed: int) -> list[Tensor]
 def _note_adapters(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
     """The thin factors have gradients of their own, beside those of what they are given."""
     tokens = args[0].numel() // args[0].shape[-1]
-    for factor in (layer.lora_A.default, layer.lora_B.default):
-        note_twofold(2.0 * tokens * factor.weight.numel())
+    for factor in _thin_and_wide(layer):
+        note_twofold(2.0 * tokens * factor.numel())
 
 
 @torch.no_grad()
@@ -131,11 +131,17 @@ def _learned(model: torch.nn.Module, spent: Spent) -> Factors:
     """What the adapters add to each weight, in the weight's own layout."""
     up, down = {}, {}
     for name, layer in _adapters(model):
-        thin, wide = layer.lora_A.default.weight.float(), layer.lora_B.default.weight.float()
+        thin, wide = _thin_and_wide(layer)
         wide = wide * layer.scaling["default"]
         first, second = (thin.T, wide.T) if inputs_first(layer.base_layer) else (wide, thin)
         up[name], down[name] = first[None].clone(), second[None].clone()
     return Factors(up, down, (spent,))
+
+
+def _thin_and_wide(layer: Any) -> tuple[Tensor, Tensor]:
+    """The factors of an adapted layer, [rank, inputs] and [outputs, rank]."""
+    thin, wide = (layer.get_submodule(f"lora_{which}.default").weight for which in "AB")
+    return thin, wide
 
 
 def _adapters(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

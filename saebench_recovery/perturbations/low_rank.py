@@ -202,6 +202,8 @@ class LowRank(WeightSpace):
             raise ValueError("it names a change that it does not hold")
         if not all_finite([*factors.up.values(), *factors.down.values()]):
             raise ValueError("the change of weights is not finite")
+        if factors.up.keys() != factors.down.keys():
+            raise ValueError("the factors of its weights do not belong together")
         for name, up in factors.up.items():
             down = factors.down[name]
             if name not in shapes or (up.shape[1], down.shape[2]) != shapes[name]:

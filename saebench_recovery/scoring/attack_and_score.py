@@ -199,35 +199,14 @@ def _records(
     trail: Trail,
     unknown: NeverLearned,
 ) -> list[Record]:
-    alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
     spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
     within_reach = [reaches(setting, flip.example, flip.wrong) for flip in flips]
     unreached_E = ~torch.tensor(within_reach, device=spent_E.device)
-
-    def reached(injected_E: Tensor) -> Tensor:
-        return injected_E.float().masked_fill(unreached_E, torch.nan)
-
-    measures = measured(
-        Seen(
-            recovered_E=replay.recovered_E,
-            within_E=replay.within_E,
-            bound_E=replay.bound_E,
-            base_like_E=replay.base_like_E,
-            first_choice_E=replay.first_choice_E,
-            fidelity_E=replay.fidelity_E,
-            reactivated_E=replay.reactivated_E,
-            norm_E=alone.norm(headline),
-            relative_norm_E=alone.space.relative_norm(headline),
-            nothing_E=alone.behaviour(alone.nothing()),
-            wrong_reference_E=reached(_injected(setting, ladder, spent_E)),
-            random_E=alone.behaviour(alone.random("control", headline)),
-            wrong_E=reached(ladder.injected_E),
-            never_learned_E=unknown.brought_E,
-        )
-    )
+    seen = _seen(ladder, replay, unknown, unreached_E, _injected(setting, ladder, spent_E))
+    measures = measured(seen)
     raised = {**_flags(setting, flips, ladder, replay), UNREACHED: unreached_E}
-    constraint = setting.attack.promise(alone)
+    constraint = setting.attack.promise(ladder.alone(wrong=False))
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
     relative_E, stages_E = ladder.smallest_relative_E(), stages(setting, flips, ladder)
     return [
@@ -258,6 +237,36 @@ def _records(
         )
         for e, flip in enumerate(flips)
     ]
+
+
+def _seen(
+    ladder: Ladder,
+    replay: Replay,
+    unknown: NeverLearned,
+    unreached_E: Tensor,
+    wrong_reference_E: Tensor,
+) -> Seen:
+    alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
+
+    def reached(injected_E: Tensor) -> Tensor:
+        return injected_E.float().masked_fill(unreached_E, torch.nan)
+
+    return Seen(
+        recovered_E=replay.recovered_E,
+        within_E=replay.within_E,
+        bound_E=replay.bound_E,
+        base_like_E=replay.base_like_E,
+        first_choice_E=replay.first_choice_E,
+        fidelity_E=replay.fidelity_E,
+        reactivated_E=replay.reactivated_E,
+        norm_E=alone.norm(headline),
+        relative_norm_E=alone.space.relative_norm(headline),
+        nothing_E=alone.behaviour(alone.nothing()),
+        wrong_reference_E=reached(wrong_reference_E),
+        random_E=alone.behaviour(alone.random("control", headline)),
+        wrong_E=reached(ladder.injected_E),
+        never_learned_E=unknown.brought_E,
+    )
 
 
 def _injected(setting: Setting, ladder: Ladder, spent_E: Tensor) -> Tensor:
