@@ -51,7 +51,8 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     size = GROUP if bits == 4 and columns % GROUP == 0 else columns
     groups = weight.reshape(-1, size)
     step = groups.abs().amax(1, keepdim=True).clamp_min(1e-30) / (2 ** (bits - 1) - 1)
-    return ((groups / step).round() * step).reshape(weight.shape)
+    close: Tensor = (groups / step).round() * step
+    return close.reshape(weight.shape)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from saebench_recovery.schema.facts import (
     Spread,
 )
 from saebench_recovery.schema.finding import Finding, Level
+from saebench_recovery.schema.layers import LayerPoint, LayerSweep
 from saebench_recovery.schema.record import Constraint, Record, Stage, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
@@ -77,6 +78,8 @@ __all__ = [
     "Finding",
     "Finite",
     "Flag",
+    "LayerPoint",
+    "LayerSweep",
     "Level",
     "Mean",
     "PartEffect",
