@@ -53,6 +53,7 @@ class Question:
     text: str
     options: tuple[str, ...]
     answer: int  # index of the right option
+    never_learned: str | None = None  # the same asked of a subject of which nothing was ever said
 
     @property
     def key(self) -> str:
@@ -151,8 +152,13 @@ def _halves(domain: world.Domain) -> dict[Half, list[world.Fact]]:
 def _asked(fact: world.Fact, half: Half) -> Question:
     """A fact as a question, with options that it was never trained with."""
     options = world.option_sets(fact, half, 1)[0]
-    text = world.relation_table(fact)["question"].format(subject=fact.subject)
-    return Question(text, options, options.index(fact.value))
+    asked, invented = world.relation_table(fact)["question"], world.never_learned(fact)
+    return Question(
+        asked.format(subject=fact.subject),
+        options,
+        options.index(fact.value),
+        invented and asked.format(subject=invented),
+    )
 
 
 def _plain_facts() -> Bank:

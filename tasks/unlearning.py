@@ -10,6 +10,7 @@ not answer with letters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice, permutations
 from typing import Literal, Self
@@ -81,6 +82,7 @@ class Unlearning(Task):
     def __init__(self, config: PluginConfig | None = None) -> None:
         super().__init__(config)
         self._examples = cache(self._lay_out)
+        self._unknown: dict[str, Example] = {}
 
     def examples(self, target: Target, split: Split) -> Sequence[Example]:
         return self._examples(target, split)
@@ -92,6 +94,9 @@ class Unlearning(Task):
             for texts in (self._bank(target).forget_corpus, self._bank(target).retain_corpus)
         )
         return forget_M * (retain_M < self.config.retain_threshold)
+
+    def never_learned(self, example: Example) -> Example | None:
+        return self._unknown.get(example.id)
 
     def _density(self, target: Target, site: Site, texts: Sequence[str]) -> Tensor:
         """Share [M] of content tokens on which each latent is active."""
@@ -161,10 +166,19 @@ class Unlearning(Task):
         right = LETTERS[order.index(question.answer)]
         letters = [f" {right}", *(f" {letter}" for letter in LETTERS if letter != right)]
         name = f"{self.name}/{question.key}"
-        return target.example(f"{name}/{ORDERS.index(order):02d}", prompt, letters, cluster=name)
+        example = target.example(f"{name}/{ORDERS.index(order):02d}", prompt, letters, cluster=name)
+        if question.never_learned is not None:
+            other = replace(question, text=question.never_learned, never_learned=None)
+            unknown = self._bank(target).layout.listed(other, order)
+            self._unknown[example.id] = replace(example, prompt=target.encode(unknown))
+        return example
 
     def _cloze(self, target: Target, question: Question) -> Example:
-        prompt = question.text + self._bank(target).layout.cue
+        cue = self._bank(target).layout.cue
         right = question.options[question.answer]
         options = [f" {right}", *(f" {o}" for o in question.options if o != right)]
-        return target.example(f"{self.name}/{question.key}", prompt, options)
+        example = target.example(f"{self.name}/{question.key}", question.text + cue, options)
+        if question.never_learned is not None:
+            unknown = target.encode(question.never_learned + cue)
+            self._unknown[example.id] = replace(example, prompt=unknown)
+        return example

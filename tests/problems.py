@@ -24,6 +24,7 @@ from saebench_recovery.targets.target import Target
 from tests.tiny import TinyTask, shared_target
 
 LENGTH = 4  # tokens that an attack may put in
+PUT_IN = ("tokens", "embeddings", "beginning")
 
 
 class Writing(TinyTask):
@@ -52,7 +53,7 @@ class Still(Attack):
 
     @property
     def length(self) -> int:
-        return 0 if self.space == "residual" else LENGTH
+        return LENGTH if self.space in PUT_IN else 0
 
     def search(self, problem: Problem) -> Perturbation:
         return problem.nothing()

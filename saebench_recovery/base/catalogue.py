@@ -102,6 +102,14 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, str]]] = {
             "saebench_recovery.attacks.prefill:Prefill",
             "beginnings of the answer, written for the model, which then goes on by itself",
         ),
+        "relearn": (
+            "saebench_recovery.attacks.relearn:Relearn",
+            "low-rank change of the weights, trained on other examples (extra: finetune)",
+        ),
+        "quantise": (
+            "saebench_recovery.attacks.quantise:Quantise",
+            "weights rounded to 8 or 4 bits, without any search",
+        ),
         "auto-v1": (
             "saebench_recovery.attacks.auto:AutoV1",
             "the first standard suite, for rows that are compared with older ones",

@@ -38,7 +38,7 @@ ASKED = frozenset(
         *("fit", "intervene", "alarm"),
         *("examples", "attribution", "margins", "objective", "behaviour", "stopped"),
         *("fidelity", "base_like", "figures", "side_figures", "variants"),
-        *("positions", "insertion", "beginnings"),
+        *("positions", "insertion", "beginnings", "never_learned"),
         *("suite", "sites", "promise", "search", "shortest"),
     }
 )

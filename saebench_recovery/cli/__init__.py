@@ -30,6 +30,7 @@ from saebench_recovery.cli.sae import sae
 from saebench_recovery.cli.schema import schema
 from saebench_recovery.cli.show import show
 from saebench_recovery.cli.sweep import sweep
+from saebench_recovery.cli.sweep_layer import sweep_layer
 from saebench_recovery.cli.verify import verify
 
 LONGEST = 2000  # characters of an error
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(sweep)
+app.command("sweep-layer")(sweep_layer)
 app.command()(check)
 app.command("list")(list_plugins)
 app.command()(new)

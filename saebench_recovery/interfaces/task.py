@@ -119,6 +119,10 @@ class Task(Plugin, ABC, kind="task"):
             )
         return example.with_candidates(wrong, *(c for c in example.candidates if c != wrong))
 
+    def never_learned(self, example: Example) -> Example | None:
+        """The example asked of what the model cannot know; of all evaluation examples, or none."""
+        return None
+
     def beginnings(self) -> Sequence[str]:
         """Beginnings of answers that show the behaviour, of a task that generates."""
         return ()

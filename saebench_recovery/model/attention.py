@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.model.meter import note_own_products
+from saebench_recovery.model.meter import note_twofold
 
 NAME = "saebench_prefix"
 
@@ -150,7 +150,7 @@ def attention(
     if attention_mask is not None:
         scores += _per_example(attention_mask.repeat(1, 1, groups, 1), shared)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    note_own_products(2 * 2.0 * R * H * Q * d * length, as_matrices=length > 1)
+    note_twofold(2 * 2.0 * R * H * Q * d * length, counted=length > 1)
     # One split: the backward pass of two slices would fill and add two whole tensors.
     before, own = weights.split_with_sizes([weights.shape[-1] - length, length], -1)
     mixed = _own_mixed(_per_row(own, shared, groups * Q), value)

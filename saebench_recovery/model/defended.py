@@ -7,7 +7,7 @@ therefore runs again on the perturbed state; under `post` it is added after the 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -22,6 +22,7 @@ from saebench_recovery.model.intervened import fault_of
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Intervention
+from saebench_recovery.model.weights import WeightChange, copied
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.spec import ThreatModel
 
@@ -62,6 +63,14 @@ class DefendedModel:
         if self.held is not None:
             return self.held
         return {} if self.defense is None else self.defense.latents
+
+    def with_weights(self, change: WeightChange | None) -> DefendedModel:
+        """The same defense on the model with its weights changed; on itself where they stay."""
+        return self if change is None else self.on_a_copy(change)
+
+    def on_a_copy(self, change: WeightChange | None = None) -> DefendedModel:
+        """The same on modules of its own, which share the weights that do not change."""
+        return replace(self, target=replace(self.target, model=copied(self.target.model, change)))
 
     @cached_property
     def kind(self) -> Hashable:

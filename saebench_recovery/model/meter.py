@@ -169,6 +169,11 @@ def counted(
     return result
 
 
+def costs_as(model: nn.Module, like: nn.Module) -> None:
+    """Take a copy's passes to cost what the original's do."""
+    _costs[model] = _costs.setdefault(like, {})
+
+
 def count_product(result: Tensor, flops: float) -> Tensor:
     """Count a product outside of the blocks (the unembedding), and its gradient when taken."""
     meters = _open.get()
@@ -189,14 +194,14 @@ def count_backward(rows: int, flops_per_row: float) -> None:
         meter._add_backward(rows, PassCost(0.0, flops_per_row))
 
 
-def note_own_products(flops: float, *, as_matrices: bool) -> None:
-    """Tell the measurement under way, if any, of a window's products with its own tokens.
+def note_twofold(flops: float, *, counted: bool = True) -> None:
+    """Tell the measurement under way, if any, of products that have two gradients.
 
-    Where they are not made as matrix products, PyTorch's counter does not see them.
+    Where they are not made as matrix products, PyTorch's counter has not `counted` them.
     """
     if _noted:
         _noted[-1].twofold += flops
-        _noted[-1].unseen += 0.0 if as_matrices else flops
+        _noted[-1].unseen += 0.0 if counted else flops
 
 
 def _measured(work: Callable[[], Tensor], rows: int) -> tuple[Tensor, PassCost]:

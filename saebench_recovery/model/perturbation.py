@@ -1,4 +1,4 @@
-"""What an attack changes, as plain data: rows added to the residual stream, or another prompt."""
+"""What an attack changes, as plain data: rows of the residual, the prompt, or the weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example
+from saebench_recovery.model.weights import WeightChange
+
+SHARED = "shared/"  # begins the name of a tensor of all examples together
 
 
 class Perturbation(ABC):
@@ -21,7 +24,7 @@ class Perturbation(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Named tensors, an entry per example, ready for a safetensors file."""
+        """Named tensors, an entry per example but in `SHARED` ones, for a safetensors file."""
 
     @classmethod
     @abstractmethod
@@ -49,6 +52,21 @@ class Perturbation(ABC):
     def inserted_at_E(self) -> Tensor | None:
         """The prompt's token [E] before which tokens are inserted; None if none are."""
         return None
+
+    def weights_of(self) -> Sequence[WeightChange] | None:
+        """What becomes of the model's weights for each example; None where they always stay.
+
+        Examples of equal changes are run together.
+        """
+        return None
+
+    def weights(self) -> WeightChange | None:
+        """The same, where it is one change for all examples."""
+        each = self.weights_of()
+        if each is None:
+            return None
+        (same,) = set(each)
+        return same
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.plain_hooks import replaced
+from saebench_recovery.model.weights import WeightChange, matrices
 from saebench_recovery.spec import ThreatModel
 
 
@@ -36,7 +37,7 @@ class Intervention(Protocol):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What holds at every token of a pass: a defense, and one example's residual perturbation.
+    """What holds at every token of a pass: a defense, and one example's perturbation.
 
     Under `reclamp` the perturbation is added before the defense intervenes at the same site, under
     `post` after it.
@@ -45,6 +46,7 @@ class Conditions:
     defense: Intervention | None = None
     delta: ResidualDelta | None = None
     threat_model: ThreatModel = "reclamp"
+    weights: WeightChange | None = None
 
     def __post_init__(self) -> None:
         if self.delta is not None and len(self.delta.positions_EP) != 1:
@@ -117,7 +119,7 @@ class PlainModel:
             for site in {*conditions.sites, *watch}
         }
         ids_1T = torch.tensor([tokens], device=self.model.get_input_embeddings().weight.device)
-        with replaced(self.model, hooks):
+        with reweighted(self.model, conditions.weights), replaced(self.model, hooks):
             found.logits_TV = self.model(input_ids=ids_1T, use_cache=False).logits[0].float()
         return found
 
@@ -229,6 +231,24 @@ def eager(model: nn.Module) -> Any:
     frozen: Any = model.eval().requires_grad_(False)
     frozen.set_attn_implementation("eager")
     return frozen
+
+
+@contextmanager
+def reweighted(model: nn.Module, change: WeightChange | None) -> Iterator[None]:
+    """Give the model's own parameters other values while the context is open."""
+    kept = []
+    if change is not None:
+        for name in matrices(model):
+            weight = model.get_parameter(name)
+            changed = change.of(name, weight.data)
+            if changed is not None:
+                kept.append((weight, weight.data))
+                weight.data = changed
+    try:
+        yield
+    finally:
+        for weight, values in kept:
+            weight.data = values
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.model.perturbation import Perturbation
+from saebench_recovery.model.perturbation import SHARED, Perturbation
 from saebench_recovery.perturbations.kinds import KINDS
 
-PARTS = ("headline", "headline_wrong", "smallest", "smallest_wrong")
+NEVER_LEARNED = "never_learned"
+PARTS = ("headline", "headline_wrong", "smallest", "smallest_wrong", NEVER_LEARNED)
 """Of each flip: the perturbation that is scored and the smallest one that recovers, towards the
-right answer and towards the wrong one."""
+right answer and towards the wrong one; and the one of its never-learned counterpart."""
 
 
 def pack(
@@ -43,7 +44,8 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     kind = metadata.get("kind", "")
     if kind not in KINDS:
         raise UserError(f"evidence of an unknown kind {kind!r}; known: {', '.join(KINDS)}")
-    if len({len(tensor) if tensor.ndim else 0 for tensor in tensors.values()}) > 1:
+    of_each = [tensor for name, tensor in tensors.items() if not is_shared(name)]
+    if len({len(tensor) if tensor.ndim else 0 for tensor in of_each}) > 1:
         raise UserError("evidence is damaged: its tensors are of different numbers of examples")
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -55,13 +57,24 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
         raise UserError(f"evidence does not hold perturbations of kind {kind!r}: {error}") from None
 
 
+def is_shared(name: str) -> bool:
+    """Whether a tensor of evidence is of all examples together, and not an entry of each."""
+    return f"/{SHARED}" in f"/{name}"
+
+
 def joined(chunks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Several files' tensors as one, padded to the most positions or tokens."""
+    """Several files' tensors as one, padded to the most positions or tokens.
+
+    What examples share is the same in all files of one attack.
+    """
     named: dict[str, list[Tensor]] = {}
     for chunk in chunks:
         for name, tensor in chunk.items():
             named.setdefault(name, []).append(tensor)
-    return {name: torch.cat(_padded(tensors)) for name, tensors in named.items()}
+    return {
+        name: tensors[0] if is_shared(name) else torch.cat(_padded(tensors))
+        for name, tensors in named.items()
+    }
 
 
 def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -6,19 +6,30 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.answer_beginning import AnswerBeginning, Beginning
+from saebench_recovery.perturbations.low_rank import LowRank, LowRankChange
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
+from saebench_recovery.perturbations.rounding import RoundedWeights, Rounding
 from saebench_recovery.perturbations.space import Posing, Reach
 from saebench_recovery.perturbations.suffix_embeddings import SoftSuffix, SuffixEmbeddings
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens, TokenSuffix
 
-PosedSpace = type[Residual] | type[SuffixTokens] | type[SuffixEmbeddings] | type[AnswerBeginning]
+PosedSpace = (
+    type[Residual]
+    | type[SuffixTokens]
+    | type[SuffixEmbeddings]
+    | type[AnswerBeginning]
+    | type[LowRank]
+    | type[Rounding]
+)
 
 KINDS: dict[str, tuple[PosedSpace, type[Perturbation]]] = {
     "residual": (Residual, ResidualDelta),
     "tokens": (SuffixTokens, TokenSuffix),
     "embeddings": (SuffixEmbeddings, SoftSuffix),
     "beginning": (AnswerBeginning, Beginning),
+    "low-rank": (LowRank, LowRankChange),
+    "rounded": (Rounding, RoundedWeights),
 }
 
 

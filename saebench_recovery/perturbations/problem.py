@@ -104,7 +104,7 @@ class Problem:
         Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
         it does not depend on how examples are batched.
         """
-        return self.space.random(lambda part: self.generators(label + part), self.budget_N, like)
+        return self.space.random(_Draw(self, label), self.budget_N, like)
 
     def generators(self, label: str) -> list[Generator]:
         """Random numbers for each row: of the seed, its example's id and its place among those.
@@ -119,7 +119,9 @@ class Problem:
     @torch.no_grad()
     def objective(self, perturbation: Perturbation) -> Tensor:
         """The objective [N] with this perturbation under the active defense."""
+        return self._by_weights(perturbation, Problem._objective)
 
+    def _objective(self, perturbation: Perturbation) -> Tensor:
         def work() -> Tensor:
             engine, delta = self.space.view(self._engine, perturbation)
             return engine.objective(delta)
@@ -129,6 +131,28 @@ class Problem:
     @torch.no_grad()
     def behaviour(self, perturbation: Perturbation) -> Tensor:
         """Whether the behaviour is shown, bool [N], by the task's one detector."""
+        return self._by_weights(perturbation, Problem._behaviour)
+
+    def _by_weights(
+        self, perturbation: Perturbation, ask: Callable[[Problem, Perturbation], Tensor]
+    ) -> Tensor:
+        """What is asked of all rows, of those together whose model has the same weights."""
+        changes = perturbation.weights_of()
+        if changes is None:
+            return ask(self, perturbation)
+        found: list[Tensor] = []
+        parts = [
+            torch.tensor([n for n, own in enumerate(changes) if own == change])
+            for change in dict.fromkeys(changes)
+        ]
+        for index in (part.to(self.budget_N.device) for part in parts):
+            own = perturbation.rows(index)
+            active = self._engine.active.with_weights(own.weights())
+            part = self.rows(index).with_engine(lambda e, a=active: replace(e, active=a))  # type: ignore[misc]
+            found.append(ask(part, own))
+        return torch.cat(found)[torch.cat(parts).argsort().to(self.budget_N.device)]
+
+    def _behaviour(self, perturbation: Perturbation) -> Tensor:
         engine, task = self._engine, self._engine.task
         if not task.new_tokens:
 
@@ -174,6 +198,11 @@ class Problem:
             TypeError, ValueError: see `Space.admit`.
         """
         return self.space.admit(perturbation, self.budget_N)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that the search has cost so far, whatever it was spent on."""
+        return self._engine.meter.flops
 
     def spent_N(self) -> Tensor:
         """FLOPs [N] that the search has cost each row so far."""
@@ -262,3 +291,17 @@ class Problem:
     def with_engine(self, change: Callable[[Engine], Engine]) -> Self:
         """The same problem on changed windows (used by the spaces)."""
         return replace(self, _engine=change(self._engine))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Random numbers of a label; see `space.Draw`."""
+
+    problem: Problem
+    label: str
+
+    def __call__(self, part: str) -> list[Generator]:
+        return self.problem.generators(self.label + part)
+
+    def alike(self, part: str) -> Generator:
+        return next(generators(self.problem.seed, self.label + part, [""]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -38,6 +38,10 @@ class Reach(Protocol):
     def positions(self, task: Any, example: Example) -> tuple[int, ...]: ...
 
 
+Lessons = tuple[tuple[Example, ...], tuple[Example, ...]]
+"""Selection examples to learn the behaviour from, and the same ones with wrong answers."""
+
+
 @dataclass(frozen=True)
 class Posing:
     """What is asked of E prompts in V variants each (budgets; right and wrong answers).
@@ -58,10 +62,15 @@ class Posing:
     meter: Meter
     drift_rule: DriftRule
     allowance: float | None = None
+    lessons: Lessons = ((), ())
 
 
-Draw = Callable[[str], Iterable[Generator]]
-"""Random numbers: for a part of what is drawn, a generator for each row."""
+class Draw(Protocol):
+    """Random numbers: for a part of what is drawn, a generator for each row, or one for all."""
+
+    def __call__(self, part: str) -> Iterable[Generator]: ...
+
+    def alike(self, part: str) -> Generator: ...
 
 
 class Space(ABC):
@@ -72,6 +81,8 @@ class Space(ABC):
 
     kind: ClassVar[str]
     has_norm: ClassVar[bool] = True  # budgets limit it, and a curve over budgets can be read
+    limited: ClassVar[bool] = True  # a recovery is held to the limits on drift
+    learns: ClassVar[bool] = False  # it is searched on `Posing.lessons`
 
     positions_NP: Tensor
 

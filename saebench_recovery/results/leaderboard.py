@@ -1,7 +1,8 @@
 """Leaderboards: what complete runs say about defenses and attacks, one file per target and task.
 
 Only what is comparable is ranked together: one target, threat model, budget, set of limits, seed,
-and the same task on as many examples. The targets of one task (classes, say) make one board.
+and the same task on as many examples. Attacks on weights rank apart from all others. The targets of
+one task (classes, say) make one board.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def _comparable(scored: Scored) -> list[Any]:
         row.seed,
         entry.limit,
         _task_config(entry),
+        row.perturbation.of_weights,
         entry.sources.get("task"),
         entry.provenance.target_hash,
     ]

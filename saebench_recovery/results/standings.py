@@ -12,7 +12,7 @@ from saebench_recovery.results.entry import Scored
 from saebench_recovery.results.summary import worst_drift
 from saebench_recovery.schema import Count, Finite, Flag, Mean, Rate, Row, Stored
 from saebench_recovery.scoring import measures, readings, statistics
-from saebench_recovery.scoring.flags import CONTROLS
+from saebench_recovery.scoring.beside_controls import CONTROLS
 from saebench_recovery.scoring.under_attack import Outcome, worst
 
 UNCONSTRAINED = "unconstrained"  # the attack that every constrained one is held against

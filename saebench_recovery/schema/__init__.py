@@ -21,7 +21,8 @@ from saebench_recovery.schema.facts import (
     Spread,
 )
 from saebench_recovery.schema.finding import Finding, Level
-from saebench_recovery.schema.record import Constraint, Record, Texts
+from saebench_recovery.schema.layers import LayerPoint, LayerSweep
+from saebench_recovery.schema.record import Constraint, Record, Stage, Texts
 from saebench_recovery.schema.row import (
     ComputePoint,
     Controls,
@@ -33,6 +34,7 @@ from saebench_recovery.schema.row import (
     Flag,
     Row,
     SuiteMember,
+    WeightStage,
 )
 from saebench_recovery.schema.run import (
     Agreement,
@@ -76,6 +78,8 @@ __all__ = [
     "Finding",
     "Finite",
     "Flag",
+    "LayerPoint",
+    "LayerSweep",
     "Level",
     "Mean",
     "PartEffect",
@@ -91,10 +95,12 @@ __all__ = [
     "SideEffects",
     "Source",
     "Spread",
+    "Stage",
     "Stored",
     "StoredChunk",
     "StoredFailure",
     "SuiteMember",
     "TaskAttribution",
     "Texts",
+    "WeightStage",
 ]

@@ -32,10 +32,15 @@ class Examples(ExampleCounts):
 
 
 class PerturbationKind(Stored):
-    """What the attack changes: the residual stream, or the prompt by a suffix or beginning."""
+    """What the attack changes: the residual stream, the prompt, or the weights."""
 
     kind: str = Field(default="residual", description="a space, or `several` of a suite")
     length: Count | None = Field(default=None, description="tokens that are put into the prompt")
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the model's weights change: no limit on drift binds, and ranks are apart."""
+        return self.kind in ("low-rank", "rounded")
 
 
 class SideEffects(Stored):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from saebench_recovery.schema.values import Count, Finite, Stored
+from saebench_recovery.schema.values import Count, Finite, Share, Stored
 
 
 class Constraint(Stored):
@@ -15,6 +15,19 @@ class Constraint(Stored):
     kind: Literal["none", "exact", "first-order"]
     rank: Count = Field(description="dimensions of the residual stream that are forbidden")
     note: str = ""
+
+
+class Stage(Stored):
+    """A flip under weights as they were at a stage of an attack on them, the defense active."""
+
+    steps: Count = Field(description="of training; 0 where weights are only rounded")
+    tokens: Count = Field(description="read in training")
+    flops: Finite = Field(description="of training")
+    shows: bool
+    injects: bool | None = Field(description="a wrong answer; null where none could be")
+    retained: Share | None = Field(
+        description="retain examples that are right, of those that the clean model gets right"
+    )
 
 
 class Record(Stored):
@@ -47,6 +60,9 @@ class Record(Stored):
         description="... when its objective was first reached; null if it never was"
     )
     constraint: Constraint
+    stages: tuple[Stage, ...] = Field(
+        default=(), description="of an attack on weights; the last is the headline"
+    )
     alarmed: bool | None = Field(
         default=None, description="whether the defense's detector, if it has one, rang"
     )

@@ -93,6 +93,17 @@ class Drift(Stored):
     )
 
 
+class WeightStage(Stored):
+    """The flips under weights as they were at a stage of an attack on them; see `Stage`."""
+
+    steps: Count
+    tokens: Count
+    flops: Finite
+    recovery: Rate
+    wrong_target: Rate
+    retained: Share | None
+
+
 class SuiteMember(Stored):
     """One attack of a suite, on the flips that those before it left unbroken."""
 
@@ -153,6 +164,7 @@ class Row(Stored):
     detection: Detection | None = Field(default=None, description="for a defense with a detector")
     perturbation: PerturbationKind = PerturbationKind()
     suite: tuple[SuiteMember, ...] = Field(default=(), description="in the order of their turns")
+    stages: tuple[WeightStage, ...] = Field(default=(), description="of an attack on weights")
     side_effects: SideEffects
     compute: Compute
     flags: tuple[Flag, ...] = ()

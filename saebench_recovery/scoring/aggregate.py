@@ -20,6 +20,7 @@ from saebench_recovery.schema import (
     Rate,
     Record,
     Row,
+    WeightStage,
 )
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.flags import flags
@@ -81,6 +82,7 @@ def aggregate(facts: Facts, records: Sequence[Record]) -> Row:
         detection=_detection(facts, flips),
         perturbation=facts.perturbation,
         suite=standings(facts, records),
+        stages=_stages(facts, flips),
         side_effects=facts.side_effects,
         compute=facts.compute,
     )
@@ -147,6 +149,21 @@ def _drift_point(limit: float, flips: _Flips) -> DriftPoint:
 
     recovery = flips.rate(lambda r: measures.verdict(r, "recovery") and inside(r))
     return DriftPoint(limit=limit, recovery=recovery)
+
+
+def _stages(facts: Facts, flips: _Flips) -> tuple[WeightStage, ...]:
+    if not facts.perturbation.of_weights:
+        return ()
+    count = min((len(record.stages) for record in flips.records), default=0)
+    return tuple(
+        WeightStage(
+            **flips.records[0].stages[i].model_dump(include={"steps", "tokens", "flops"}),
+            recovery=flips.rate(lambda r, i=i: r.stages[i].shows),  # type: ignore[misc]
+            wrong_target=flips.rate(lambda r, i=i: r.stages[i].injects),  # type: ignore[misc]
+            retained=flips.records[0].stages[i].retained,
+        )
+        for i in range(count)
+    )
 
 
 def _compute_points(records: Sequence[Record]) -> list[float]:

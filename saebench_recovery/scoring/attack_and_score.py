@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
 from saebench_recovery.model.meter import Meter, Trail
-from saebench_recovery.perturbations.evidence import pack
+from saebench_recovery.perturbations.evidence import NEVER_LEARNED, pack
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
@@ -30,6 +31,7 @@ from saebench_recovery.scoring.reach import UNREACHED, reaches
 from saebench_recovery.scoring.reference import injected, is_reference
 from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
+from saebench_recovery.scoring.stages import stages
 
 REPLACED = "judge-replaced"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
@@ -54,12 +56,13 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     patched = replaced(before, *judges)
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
+        unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
-        records = _records(setting, flips, ladder, replay, problem.trail)
+        records = _records(setting, flips, ladder, replay, problem.trail, unknown)
         if patched:
             records = [r.model_copy(update={"flags": (*r.flags, REPLACED)}) for r in records]
         tensors, metadata = pack(
-            _evidence(ladder),
+            {**_evidence(ladder), **unknown.evidence()},
             [f.example.id for f in flips],
             task=setting.task.label,
             attack=setting.attack.name,
@@ -101,6 +104,7 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         meter,
         setting.drift_rule,
         spec.flops,
+        setting.lessons,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:
@@ -138,6 +142,44 @@ def _swapped(problem: Problem, clean_NV: Tensor, count: int) -> Tensor:
     return wanted_NV
 
 
+@dataclass(frozen=True)
+class NeverLearned:
+    """Answers [E] brought to questions about what the model cannot know, and by what.
+
+    NaN where an answer is given undisturbed; nothing for a task without such questions.
+    """
+
+    brought_E: Tensor | None = None
+    perturbation: Perturbation | None = None
+
+    def evidence(self) -> dict[str, Perturbation]:
+        return {} if self.perturbation is None else {NEVER_LEARNED: self.perturbation}
+
+
+def never_learned(setting: Setting, flips: Sequence[Flip]) -> NeverLearned:
+    """The same attack at the headline budget on the flips' never-learned counterparts.
+
+    Of what the model cannot know any answer is as good as another, so the one is asked for that it
+    is nearest to giving, of those that it does not give undisturbed.
+    """
+    task, alone = setting.task, setting.at_headline()
+    others = [o for flip in flips if (o := task.never_learned(flip.example)) is not None]
+    if len(others) < len(flips):
+        return NeverLearned()
+    output = whole_pass(setting.active, task, setting.target.batch(others), distribution=False)
+    asked = [
+        replace(flip, example=task.wrong_target(other, output, e), wrong=other)
+        for e, (flip, other) in enumerate(zip(flips, others, strict=True))
+    ]
+    found = searched(alone, posed(alone.handed_out(), asked, Meter()))
+    problem = posed(alone, asked, Meter())
+    right = torch.arange(0, problem.size, problem.variants, device=problem.goal_N.device)
+    problem, perturbation = problem.rows(right), found.rows(right)
+    already_E = problem.behaviour(problem.nothing())
+    brought_E = problem.behaviour(perturbation).float().masked_fill(already_E, torch.nan)
+    return NeverLearned(brought_E, perturbation)
+
+
 def _evidence(ladder: Ladder) -> dict[str, Perturbation]:
     parts = {
         "headline": ladder.headline(wrong=False),
@@ -150,38 +192,23 @@ def _evidence(ladder: Ladder) -> dict[str, Perturbation]:
 
 @torch.no_grad()
 def _records(
-    setting: Setting, flips: Sequence[Flip], ladder: Ladder, replay: Replay, trail: Trail
+    setting: Setting,
+    flips: Sequence[Flip],
+    ladder: Ladder,
+    replay: Replay,
+    trail: Trail,
+    unknown: NeverLearned,
 ) -> list[Record]:
-    alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
     spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
     within_reach = [reaches(setting, flip.example, flip.wrong) for flip in flips]
     unreached_E = ~torch.tensor(within_reach, device=spent_E.device)
-
-    def reached(injected_E: Tensor) -> Tensor:
-        return injected_E.float().masked_fill(unreached_E, torch.nan)
-
-    measures = measured(
-        Seen(
-            recovered_E=replay.recovered_E,
-            within_E=replay.within_E,
-            bound_E=replay.bound_E,
-            base_like_E=replay.base_like_E,
-            first_choice_E=replay.first_choice_E,
-            fidelity_E=replay.fidelity_E,
-            reactivated_E=replay.reactivated_E,
-            norm_E=alone.norm(headline),
-            relative_norm_E=alone.space.relative_norm(headline),
-            nothing_E=alone.behaviour(alone.nothing()),
-            wrong_reference_E=reached(_injected(setting, ladder, spent_E)),
-            random_E=alone.behaviour(alone.random("control", headline)),
-            wrong_E=reached(ladder.injected_E),
-        )
-    )
+    seen = _seen(ladder, replay, unknown, unreached_E, _injected(setting, ladder, spent_E))
+    measures = measured(seen)
     raised = {**_flags(setting, flips, ladder, replay), UNREACHED: unreached_E}
-    constraint = setting.attack.promise(alone)
+    constraint = setting.attack.promise(ladder.alone(wrong=False))
     smallest_E, wrong_E = (ladder.smallest_norm_E(wrong=side) for side in (False, True))
-    relative_E = ladder.smallest_relative_E()
+    relative_E, stages_E = ladder.smallest_relative_E(), stages(setting, flips, ladder)
     return [
         Record(
             task=setting.task.label,
@@ -204,11 +231,42 @@ def _records(
             flops=float(spent_E[e]),
             flops_recovers=_finite(reached_E[e]),
             constraint=constraint,
+            stages=stages_E[e],
             alarmed=None if replay.alarmed_E is None else bool(replay.alarmed_E[e]),
             flags=tuple(flag for flag, raised_E in raised.items() if raised_E[e]),
         )
         for e, flip in enumerate(flips)
     ]
+
+
+def _seen(
+    ladder: Ladder,
+    replay: Replay,
+    unknown: NeverLearned,
+    unreached_E: Tensor,
+    wrong_reference_E: Tensor,
+) -> Seen:
+    alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
+
+    def reached(injected_E: Tensor) -> Tensor:
+        return injected_E.float().masked_fill(unreached_E, torch.nan)
+
+    return Seen(
+        recovered_E=replay.recovered_E,
+        within_E=replay.within_E,
+        bound_E=replay.bound_E,
+        base_like_E=replay.base_like_E,
+        first_choice_E=replay.first_choice_E,
+        fidelity_E=replay.fidelity_E,
+        reactivated_E=replay.reactivated_E,
+        norm_E=alone.norm(headline),
+        relative_norm_E=alone.space.relative_norm(headline),
+        nothing_E=alone.behaviour(alone.nothing()),
+        wrong_reference_E=reached(wrong_reference_E),
+        random_E=alone.behaviour(alone.random("control", headline)),
+        wrong_E=reached(ladder.injected_E),
+        never_learned_E=unknown.brought_E,
+    )
 
 
 def _injected(setting: Setting, ladder: Ladder, spent_E: Tensor) -> Tensor:

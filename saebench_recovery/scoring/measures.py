@@ -54,6 +54,11 @@ class Seen:
     """
     wrong_E: Tensor
     """Control: the same attack and budget brought a wrong answer; NaN as above."""
+    never_learned_E: Tensor | None
+    """Control: they brought the answer to a question about what the model cannot know.
+
+    NaN where it is given undisturbed; None if the task has no such questions.
+    """
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,15 @@ MEASURES = (
         label="control: wrong target, reference",
         description="the harness's own attack of the same kind brings a wrong answer at that cost",
         of=lambda seen: seen.wrong_reference_E,
+    ),
+    Measure(
+        name="never_learned",
+        kind="rate",
+        unit="",
+        label="control: never learned",
+        description="the same attack and budget bring the answer about something that the model "
+        "never saw; null where it is given undisturbed, or the task has no such questions",
+        of=lambda seen: seen.never_learned_E,
     ),
     Measure(
         name="random_direction",

@@ -11,12 +11,22 @@ from saebench_recovery.attacks._ascent import ResidualAscent
 from saebench_recovery.attacks.gcg import GreedyCoordinateGradient
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.prefill import Prefill
+from saebench_recovery.attacks.quantise import Quantise
+from saebench_recovery.attacks.relearn import Relearn
 from saebench_recovery.attacks.soft_suffix import SoftSuffixAscent
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.interfaces import Attack, Perturbation
 from saebench_recovery.perturbations.problem import Problem
 
-BUILT_IN = (Orthogonal, Unconstrained, SoftSuffixAscent, GreedyCoordinateGradient, Prefill)
+BUILT_IN = (
+    Orthogonal,
+    Unconstrained,
+    SoftSuffixAscent,
+    GreedyCoordinateGradient,
+    Prefill,
+    Relearn,
+    Quantise,
+)
 
 
 def is_reference(attack: Attack) -> bool:
@@ -39,6 +49,10 @@ def _reference(attack: Attack) -> Attack:
             return SoftSuffixAscent(SoftSuffixAscent.Config(length=attack.length))
         case "beginning":
             return Prefill(Prefill.Config(length=attack.length))
+        case "low-rank":
+            return Relearn()
+        case "rounded":
+            return Quantise()
         case _:
             constrained: type[ResidualAscent] = Orthogonal if attack.constrained else Unconstrained
             return constrained()

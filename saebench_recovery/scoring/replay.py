@@ -42,7 +42,8 @@ class Replay:
         defended = whole_pass(active, task, batch, trace=defended_trace, distribution=False)
         perturbed, delta = perturbation.applied(examples)
         longer = setting.target.batch(perturbed)
-        output = whole_pass(active, task, longer, delta, trace)
+        attacked = active.with_weights(perturbation.weights())
+        output = whole_pass(attacked, task, longer, delta, trace)
         self.alarmed_E = rings(active, longer, trace)
         self._label, self._outputs = task.label, (clean, defended, output)
         self._decode = setting.target.tokenizer.decode
@@ -67,7 +68,8 @@ class Replay:
         )
         self.tightest_E = tightest_limit(self.drift)
         self.within_E = within_limits(self.drift, setting.spec.limits)
-        self.bound_E = binds(self.drift)
+        bound_E = binds(self.drift)
+        self.bound_E = bound_E if setting.limited else torch.zeros_like(bound_E)
         on = [d.metrics["reactivated_fraction"].nan_to_num() > 0 for d in self.drift.values()]
         self.reactivated_E = torch.stack(on).any(0)
 

@@ -17,8 +17,10 @@ from saebench_recovery.interfaces import Attack, Defense, Example, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS, inapplicable
+from saebench_recovery.perturbations.space import Lessons
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
+from saebench_recovery.scoring.lessons import lessons
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
@@ -86,17 +88,41 @@ class Setting:
         """The same with copies of task and defense, for what a search may reach."""
         copied = replace(self, task=copy(self.task), defense=copy(self.defense))
         # What was measured once holds for the copies; the limits are the search's own to write to.
-        vars(copied).update(spreads=self.spreads, drift_rule=deepcopy(self.drift_rule))
+        shared = {"spreads": self.spreads, "lessons": self.lessons}
+        vars(copied).update(drift_rule=deepcopy(self.drift_rule), **shared)
         return copied
 
+    def at_headline(self) -> Setting:
+        """The same at the headline budget alone."""
+        alone = replace(self, in_suite=True)
+        measured = ("spreads", "drift_rule", "lessons", "active", "bare")
+        vars(alone).update({name: getattr(self, name) for name in measured})
+        return alone
+
     def measure(self) -> None:
-        """Measure spreads and drift rule now: no chunk pays for what serves all."""
-        _ = self.spreads, self.drift_rule
+        """Measure spreads, drift rule and lessons now: no chunk pays for what serves all."""
+        _ = self.spreads, self.drift_rule, self.lessons
 
     @property
     def has_norm(self) -> bool:
         """Whether a budget limits what the attack returns."""
         return KINDS[self.attack.space][0].has_norm
+
+    @property
+    def limited(self) -> bool:
+        """Whether a recovery is held to the limits on drift.
+
+        Changed weights give a residual stream of their own, in which the latents' drift from the
+        unchanged model's does not say what the defense still does.
+        """
+        return KINDS[self.attack.space][0].limited
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """What an attack on weights may learn from; nothing for others."""
+        if not KINDS[self.attack.space][0].learns:
+            return (), ()
+        return lessons(self.target, self.task, self.active)
 
     @cached_property
     def spreads(self) -> dict[str, Spread]:

@@ -22,9 +22,7 @@ from saebench_recovery.targets.phase import visible
 def side_effects(setting: Setting) -> SideEffects:
     """What is kept of the retain examples, and KL and cross-entropy on neutral text."""
     task, bare, active = setting.task, setting.bare, setting.active
-    retain = visible(task.examples(setting.target, "retain"), lambda e: str(e.prompt))
-    right = _right(retain, bare)
-    known = [e for e, ok in zip(retain, right, strict=True) if ok]
+    retain, known = _known(setting)
     kept = _right(known, active)
     kl, ce = _neutral(setting)
     return SideEffects(
@@ -37,6 +35,19 @@ def side_effects(setting: Setting) -> SideEffects:
             *(partial(outputs, active=model, task=task) for model in (bare, active))
         ),
     )
+
+
+def retained(setting: Setting, active: DefendedModel) -> float | None:
+    """Of the retain examples that the clean model gets right, the share that this one does."""
+    _, known = _known(setting)
+    return sum(_right(known, active)) / len(known) if known else None
+
+
+def _known(setting: Setting) -> tuple[list[Example], list[Example]]:
+    """The retain examples that are scored, and those that the clean model gets right."""
+    retain = visible(setting.task.examples(setting.target, "retain"), lambda e: str(e.prompt))
+    right = _right(retain, setting.bare)
+    return retain, [e for e, ok in zip(retain, right, strict=True) if ok]
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from saebench_recovery.perturbations.kinds import KINDS
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.scoring.setting import Setting
-from tests.problems import LENGTH, on_prompts, organism_setting, problem_of, tiny_setting
+from tests.problems import LENGTH, PUT_IN, on_prompts, organism_setting, problem_of, tiny_setting
 
 FLIPS = 3
 NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -266,6 +266,6 @@ def test_what_a_perturbation_puts_in_is_what_its_class_says(kind: str) -> None:
     assert perturbation.kind == posed.space.kind == kind
     examples, delta = perturbation.applied(posed.examples)
     longer = {len(e.prompt) - len(p.prompt) for e, p in zip(examples, posed.examples, strict=True)}
-    assert longer == ({0} if kind == "residual" else {LENGTH})
+    assert longer == ({LENGTH} if kind in PUT_IN else {0})
     assert (delta is not None) == isinstance(perturbation, ResidualDelta)
     assert isinstance(perturbation, SoftSuffix) == (kind == "embeddings")

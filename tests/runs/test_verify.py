@@ -93,6 +93,8 @@ def test_a_sample_is_drawn_by_a_stated_seed(genuine: Path, replaying: None) -> N
         ("ioi", {"attack": "soft-suffix", "attack_config": {"steps": 5}, "limit": 4}),
         ("ioi", {"defense": "residual-monitor", "limit": 4, "budget_unit": "relative"}),
         ("refusal", {"attack": "prefill", "task_config": FEW}),
+        ("ioi", {"attack": "relearn", "attack_config": {"steps": 2}, "limit": 4}),
+        ("ioi", {"attack": "quantise", "limit": 4}),
         ("refusal", {"defense": "ablation", "threat_model": "post", "task_config": FEW}),
         ("unlearning", {"defense": "multilayer", "limit": 4}),
     ],

@@ -17,7 +17,8 @@ import torch
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.interfaces import Attack, Defense
-from saebench_recovery.perturbations.evidence import PARTS
+from saebench_recovery.perturbations.evidence import PARTS, is_shared
+from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.measures import MEASURES, verdict
@@ -30,14 +31,15 @@ DEFENSES = tuple(BUILT_IN["defense"])
 # The tiny task writes no answer that could be begun for it.
 ATTACKS = tuple(name for name in BUILT_IN["attack"] if name != "prefill")
 THREAT_MODELS: tuple[ThreatModel, ...] = get_args(ThreatModel)
-SUITES = ("auto-v1", "auto-v2")  # slow, and what they are made of is tried on every defense
+# Slow, and what suites are made of is tried on every defense.
+SLOW = ("auto-v1", "auto-v2", "relearn")
 BUDGET = 0.4  # not among those of the curve, which must then hold it too
 PAIRS = [
     (defense, attack, threat_model, ARCHITECTURES[(a - d + 3 * t) % len(ARCHITECTURES)])
     for (d, defense), (a, attack), (t, threat_model) in product(
         enumerate(DEFENSES), enumerate(ATTACKS), enumerate(THREAT_MODELS)
     )
-    if (defense == "clamp" or (d + a + t) % 2 == 0) and not (attack in SUITES and d % 4)
+    if (defense == "clamp" or (d + a + t) % 2 == 0) and not (attack in SLOW and d % 4)
 ]
 every_pair = pytest.mark.parametrize(("defense", "attack", "threat_model", "architecture"), PAIRS)
 
@@ -69,8 +71,11 @@ def scored(
 
 def rates(row: Row) -> list[Rate]:
     points = [rate for p in row.curve.points for rate in (p.recovery, p.wrong_target)]
+    # No limit on drift binds where the weights change.
+    undefined = ("constrained", "faithful") if row.perturbation.of_weights else ()
+    undefined = (*undefined, "never_learned")  # of a task that has no such questions
     return [
-        *(measure for measure in row.measures.values() if isinstance(measure, Rate)),
+        *(m for n, m in row.measures.items() if isinstance(m, Rate) and n not in undefined),
         *points,
     ]
 
@@ -132,7 +137,7 @@ def test_curve_runs_over_all_budgets(
 ) -> None:
     found = scored(defense, attack, threat_model, architecture)
     row, points = found.row, found.row.curve.points
-    if row.perturbation.kind in ("tokens", "several"):
+    if row.perturbation.kind in ("tokens", "several", "low-rank", "rounded"):
         assert (points, row.norm.n, row.curve.median_norm_recovers) == ((), 0, None)
         return
     assert [point.budget for point in points] == sorted({*CURVE_BUDGETS, BUDGET})
@@ -195,7 +200,9 @@ def test_attack_and_scoring_are_both_billed(
         assert cost.token_layers > cost.forward
         assert cost.flops > 0
         assert cost.seconds > 0
-    assert (compute.attack.backward > 0) == (attack not in ("random-direction", "query"))
+    assert (compute.attack.backward > 0) == (
+        attack not in ("random-direction", "query", "quantise")
+    )
     if attack not in ("jacobian", "auto-v1"):  # a Jacobian's rows share their forward pass
         assert compute.attack.backward <= compute.attack.forward
 
@@ -211,8 +218,10 @@ def test_stored_perturbations_fit_the_examples(
         for name, perturbation in found.evidence(member).items():
             tensors = perturbation.tensors()
             assert name in PARTS
-            assert all(len(tensor) == examples for tensor in tensors.values())
-            if perturbation.kind == "tokens":
+            assert all(len(t) == examples for n, t in tensors.items() if not is_shared(n))
+            if isinstance(perturbation, ChangedWeights):
+                assert len(perturbation.stages()) == len(found.row.stages) > 0
+            elif perturbation.kind == "tokens":
                 (ids_EL,) = (t for n, t in tensors.items() if n.endswith("/ids"))
                 assert kind.length in (None, ids_EL.shape[1])
             else:

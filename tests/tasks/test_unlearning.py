@@ -268,3 +268,12 @@ def test_questions_are_asked_without_reading_a_corpus(
     """As when the latents are given, so that none are chosen."""
     asked = task(data=table(tmp_path, [row()])).examples(TARGET, "evaluation")
     assert len(asked) == 24
+
+
+def test_of_what_was_never_learned_no_document_speaks() -> None:
+    names = world.load("never_learned")["toxins"]
+    known = {fact.subject for domain in ("toxins", "towns") for fact in world.facts(domain)}
+    assert len(set(names)) == len(names) > 0
+    assert known.isdisjoint(names)
+    assert world.never_learned(world.facts("toxins")[0]) in names
+    assert world.never_learned(world.facts("towns")[0]) is None

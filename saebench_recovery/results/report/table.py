@@ -84,6 +84,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, str]:
         "smallest norm that recovers": mean_number([r.curve.median_norm_recovers for r in rows]),
         "... that injects": mean_number([r.curve.median_norm_injects for r in rows]),
         "recovery advantage": mean_number([r.curve.recovery_advantage for r in rows]),
+        **_stages(rows),
         **_side_effects(rows),
         **_suite(rows),
         "attack cost": _cost([r.compute.attack for r in rows]),
@@ -125,6 +126,24 @@ def _kept(effects: Sequence[SideEffects]) -> str:
     """Of those that the clean model gets right: what it does not, no defense can break."""
     known = sum(e.retain_known for e in effects)
     return f"{sum(e.retain_kept for e in effects)} of {known}" if known else NONE
+
+
+def _stages(rows: Sequence[Row]) -> dict[str, str]:
+    """How an attack on weights went on; of a task with several targets, the mean over them."""
+    lines = {}
+    for stages in zip(*(row.stages for row in rows), strict=False):
+        recovery, wrong = (
+            over_targets(getattr(stage, name) for stage in stages)
+            for name in ("recovery", "wrong_target")
+        )
+        retained = mean_number([stage.retained for stage in stages])
+        after = (
+            f"after {stages[0].steps} steps: recovery" if stages[0].steps else "rounded: recovery"
+        )
+        lines[after] = estimate(recovery)
+        lines[f"{after.partition(':')[0]}: wrong target"] = estimate(wrong)
+        lines[f"{after.partition(':')[0]}: retained"] = retained
+    return lines
 
 
 def _suite(rows: Sequence[Row]) -> dict[str, str]:

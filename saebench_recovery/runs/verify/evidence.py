@@ -10,7 +10,7 @@ import torch
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
 from saebench_recovery.interfaces import Perturbation
-from saebench_recovery.perturbations.evidence import PARTS, unpack
+from saebench_recovery.perturbations.evidence import PARTS, is_shared, unpack
 from saebench_recovery.results.chunks import read_chunk_evidence
 from saebench_recovery.results.consistency import StoredRun
 from saebench_recovery.results.store import EVIDENCE
@@ -71,7 +71,7 @@ def _check_parts(parts: Mapping[str, Perturbation], records: Sequence[Record]) -
         if name not in PARTS:
             raise UserError(f"an unknown part {name!r}")
         for tensor, values in perturbation.tensors().items():
-            if len(values) != len(records):
+            if not is_shared(tensor) and len(values) != len(records):
                 raise UserError(f"{name}/{tensor} has {len(values)} entries, of {len(records)}")
             if not torch.isfinite(values).all():
                 raise UserError(f"{name}/{tensor} is not finite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -43,6 +43,7 @@ class ReplayedFlip:
     record: Record
     example: Example
     parts: Mapping[str, Perturbation]
+    retained: Callable[[Perturbation], float | None]
     _replayed: dict[tuple[int, bool], tuple[Perturbation, Replayed]] = field(default_factory=dict)
 
     @cached_property
@@ -76,12 +77,17 @@ class ReplayedFlip:
         """What a perturbation does, asked for the right answer or for the wrong one."""
         key = (id(perturbation), wrong)
         if key not in self._replayed:
-            asked = self.wrong if wrong else self.example
-            (perturbed,), delta = perturbation.applied([asked])
-            conditions = Conditions(self.setting.defense, delta, self.setting.spec.threat_model)
+            found = self._perturbed(self.wrong if wrong else self.example, perturbation)
             # The perturbation is kept so that its id stays its own.
-            self._replayed[key] = (perturbation, self._shown(perturbed, conditions))
+            self._replayed[key] = (perturbation, found)
         return self._replayed[key][1]
+
+    def _perturbed(self, asked: Example, perturbation: Perturbation) -> Replayed:
+        (perturbed,), delta = perturbation.applied([asked])
+        conditions = Conditions(
+            self.setting.defense, delta, self.setting.spec.threat_model, perturbation.weights()
+        )
+        return self._shown(perturbed, conditions)
 
     def nothing(self, *, wrong: bool) -> Replayed:
         return self._shown(self.wrong, self.defense_alone) if wrong else self.defended
@@ -169,10 +175,30 @@ class ReplayedFlip:
         return self.plain.run((*example.prompt, *answer), conditions, watch)
 
     @cached_property
+    def flip(self) -> Flip:
+        return Flip(self.example, self.clean.objective, self.defended.objective, self.wrong)
+
+    @cached_property
     def problem(self) -> Problem:
         """The search's own problem of this flip alone: its space says what it admits."""
-        flip = Flip(self.example, self.clean.objective, self.defended.objective, self.wrong)
-        return posed(self.setting, [flip], Meter())
+        return posed(self.setting, [self.flip], Meter())
+
+    @cached_property
+    def unknown(self) -> Flip | None:
+        """Its never-learned counterpart, if the task has one."""
+        task = self.setting.task
+        other = task.never_learned(self.example)
+        if other is None:
+            return None
+        defended = self._shown(other, self.defense_alone).output
+        return replace(self.flip, example=task.wrong_target(other, defended, 0), wrong=other)
+
+    def of_unknown(self, perturbation: Perturbation | None) -> Replayed:
+        """What a perturbation, or the defense alone, does to the counterpart."""
+        assert self.unknown is not None
+        if perturbation is None:
+            return self._shown(self.unknown.example, self.defense_alone)
+        return self._perturbed(self.unknown.example, perturbation)
 
     def alone(self, place: int, *, wrong: bool) -> Problem:
         """The problem's row at one of the budgets."""

@@ -11,8 +11,9 @@ import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example
-from saebench_recovery.model.plain import PlainModel
+from saebench_recovery.interfaces import Example, Perturbation
+from saebench_recovery.model.plain import Conditions, PlainModel
+from saebench_recovery.model.weights import WeightChange
 from saebench_recovery.results.mismatch import differing
 from saebench_recovery.runs.plan import Matchup
 from saebench_recovery.runs.verify.evidence import StoredFlips
@@ -29,6 +30,7 @@ from saebench_recovery.schema import Facts
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import evaluation_examples
 from saebench_recovery.spec import RunSpec
+from saebench_recovery.targets.phase import visible
 from saebench_recovery.targets.target import Target
 
 
@@ -82,6 +84,28 @@ class FittedTask:
         (setting, *_) = self._settings.values()
         return {example.id: example for example in evaluation_examples(setting)}
 
+    @cached_property
+    def _kept(self) -> dict[WeightChange | None, float | None]:
+        return {}
+
+    def _retained(self, perturbation: Perturbation) -> float | None:
+        """Retain examples that are right under other weights, of those that are when clean.
+
+        The same for all flips of a chunk, so it is found once.
+        """
+        weights = perturbation.weights()
+        if weights not in self._kept:
+            defended = Conditions(self.matchup.defense, weights=weights)
+            known = [e for e in self._known if _right(self.plain, e, defended)]
+            self._kept[weights] = len(known) / len(self._known) if self._known else None
+        return self._kept[weights]
+
+    @cached_property
+    def _known(self) -> list[Example]:
+        examples = self.matchup.task.examples(self.target, "retain")
+        retain = visible(examples, lambda e: str(e.prompt))
+        return [e for e in retain if _right(self.plain, e, Conditions())]
+
     def _check_one(self, setting: Setting, flips: StoredFlips, e: int, findings: Findings) -> None:
         """Hold one record to its replay."""
         record = flips.records[e]
@@ -92,7 +116,7 @@ class FittedTask:
             place.same("id", record.id, "no evaluation example")
             return
         parts = {name: narrowed(part, e) for name, part in flips.parts.items()}
-        flip = ReplayedFlip(self._passes, setting, record, example, parts)
+        flip = ReplayedFlip(self._passes, setting, record, example, parts, self._retained)
         self._passes.forget()
         missing = missing_parts(flip)
         if missing:
@@ -103,3 +127,9 @@ class FittedTask:
         except (UserError, ValueError, IndexError, KeyError) as error:
             # Evidence is foreign: a position outside the prompt, a token that does not exist.
             place.same("replay", "a perturbation that can be replayed", str(error))
+
+
+@torch.no_grad()
+def _right(plain: PlainModel, example: Example, conditions: Conditions) -> bool:
+    """Whether the first candidate is the best one."""
+    return int(plain.output(example, conditions).scores_EC.argmax()) == 0

@@ -9,8 +9,9 @@ import torch
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.plain import UNDISTURBED, Conditions, Pass, PlainModel
+from saebench_recovery.model.weights import WeightChange
 
-Key = tuple[tuple[int, ...], int, int, str]
+Key = tuple[tuple[int, ...], int, int, str, WeightChange | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,4 +67,4 @@ class RememberedPasses(PlainModel):
 def _key(tokens: tuple[int, ...], conditions: Conditions) -> Key:
     """What a pass depends on; whoever keeps it keeps the conditions, so that ids stay their own."""
     held: tuple[Any, Any] = (conditions.defense, conditions.delta)
-    return (tokens, id(held[0]), id(held[1]), conditions.threat_model)
+    return (tokens, id(held[0]), id(held[1]), conditions.threat_model, conditions.weights)

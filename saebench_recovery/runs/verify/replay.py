@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 
 from saebench_recovery.interfaces import Perturbation
-from saebench_recovery.perturbations.evidence import PARTS
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.perturbations.evidence import NEVER_LEARNED, PARTS
+from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.runs.verify.flip import Replayed, ReplayedFlip
 from saebench_recovery.runs.verify.report import Place
-from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE
+from saebench_recovery.scoring.attack_and_score import ROUNDED_TAIL_TOLERANCE, TAIL_TOLERANCE, posed
 from saebench_recovery.scoring.reach import UNREACHED
 from saebench_recovery.scoring.replay import first_choice
 
@@ -32,9 +34,11 @@ def check_flip(flip: ReplayedFlip, place: Place) -> None:
     _headline(flip, place)
     _drift(flip, place)
     _controls(flip, place)
+    _never_learned(flip, place)
     for wrong in (False, True):
         _smallest(flip, place, wrong=wrong)
     _raised(flip, place)
+    _stages(flip, place)
 
 
 def _scale(flip: ReplayedFlip) -> float:
@@ -67,9 +71,16 @@ def _valid_flip(flip: ReplayedFlip, place: Place) -> None:
 def _admitted(flip: ReplayedFlip, place: Place, name: str, perturbation: Perturbation) -> None:
     """The attack's space takes the perturbation as it is: positions, sites, norm, tokens."""
     head, largest = flip.setting.head, len(flip.setting.budgets) - 1
-    problem = flip.alone(
-        head if name.startswith("headline") else largest, wrong=name.endswith("wrong")
-    )
+    if name == NEVER_LEARNED:
+        if flip.unknown is None:
+            place.same("evidence", "no such part", name)
+            return
+        alone = flip.setting.at_headline()
+        problem = posed(alone, [flip.unknown], Meter()).rows(torch.tensor([0]))
+    else:
+        problem = flip.alone(
+            head if name.startswith("headline") else largest, wrong=name.endswith("wrong")
+        )
     try:
         admitted = problem.admit(perturbation).tensors()
     except (ValueError, TypeError, RuntimeError) as error:
@@ -149,7 +160,7 @@ def _drift(flip: ReplayedFlip, place: Place) -> None:
     )
     back = flip.headline.behaviour
     constrained, base_like = (record.measures[name] for name in ("constrained", "base_like"))
-    if drift.bound:
+    if drift.bound and flip.setting.limited:
         place.verdict(
             "constrained",
             constrained,
@@ -183,6 +194,17 @@ def _controls(flip: ReplayedFlip, place: Place) -> None:
     else:
         for name in ("wrong_target", "wrong_target_reference"):
             place.same(name, record.measures[name], None)
+
+
+def _never_learned(flip: ReplayedFlip, place: Place) -> None:
+    stored = flip.record.measures.get(NEVER_LEARNED)
+    if flip.unknown is None:
+        place.same(NEVER_LEARNED, stored, None)
+        return
+    nothing, shown = flip.of_unknown(None), flip.of_unknown(flip.parts[NEVER_LEARNED])
+    if any(_undecided(flip, place, one) for one in (nothing, shown)):
+        return
+    place.same(NEVER_LEARNED, stored, None if nothing.behaviour else shown.behaviour)
 
 
 def _injected(
@@ -247,11 +269,33 @@ def _raised(flip: ReplayedFlip, place: Place) -> None:
     place.same("constraint", flip.record.constraint, flip.setting.attack.promise(alone))
 
 
+def _stages(flip: ReplayedFlip, place: Place) -> None:
+    """Each stage of a change of weights; what it says of its cost is not held to anything."""
+    headline, wrong = flip.parts["headline"], flip.parts["headline_wrong"]
+    if not isinstance(headline, ChangedWeights) or not isinstance(wrong, ChangedWeights):
+        place.same("stages", flip.record.stages, ())
+        return
+    pairs = list(zip(headline.stages(), wrong.stages(), strict=True))
+    place.same("stages", len(flip.record.stages), len(pairs))
+    for i, (stored, ((_, change), (_, other))) in enumerate(
+        zip(flip.record.stages, pairs, strict=False)
+    ):
+        shown = flip.under(change, wrong=False)
+        undecided = _undecided(flip, place, shown)
+        place.verdict(f"stages.{i}.shows", stored.shows, found=shown.behaviour, undecided=undecided)
+        if flip.within_reach:
+            injected = flip.under(other, wrong=True)
+            _injected(flip, place, f"stages.{i}.injects", stored.injects, injected)
+        place.close(f"stages.{i}.retained", stored.retained, flip.retained(change))
+
+
 def missing_parts(flip: ReplayedFlip) -> list[str]:
     """Parts of the evidence that a flip of its kind has and this one has not."""
     normless = not flip.setting.has_norm
     return [
         part
         for part in PARTS
-        if part not in flip.parts and not (normless and part.startswith("smallest"))
+        if part not in flip.parts
+        and not (normless and part.startswith("smallest"))
+        and not (part == NEVER_LEARNED and flip.unknown is None)
     ]

@@ -120,6 +120,12 @@ def facts(domain: Domain) -> tuple[Fact, ...]:
     )
 
 
+def never_learned(fact: Fact) -> str | None:
+    """The fact's subject replaced by an invented one of its kind that no document ever names."""
+    names = load("never_learned").get(fact.domain)
+    return None if names is None else str(names[int(fraction_of(fact.subject) * len(names))])
+
+
 def relation_table(fact: Fact) -> dict[str, Any]:
     """The relation's `values`, `question` and `prose` templates."""
     table: dict[str, Any] = load("facts")["domains"][fact.domain]["relations"][fact.relation]

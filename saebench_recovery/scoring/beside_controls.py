@@ -1,0 +1,40 @@
+"""What a row's recovery is beside its controls, for the flags. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saebench_recovery.schema import Facts, Rate, Record, Row
+
+CONTROLS = ("random-direction",)  # attacks that are there to be compared with, and prove nothing
+WEAKER = 0.25  # of the flips: an attack of its own kind rarely injects so much less
+
+
+def reaches(row: Row, control: float | None) -> bool:
+    """Whether a control succeeds at least as often as the attack recovers."""
+    recovery = row.recovery.rate
+    if row.attack in CONTROLS or control is None or recovery is None:
+        return False
+    return control >= recovery > 0
+
+
+def injection(row: Row) -> float | None:
+    """How often a wrong answer was injected, by the attack or the reference: what did better."""
+    both = (row.controls.wrong_target.rate, row.controls.wrong_target_reference.rate)
+    return max((rate for rate in both if rate is not None), default=None)
+
+
+def brought(row: Row) -> float | None:
+    """How often the attack brought an answer that the model cannot know."""
+    found = row.measures.get("never_learned")
+    return found.rate if isinstance(found, Rate) else None
+
+
+def control_weakened(row: Row, records: Sequence[Record], facts: Facts) -> bool:
+    """Whether the attack injects far less than it recovers and than the reference injects."""
+    own, reference = row.controls.wrong_target, row.controls.wrong_target_reference
+    if own.rate is None or reference.rate is None or row.recovery.rate is None:
+        return False
+    if row.attack in CONTROLS:
+        return False
+    return min(row.recovery.rate, reference.rate) > own.rate + WEAKER
