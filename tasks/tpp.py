@@ -48,8 +48,16 @@ class TargetedProbe(Task):
     class Config(PluginConfig):
         data: str = Field(
             default="biographies",
-            description="biographies, bias-in-bios-1, -2 or -3, amazon, or a CSV file, JSONL file "
-            "or data set with the columns text and label",
+            description="biographies, bias-in-bios-1, -2 or -3, amazon, or a CSV, JSON, JSONL or "
+            "Parquet file or data set with the columns text and label",
+        )
+        columns: dict[Literal["text", "label", "item"], str] = Field(
+            default={},
+            description="other names of these columns of a table; item is the source item that "
+            "several texts share, which are then kept in one split",
+        )
+        split: str | None = Field(
+            default=None, description="of a data set; default: train, or the only one"
         )
         label: str | None = Field(default=None, description="one class; default: a task for each")
         positions: Literal["content", "readout"] = Field(
@@ -155,8 +163,9 @@ class TargetedProbe(Task):
         count = self.config.selection_texts if selecting else self.config.texts
         if self.config.data == "biographies":
             return _biographies("selection" if selecting else "evaluation", count)
-        labelled = _labelled(self.config.data)[split]
-        return {c: [Text(text) for text in texts[:count]] for c, texts in labelled.items()}
+        columns = tuple(self.config.columns.items())
+        labelled = _labelled(self.config.data, self.config.split, columns)[split]
+        return {c: texts[:count] for c, texts in labelled.items()}
 
     def _lay_out(self, target: Target, split: Split) -> list[list[Example]]:
         """The examples of every class."""
@@ -187,6 +196,7 @@ class TargetedProbe(Task):
 class Labelled(TableRow):
     text: Filled
     label: Filled
+    item: Filled | None = None
 
 
 @cache
@@ -203,26 +213,35 @@ def _biographies(split: Literal["selection", "evaluation"], count: int) -> Texts
 
 
 @cache
-def _labelled(data: str) -> Mapping[Split, Mapping[str, Sequence[str]]]:
-    """A table's texts by split and class, half of them for selection: their own words decide."""
+def _labelled(
+    data: str, split: str | None, columns: tuple[tuple[str, str], ...]
+) -> Mapping[Split, Mapping[str, Sequence[Text]]]:
+    """A table's texts by split and class, half of them for selection: their own words decide.
+
+    Texts that share a source item go by it, so that they stand in one split.
+    """
     named = world.load("tpp").get(data, {"source": data})
     names: Mapping[str, str] | None = named.get("classes")
-    found: dict[str, dict[str, str]] = {}
-    for row in read_table(named["source"], Labelled, columns=named.get("columns")):
+    found: dict[str, dict[str, Text]] = {}
+    for row in read_table(
+        named["source"], Labelled, columns=named.get("columns", {}) | dict(columns), split=split
+    ):
         if names is None or row.label in names:
             label = row.label if names is None else names[row.label]
-            found.setdefault(label, {}).setdefault(row.text[:START], row.text)
+            text = Text(row.text, row.item or "")
+            found.setdefault(label, {}).setdefault(row.text[:START], text)
     if len(found) < 3:
         raise UserError(
             f"{data} has the labels {sorted(found)}: tpp needs three, one to remove and another to "
             "push towards that neither the text nor the defended state shows"
         )
-    splits: dict[Split, dict[str, list[str]]] = {"selection": {}, "evaluation": {}}
+    splits: dict[Split, dict[str, list[Text]]] = {"selection": {}, "evaluation": {}}
     for label, texts in sorted(found.items()):
         for own in splits.values():
             own[label] = []
         for start, text in texts.items():
-            splits["selection" if fraction_of(start) < 0.5 else "evaluation"][label].append(text)
+            selecting = fraction_of(text.item or start) < 0.5
+            splits["selection" if selecting else "evaluation"][label].append(text)
     few = [label for label in found if any(len(own[label]) < 2 for own in splits.values())]
     if few:
         raise UserError(f"{data} has too few texts with the label {few[0]!r} to split them")

@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from saebench_recovery.tasks._questions import EMBEDDED, Bank, Question, bank
+from saebench_recovery.tasks._questions import EMBEDDED, Bank, Question, Table, bank
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -41,9 +41,18 @@ class Unlearning(Task):
     class Config(PluginConfig):
         data: str | None = Field(
             default=None,
-            description="facts, plain-facts, wmdp-bio, or a CSV file, JSONL file or data set with "
-            "the columns question, choices (in CSV a JSON list) and answer (0 to 3, or A to D); "
+            description="facts, plain-facts, wmdp-bio, or a CSV, JSON, JSONL or Parquet file or "
+            "data set with the columns question, choices (in CSV a list as JSON, Python, pandas or "
+            "numpy write it) and answer (0 to 3, or A to D); "
             "default: the invented facts for the organism, plain ones for other models",
+        )
+        columns: dict[Literal["question", "choices", "answer", "item"], str] = Field(
+            default={},
+            description="other names of these columns of a table; item is the source item that "
+            "several questions share, which are then one cluster in one split",
+        )
+        split: str | None = Field(
+            default=None, description="of a data set; default: train, or the only one"
         )
         format: Literal["letters", "cloze"] = Field(
             default="letters", description="letters in 24 orders, or cloze"
@@ -107,9 +116,8 @@ class Unlearning(Task):
     def _bank(self, target: Target) -> Bank:
         config = self.config
         own = "facts" if target.preset.knowledge == "organism" else "plain-facts"
-        return bank(
-            config.data or own, config.forget_corpus, config.retain_corpus, config.corpus_texts
-        )
+        table = Table(config.data or own, config.split, tuple(config.columns.items()))
+        return bank(table, config.forget_corpus, config.retain_corpus, config.corpus_texts)
 
     def _lay_out(self, target: Target, split: Split) -> list[Example]:
         if split == "retain":
@@ -160,11 +168,12 @@ class Unlearning(Task):
         prompt = self._bank(target).layout.listed(question, order)
         right = LETTERS[order.index(question.answer)]
         letters = [f" {right}", *(f" {letter}" for letter in LETTERS if letter != right)]
-        name = f"{self.name}/{question.key}"
-        return target.example(f"{name}/{ORDERS.index(order):02d}", prompt, letters, cluster=name)
+        name = f"{self.name}/{question.key}/{ORDERS.index(order):02d}"
+        return target.example(name, prompt, letters, cluster=f"{self.name}/{question.item}")
 
     def _cloze(self, target: Target, question: Question) -> Example:
         prompt = question.text + self._bank(target).layout.cue
         right = question.options[question.answer]
         options = [f" {right}", *(f" {o}" for o in question.options if o != right)]
-        return target.example(f"{self.name}/{question.key}", prompt, options)
+        name = f"{self.name}/{question.key}"
+        return target.example(name, prompt, options, cluster=f"{self.name}/{question.item}")

@@ -51,6 +51,11 @@ def removed(direction_D: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda resid: resid - (resid @ unit_D)[..., None] * unit_D
 
 
+def added(direction_D: Tensor) -> Callable[[Tensor], Tensor]:
+    """Adds a direction, at its own length, to a residual [..., D]."""
+    return lambda resid: resid + direction_D
+
+
 def integrated_gradient(
     target: Target,
     latents: Latents,
