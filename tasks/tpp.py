@@ -4,6 +4,11 @@ SAEBench's TPP (arXiv 2503.09532): one-against-rest probes on the residual avera
 tokens at the defended hook point, latents by their effect on the target class's probe. Recovery as
 in arXiv 2606.18322: a valid flip is a text of the class whose probe says so when clean and not when
 defended. Each class is a task of its own, with a row and a fitted defense.
+
+Where it differs from SAEBench: probes are logistic regressions that have converged, on the
+selection texts (there AdamW, and the epoch that is best on test texts); classes are not balanced by
+gender or rating; latents without a positive effect are never selected, so there may be fewer than
+asked for.
 """
 
 from __future__ import annotations
@@ -34,7 +39,6 @@ class Text(NamedTuple):
 
 
 Texts = Mapping[str, Sequence[Text]]  # by class
-SCORED = 64  # texts of each class that the TPP score is measured on
 START = 100  # texts with the same first characters are taken for one, and stand in one split
 
 
@@ -68,6 +72,12 @@ class TargetedProbe(Task):
         )
         selection_texts: int = Field(
             default=96, ge=2, le=10_000, description="per class, to fit and choose"
+        )
+        scored_texts: int = Field(
+            default=64,
+            ge=1,
+            le=10_000,
+            description="evaluation texts per class for probe accuracy and TPP score, at most",
         )
         context: int = Field(default=128, ge=2, le=131_072, description="tokens read of a text")
 
@@ -132,8 +142,9 @@ class TargetedProbe(Task):
         The score is the own probe's drop in balanced accuracy less the others' mean drop.
         """
         texts = self._examples(self._probes.target, "evaluation")
+        scored = self.config.scored_texts
         said = [
-            torch.cat([self._logits(output) for output in defended(of_class[:SCORED])])
+            torch.cat([self._logits(output) for output in defended(of_class[:scored])])
             for of_class in texts
         ]
         accuracy_K, own = self._probes.accuracy_K, self._class()
@@ -190,7 +201,8 @@ class TargetedProbe(Task):
             [[example.prompt for example in of_class] for of_class in self._examples(target, split)]
             for split in ("selection", "evaluation")
         )
-        return fit_probes(target, site, texts, [of_class[:SCORED] for of_class in unseen])
+        scored = self.config.scored_texts
+        return fit_probes(target, site, texts, [of_class[:scored] for of_class in unseen])
 
 
 class Labelled(TableRow):

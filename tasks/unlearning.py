@@ -3,8 +3,10 @@
 Protocol of arXiv 2606.18322 (after WMDP, arXiv 2403.03218): each question in all 24 orders of its
 options, only those that the clean model gets right in every order, and the answer read from the
 four letters. Latents by density on text about the facts against other text, as in SAEBench's
-unlearning (arXiv 2503.09532). The cloze format compares the options themselves, for models that do
-not answer with letters.
+unlearning (arXiv 2503.09532). Texts are read one by one here; SAEBench joins them to windows of
+1024 tokens and drops those of at most 50 characters, and so chooses others: of the 16 best on
+`organism` 0.10 to 0.39 are the same. The cloze format compares the options themselves, for models
+that do not answer with letters.
 """
 
 from __future__ import annotations
