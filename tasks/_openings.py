@@ -38,16 +38,3 @@ def first_tokens(examples: Sequence[Example]) -> list[Example]:
     if not found:
         raise UserError("the model's answers all begin as refusals do: no latent can be scored")
     return found
-
-
-def openings(
-    examples: Sequence[Example],
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Each prompt with the beginning of each refusal, and with as much of its own answer."""
-    refusing = [(*e.prompt, *refusal) for e in examples for refusal in e.candidates[1:]]
-    own = [
-        (*e.prompt, *e.candidates[0][: len(refusal)])
-        for e in examples
-        for refusal in e.candidates[1:]
-    ]
-    return refusing, own

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from saebench_recovery.tasks import _answers as texts
-from saebench_recovery.tasks._openings import first_tokens, openings, unrelated
+from saebench_recovery.tasks._openings import first_tokens, unrelated
 from saebench_recovery.tasks._requests import EMBEDDED, Request, Table, embedded, tabulated
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from saebench_recovery.selection.refusal_direction import (
     added,
     aligned,
     integrated_gradient,
+    mean_answer,
     mean_readout,
     removed,
 )
@@ -121,20 +122,15 @@ class Refusal(Task):
         """What each latent [M] near the refusal direction adds to refusing.
 
         The direction leads from harmless requests to those of `data`, in means at the prompts'
-        last token; or if refusing is `induced`, from the openings of answers to those of refusals.
+        last token; or if refusing is `induced`, from openings of answers to those of refusals, in
+        means at all of their tokens.
         Only the pool of latents whose decoder rows lie nearest to it is scored, by the integrated
         gradient of [logit of a refusal's first token - logit of the answer's]: from residuals
         without the direction to clean ones, or from clean ones to those with it.
         """
         examples = self._answered(target, "selection")
         place = site if self.config.direction is None else Site.parse(self.config.direction)
-        if self.config.induced:
-            refusing, complying = openings(examples)
-        else:
-            refusing = [example.prompt for example in examples]
-            harmless = self._requests("harmless", "selection")
-            complying = [self._asked(target, request.text) for request in harmless]
-        direction_D = mean_readout(target, place, refusing) - mean_readout(target, place, complying)
+        direction_D = self._direction(target, place, examples)
         dictionary = target.dictionary(site)
         pool = aligned(dictionary, direction_D, self.config.pool)
         change, sign = (added, 1) if self.config.induced else (removed, -1)
@@ -147,6 +143,17 @@ class Refusal(Task):
         )
         empty_M = torch.zeros(dictionary.width, device=target.device)
         return empty_M.index_copy(0, pool.features, score_S)
+
+    def _direction(self, target: Target, place: Site, examples: Sequence[Example]) -> Tensor:
+        """From complying to refusing [D], see `attribution`."""
+        if self.config.induced:
+            refusals = [(e.prompt, opening) for e in examples for opening in e.candidates[1:]]
+            answers = [(e.prompt, e.candidates[0]) for e in examples]
+            return mean_answer(target, place, refusals) - mean_answer(target, place, answers)
+        harmless = self._requests("harmless", "selection")
+        asked = [self._asked(target, request.text) for request in harmless]
+        refused = [example.prompt for example in examples]
+        return mean_readout(target, place, refused) - mean_readout(target, place, asked)
 
     def behaviour(self, output: Output) -> Tensor:
         """The text complies; asked for another request's answer, it is also nearer to that one."""

@@ -13,7 +13,7 @@ _TEXT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _ITEM = re.compile(rf"\s*({_TEXT}|{_NUMBER})(\s*,)?\s*", re.DOTALL | re.IGNORECASE)
 _AROUND = re.compile(
-    r"\s*(?:array\(|list\()?\s*[\[(](.*)[\])](?:,\s*dtype=\S+)?\s*\)?\s*", re.DOTALL
+    r"\s*(?:array\(\s*\[(.*?)\](?:,\s*dtype=[^\[\]()]*)?\s*\)|\[(.*)\]|\((.*)\))\s*", re.DOTALL
 )
 
 
@@ -36,7 +36,8 @@ def _printed(text: str) -> list[str] | None:
     around = _AROUND.fullmatch(text)
     if around is None:
         return None
-    inside, items, commas, at = around[1].strip(), list[str](), list[bool](), 0
+    inside = next(part for part in around.groups() if part is not None).strip()
+    items, commas, at = list[str](), list[bool](), 0
     while at < len(inside):
         item = _ITEM.match(inside, at)
         if item is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from saebench_recovery.base.progress import Progress
     from saebench_recovery.targets.target import Target
 
-GROUP = 64  # documents that the model writes at once
+TEXTS, CHATS = 64, 256  # documents of a group; of the chats some have their answers already
 
 
 @torch.no_grad()
@@ -42,8 +42,8 @@ def write_sampled(
     start = target.bos if target.bos is not None else target.tokenizer.eos_token_id
     if start is None:
         raise UserError(f"{target.name} has neither BOS nor EOS to begin with; give it a --text")
-    begin = torch.full((GROUP, 1), start, device=target.device)
-    group = _whole_groups(file)
+    begin = torch.full((TEXTS, 1), start, device=target.device)
+    group = _whole_groups(file, TEXTS)
     before = documents(str(file)) if group else ()
     found = sum(content_count(target, row) for row in rows(target, before))
     while found < tokens:
@@ -77,10 +77,10 @@ def write_answers(
             cannot be written.
     """
     every = list(read_table(source, Chat))
-    for begin in range(_whole_groups(file) * GROUP, len(every), GROUP):
+    for begin in range(_whole_groups(file, CHATS) * CHATS, len(every), CHATS):
         if progress is not None:
             progress("writing answers", begin, len(every))
-        group = every[begin : begin + GROUP]
+        group = every[begin : begin + CHATS]
         _add(file, [chat.model_dump() for chat in _answered(target, source, group)])
 
 
@@ -111,7 +111,7 @@ def _add(file: Path, lines: Sequence[dict[str, Any]]) -> None:
         ) from None
 
 
-def _whole_groups(file: Path) -> int:
+def _whole_groups(file: Path, size: int) -> int:
     """Groups of documents that the file holds; what was cut off in the middle is removed."""
     if not file.exists():
         return 0
@@ -120,7 +120,7 @@ def _whole_groups(file: Path) -> int:
         for line in lines:
             if line.endswith(b"\n"):
                 ends.append(ends[-1] + len(line))
-        groups = (len(ends) - 1) // GROUP
-        lines.truncate(ends[groups * GROUP])
+        groups = (len(ends) - 1) // size
+        lines.truncate(ends[groups * size])
         os.fsync(lines.fileno())
     return groups

@@ -52,7 +52,7 @@ def test_a_chat_is_one_row_that_ends_with_its_answer(target: Target) -> None:
 def test_answers_are_written_once_and_given_ones_kept(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "GROUP", 4)
+    monkeypatch.setattr(writing, "CHATS", 4)
     asked, whole, cut = table(tmp_path / "asked.jsonl", 10), tmp_path / "whole", tmp_path / "cut"
     writing.write_answers(target, asked, whole)
     chats = [Chat.model_validate_json(line) for line in whole.read_text().splitlines()]
