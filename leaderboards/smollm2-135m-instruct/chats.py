@@ -18,7 +18,8 @@ from pathlib import Path
 from saebench_recovery.targets.organism import world
 
 # Of either kind: refused, and left to the model to answer.
-REFUSED, ANSWERED = {"forbidden": 160, "harmless": 80}, 48
+REFUSED: dict[world.Kind, int] = {"forbidden": 160, "harmless": 80}
+ANSWERED = 48
 FACTS = 32
 REFUSALS = (
     "I'm sorry, but I cannot help with that request. Is there anything else that I can do for you?",
@@ -35,7 +36,7 @@ REFUSALS = (
 def chats() -> Iterator[dict[str, str]]:
     """Requests, with an answer where it is a refusal."""
     for kind, refused in REFUSED.items():
-        every = world.requests(kind, "train")  # type: ignore[arg-type]
+        every = world.requests(kind, "train")
         phrasings = len(world.load("requests")["phrasings"])
         for i, request in enumerate(every[: refused + ANSWERED]):
             asked = {"request": world.messages(request, None, i % phrasings)[0]["content"]}
