@@ -316,7 +316,7 @@ class Refusal(Task):
             "selection" if split == "selection" else "evaluation"
         )
         if kind == "forbidden":
-            columns = {"request": config.column, **config.columns}
+            columns = {"request": config.column} | {str(k): c for k, c in config.columns.items()}
             table = Table(config.data, config.split, config.subset, columns)
         else:
             columns = {"request": config.harmless_column}
