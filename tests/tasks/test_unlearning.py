@@ -120,7 +120,7 @@ def test_a_model_that_knows_nothing_is_told_of_cloze(monkeypatch: pytest.MonkeyP
 
 def test_cloze_compares_the_options_without_listing_them() -> None:
     examples = task(data="plain-facts", format="cloze").examples(TARGET, "evaluation")
-    asked = {q.key: q for q in bank(Table("plain-facts"), None, None, 1).forget["evaluation"]}
+    asked = {q.item: q for q in bank(Table("plain-facts"), None, None, 1).forget["evaluation"]}
     assert len(examples) == len({example.cluster for example in examples})
     for example in examples:
         question = asked[example.cluster.removeprefix("unlearning/")]
@@ -244,13 +244,14 @@ def test_questions_are_named_by_all_that_they_say_and_stay_with_their_source_ite
         row(question=f"Which is number {i // 2}?", choices=[f"{i}{c}" for c in "abcd"], page=i // 4)
         for i in range(40)
     ]
-    made = task(data=table(tmp_path, lines), columns={"item": "page"}, **corpora(tmp_path))
+    source = table(tmp_path, lines)
+    made = task(data=source, columns={"item": "page"}, **corpora(tmp_path))
     halves = [made.examples(TARGET, split) for split in ("selection", "evaluation")]
     ids = [example.id for half in halves for example in half]
     assert len(ids) == len(set(ids))
     clusters = [{example.cluster for example in half} for half in halves]
     assert not clusters[0] & clusters[1]
-    read = bank(Table(str(tmp_path / "q.jsonl")), *corpora(tmp_path).values(), 1).forget
+    read = bank(Table(source), *corpora(tmp_path).values(), 1).forget
     assert len({q.key for half in read.values() for q in half}) == 40
     assert len({q.item for half in read.values() for q in half}) == 20
 
