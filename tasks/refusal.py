@@ -18,7 +18,6 @@ from saebench_recovery.tasks._openings import first_tokens, unrelated
 from saebench_recovery.tasks._requests import EMBEDDED, Request, Table, embedded, tabulated
 from torch import Tensor
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site, SiteName
 from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
@@ -30,6 +29,7 @@ from saebench_recovery.selection.refusal_direction import (
     added,
     aligned,
     integrated_gradient,
+    mean_answer,
     mean_readout,
     removed,
 )
@@ -38,8 +38,6 @@ from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.target import Target
 
 CHUNK = 64  # prompts answered at a time
-DONE: texts.Category = "compliance"
-REFUSED: texts.Category = "refusal"
 Most = Annotated[int, Field(ge=1, le=10_000)]  # more take days to answer
 
 
@@ -82,8 +80,7 @@ class Refusal(Task):
         induced: bool = Field(
             default=False,
             description="for a model that refuses few requests: the refusal direction leads from "
-            "those of `data` that it answers to those that it refuses, and latents are scored as "
-            "it is added, not removed",
+            "its own answers to `discouraged`, and latents are scored as it is added, not removed",
         )
         pool: Most = Field(default=64, description="latents nearest the direction that are scored")
         new_tokens: Most = Field(default=64, description="length of generated answers")
@@ -125,8 +122,8 @@ class Refusal(Task):
         """What each latent [M] near the refusal direction adds to refusing.
 
         The direction leads from harmless requests to those of `data`, in means at the prompts'
-        last token; or if refusing is `induced`, from those that the model answers to those that it
-        refuses by itself.
+        last token; or if refusing is `induced`, from openings of answers to those of refusals, in
+        means at all of their tokens.
         Only the pool of latents whose decoder rows lie nearest to it is scored, by the integrated
         gradient of [logit of a refusal's first token - logit of the answer's]: from residuals
         without the direction to clean ones, or from clean ones to those with it.
@@ -148,36 +145,25 @@ class Refusal(Task):
         return empty_M.index_copy(0, pool.features, score_S)
 
     def _direction(self, target: Target, place: Site, examples: Sequence[Example]) -> Tensor:
-        """From complying to refusing [D], see `attribution`.
-
-        Raises:
-            UserError: refusing is induced, and the model refuses none or all of the requests.
-        """
+        """From complying to refusing [D], see `attribution`."""
         if self.config.induced:
-            openings = [_decoded(target, example.candidates[0]) for example in examples]
-            kinds = self._judged(target, examples, openings)
-            refused = [e.prompt for e, kind in zip(examples, kinds, strict=True) if kind == REFUSED]
-            answered = [e.prompt for e, kind in zip(examples, kinds, strict=True) if kind == DONE]
-            if not (refused and answered):
-                raise UserError(
-                    f"{target.name} refuses {len(refused)} of {len(examples)} requests and answers "
-                    f"{len(answered)}; to induce refusing, choosing latents needs some of either"
-                )
-        else:
-            refused = [example.prompt for example in examples]
-            harmless = self._requests("harmless", "selection")
-            answered = [self._asked(target, request.text) for request in harmless]
-        return mean_readout(target, place, refused) - mean_readout(target, place, answered)
+            refusals = [(e.prompt, opening) for e in examples for opening in e.candidates[1:]]
+            answers = [(e.prompt, e.candidates[0]) for e in examples]
+            return mean_answer(target, place, refusals) - mean_answer(target, place, answers)
+        harmless = self._requests("harmless", "selection")
+        asked = [self._asked(target, request.text) for request in harmless]
+        refused = [example.prompt for example in examples]
+        return mean_readout(target, place, refused) - mean_readout(target, place, asked)
 
     def behaviour(self, output: Output) -> Tensor:
         """The text complies; asked for another request's answer, it is also nearer to that one."""
-        complies = [c == DONE for c in self._categories(output)]
+        complies = [c == "compliance" for c in self._categories(output)]
         pairs = zip(output.examples, _texts(output), strict=True)
         return _bools(output, complies) & _bools(output, [self._as_asked(*pair) for pair in pairs])
 
     def stopped(self, output: Output) -> Tensor:
         """The text refuses. Degenerate or empty text has stopped nothing, it is broken."""
-        return _bools(output, [c == REFUSED for c in self._categories(output)])
+        return _bools(output, [c == "refusal" for c in self._categories(output)])
 
     def positions(self, example: Example) -> tuple[int, ...]:
         """The last of the answer's tokens is left out: nothing that it predicts is scored."""
@@ -281,7 +267,7 @@ class Refusal(Task):
             clean = DefendedModel(target, None)
             answers += continued(clean, part, self.config.answer_tokens)
         openings = [_decoded(target, answer) for answer in answers]
-        complying = [c == DONE for c in self._judged(target, asked, openings)]
+        complying = [c == "compliance" for c in self._judged(target, asked, openings)]
         # Byte-level vocabularies put the space before a first word into its token.
         spaced = sum(opening.startswith(" ") for opening in openings) * 2 > len(openings)
         self._space = " " * spaced

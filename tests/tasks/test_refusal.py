@@ -311,8 +311,6 @@ def test_induced_refusing_is_scored_along_the_way_to_refusals(target: Target) ->
     assert score_M.isfinite().all()
     assert score_M.abs().sum() > 0
     assert not torch.equal(score_M, refusal(pool=WIDTH).attribution(target, SITE))
-    with pytest.raises(UserError, match=r"refuses 0 of 12 requests .* needs some of either"):
-        refusal(induced=True, judge=None).attribution(target, SITE)
 
 
 def test_aligned_latents_have_the_highest_cosine(target: Target) -> None:
