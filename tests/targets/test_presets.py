@@ -116,13 +116,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             preset(str(tmp_path / name))
 
 
-def test_the_target_of_the_leaderboards() -> None:
-    chosen = preset(str(Path(__file__).parents[2] / "leaderboards" / "gemma-3-270m.yaml"))
-    assert chosen.model == presets()["gemma-3-270m"].model
+@pytest.mark.parametrize(
+    ("name", "kind", "width"),
+    [("gemma-3-270m", "gemma3_text", 640), ("smollm2-135m-instruct", "llama", 576)],
+)
+def test_the_targets_of_the_leaderboards(name: str, kind: str, width: int) -> None:
+    chosen = preset(str(Path(__file__).parents[2] / "leaderboards" / f"{name}.yaml"))
+    assert chosen.model == presets()[name].model
     ((hook, folder),) = chosen.saes.items()
-    dictionary = load_dictionary(folder, Site.parse(hook), host=Host(None, "gemma3_text"))
-    assert (dictionary.d_model, dictionary.width) == (640, 4096)
-    assert chosen.tasks["ioi"].site == hook
+    dictionary = load_dictionary(folder, Site.parse(hook), host=Host(None, kind))
+    assert (dictionary.d_model, dictionary.width) == (width, 4096)
+    assert chosen.tasks["refusal"].site == hook
 
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
