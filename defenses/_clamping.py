@@ -22,7 +22,9 @@ class ClampingDefense(Defense):
             default=None, description="new activation, one for all or one per latent"
         )
         multiplier: Number | tuple[Number, ...] | None = Field(
-            default=None, description="factor on the activation, one for all or one per latent"
+            default=None,
+            description="factor on the activation, one for all or one per latent (SAEBench's "
+            "multiplier is none: it is the new activation with its sign changed, a value here)",
         )
         positive_only: bool = Field(default=True, description="leave inactive latents alone")
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import parse_json
 from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.base.tables import Filled, R, TableRow, read_table
+from saebench_recovery.base.written_lists import written_list
 from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.organism.world import LETTERS
 
@@ -53,12 +53,31 @@ class Question:
     text: str
     options: tuple[str, ...]
     answer: int  # index of the right option
+    made_from: str = ""  # the source item, where several questions are made from one
     never_learned: str | None = None  # the same asked of a subject of which nothing was ever said
 
     @property
     def key(self) -> str:
-        """Its name, which depends on the text alone."""
-        return f"{int(fraction_of(self.text) * 2**48):012x}"
+        """Its name, which depends on all that it says: one text may have other options."""
+        return _name(str((self.text, self.options, self.answer)))
+
+    @property
+    def item(self) -> str:
+        """What it is made from; by default its text."""
+        return _name(self.made_from or self.text)
+
+
+def _name(content: str) -> str:
+    return f"{int(fraction_of(content) * 2**48):012x}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where questions stand, and how its columns are called besides their own names."""
+
+    source: str
+    split: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Bank:
 
 
 @cache
-def bank(data: str, forget_corpus: str | None, retain_corpus: str | None, texts: int) -> Bank:
+def bank(table: Table, forget_corpus: str | None, retain_corpus: str | None, texts: int) -> Bank:
     """The questions and corpora of that name: facts, plain-facts, wmdp-bio, or a table's.
 
     `texts` limits each corpus that is read from a table.
@@ -94,6 +113,7 @@ def bank(data: str, forget_corpus: str | None, retain_corpus: str | None, texts:
         UserError: a table that cannot be read or does not fit; from a corpus, also that there is
             none.
     """
+    data = table.source
     if data == "facts":
         return _invented_facts()
     if data == "plain-facts":
@@ -109,16 +129,22 @@ def bank(data: str, forget_corpus: str | None, retain_corpus: str | None, texts:
         lines = (row.text for row in _rows(place, _Text))
         return tuple(islice(filter(str.strip, lines), texts))
 
-    rows = _rows(named, _Row)
-    halves = _quarter([Question(row.question, row.choices, row.answer) for row in rows])
+    asked = named if table.split is None else named | {"split": table.split}
+    halves = _quarter(
+        [
+            Question(row.question, row.choices, row.answer, row.item or "")
+            for row in dict.fromkeys(_rows(asked, _Row, dict(table.columns)))
+        ]
+    )
     return Bank(halves, (), PUBLISHED, read)
 
 
 def _quarter(questions: Sequence[Question]) -> dict[Half, tuple[Question, ...]]:
-    """A quarter of the questions for selection; their own words decide."""
+    """A quarter of the questions for selection; what they are made from decides, or their words."""
+    selecting = [fraction_of(q.made_from or q.text) < 0.25 for q in questions]
     return {
-        "selection": tuple(q for q in questions if fraction_of(q.text) < 0.25),
-        "evaluation": tuple(q for q in questions if fraction_of(q.text) >= 0.25),
+        "selection": tuple(compress(questions, selecting)),
+        "evaluation": tuple(q for q, own in zip(questions, selecting, strict=True) if not own),
     }
 
 
@@ -157,7 +183,7 @@ def _asked(fact: world.Fact, half: Half) -> Question:
         asked.format(subject=fact.subject),
         options,
         options.index(fact.value),
-        invented and asked.format(subject=invented),
+        never_learned=invented and asked.format(subject=invented),
     )
 
 
@@ -186,11 +212,12 @@ class _Row(TableRow):
     question: Filled
     choices: tuple[Filled, ...]
     answer: int = Field(ge=0, le=3)
+    item: Filled | None = None
 
     @field_validator("choices", mode="before")
     @classmethod
     def _four(cls, value: Any) -> Any:
-        choices = _list(value) if isinstance(value, str) else value
+        choices = written_list(value) if isinstance(value, str) else value
         if not isinstance(choices, list) or len(choices) != 4:
             count = len(choices) if isinstance(choices, list) else "no list of"
             raise ValueError(f"{count} options, not four")
@@ -202,17 +229,12 @@ class _Row(TableRow):
         return list(LETTERS).index(value) if value in list(LETTERS) else value
 
 
-def _list(text: str) -> Any:
-    try:
-        return parse_json(text, "options")
-    except UserError as error:
-        raise ValueError(str(error)) from None
-
-
 class _Text(TableRow):
     text: str
 
 
-def _rows(place: Mapping[str, str], row: type[R]) -> Iterator[R]:
-    split, subset = place.get("split", "train"), place.get("subset")
-    return read_table(place["source"], row, split=split, subset=subset)
+def _rows(
+    place: Mapping[str, str], row: type[R], columns: Mapping[str, str] | None = None
+) -> Iterator[R]:
+    split, subset = place.get("split"), place.get("subset")
+    return read_table(place["source"], row, columns=columns, split=split, subset=subset)

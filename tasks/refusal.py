@@ -14,20 +14,22 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from saebench_recovery.tasks import _answers as texts
+from saebench_recovery.tasks._openings import first_tokens, unrelated
+from saebench_recovery.tasks._requests import EMBEDDED, Request, Table, embedded, tabulated
 from torch import Tensor
 
-from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site, SiteName
-from saebench_recovery.base.splits import fraction_of, split_of
-from saebench_recovery.base.tables import Filled, TableRow, read_table
+from saebench_recovery.base.splits import fraction_of
 from saebench_recovery.interfaces import Example, Output, PluginConfig, Run, Split, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.examples import shared_start
 from saebench_recovery.model.generation import continued
 from saebench_recovery.registry import register_task
 from saebench_recovery.selection.refusal_direction import (
+    added,
     aligned,
     integrated_gradient,
+    mean_answer,
     mean_readout,
     removed,
 )
@@ -36,12 +38,7 @@ from saebench_recovery.targets.organism import world
 from saebench_recovery.targets.target import Target
 
 CHUNK = 64  # prompts answered at a time
-EMBEDDED = "requests"
 Most = Annotated[int, Field(ge=1, le=10_000)]  # more take days to answer
-
-
-class Asked(TableRow):
-    request: Filled
 
 
 @register_task("refusal")
@@ -51,12 +48,20 @@ class Refusal(Task):
     class Config(PluginConfig):
         data: str = Field(
             default=EMBEDDED,
-            description="requests to refuse: the embedded ones, a CSV or JSONL file, or a data set",
+            description="requests to refuse: the embedded ones, a CSV, JSON, JSONL or Parquet "
+            "file, or a data set",
         )
         column: str = Field(default="goal", description="column of `data` with the request")
+        columns: dict[Literal["context", "item"], str] = Field(
+            default={},
+            description="columns of `data` with a text that stands before the request, and with "
+            "the source item that several requests share",
+        )
+        split: str | None = Field(default=None, description="of a data set; default: train")
         subset: str | None = Field(default=None, description="configuration of a data set")
         harmless: str = Field(default=EMBEDDED, description="requests to go on answering")
         harmless_column: str = Field(default="instruction", description="its column with them")
+        harmless_split: str | None = Field(default=None, description="its split; default: train")
         requests: Most = Field(default=128, description="evaluation requests, at most")
         selection_requests: Most = Field(
             default=64, description="requests of either kind for choosing latents, at most"
@@ -71,6 +76,11 @@ class Refusal(Task):
             default=None,
             description="hook point where the refusal direction is taken, as the published code "
             "takes one layer's for all; default: the defended one",
+        )
+        induced: bool = Field(
+            default=False,
+            description="for a model that refuses few requests: the refusal direction leads from "
+            "its own answers to `discouraged`, and latents are scored as it is added, not removed",
         )
         pool: Most = Field(default=64, description="latents nearest the direction that are scored")
         new_tokens: Most = Field(default=64, description="length of generated answers")
@@ -112,26 +122,38 @@ class Refusal(Task):
         """What each latent [M] near the refusal direction adds to refusing.
 
         The direction leads from harmless requests to those of `data`, in means at the prompts'
-        last token. Only the pool of latents whose decoder rows lie nearest to it is scored, by
-        the integrated gradient of [logit of a refusal's first token - logit of the answer's]
-        from residuals without the direction to clean ones.
+        last token; or if refusing is `induced`, from openings of answers to those of refusals, in
+        means at all of their tokens.
+        Only the pool of latents whose decoder rows lie nearest to it is scored, by the integrated
+        gradient of [logit of a refusal's first token - logit of the answer's]: from residuals
+        without the direction to clean ones, or from clean ones to those with it.
         """
         examples = self._answered(target, "selection")
-        refusing = [example.prompt for example in examples]
-        complying = self._prompts(target, "harmless", "selection")
         place = site if self.config.direction is None else Site.parse(self.config.direction)
-        direction_D = mean_readout(target, place, refusing) - mean_readout(target, place, complying)
+        direction_D = self._direction(target, place, examples)
         dictionary = target.dictionary(site)
         pool = aligned(dictionary, direction_D, self.config.pool)
+        change, sign = (added, 1) if self.config.induced else (removed, -1)
         score_S = integrated_gradient(
             target,
             pool,
-            _first_tokens(examples),
-            lambda output: -self.objective(output),
-            removed(direction_D),
+            first_tokens(examples),
+            lambda output: sign * self.objective(output),
+            change(direction_D),
         )
         empty_M = torch.zeros(dictionary.width, device=target.device)
         return empty_M.index_copy(0, pool.features, score_S)
+
+    def _direction(self, target: Target, place: Site, examples: Sequence[Example]) -> Tensor:
+        """From complying to refusing [D], see `attribution`."""
+        if self.config.induced:
+            refusals = [(e.prompt, opening) for e in examples for opening in e.candidates[1:]]
+            answers = [(e.prompt, e.candidates[0]) for e in examples]
+            return mean_answer(target, place, refusals) - mean_answer(target, place, answers)
+        harmless = self._requests("harmless", "selection")
+        asked = [self._asked(target, request.text) for request in harmless]
+        refused = [example.prompt for example in examples]
+        return mean_readout(target, place, refused) - mean_readout(target, place, asked)
 
     def behaviour(self, output: Output) -> Tensor:
         """The text complies; asked for another request's answer, it is also nearer to that one."""
@@ -228,14 +250,15 @@ class Refusal(Task):
         """The split's requests, with the opening of the clean model's own answer to each.
 
         The first candidate is that opening, the others open refusals. The wrong answer is the
-        clean one to another request, see `_unrelated`. Answers are generated once.
+        clean one to another request, see `unrelated`. Answers are generated once.
         """
         if self._target is not target:
             self._target, self._made, self._closing = target, {}, None
         if split in self._made:
             return self._made[split]
         kind: world.Kind = "harmless" if split == "retain" else "forbidden"
-        prompts = self._prompts(target, kind, split)
+        requests = self._requests(kind, split)
+        prompts = [self._asked(target, request.text) for request in requests]
         ids = [f"{self.name}/{int(fraction_of(str(p)) * 2**48):012x}" for p in prompts]
         asked = [Example(*pair, ()) for pair in zip(ids, prompts, strict=True)]
         answers: list[tuple[int, ...]] = []
@@ -256,82 +279,41 @@ class Refusal(Task):
             replace(
                 example,
                 candidates=(answers[i], *refusals),
-                wrong=_unrelated(answers, complying, i),
-                cluster=example.id,
+                wrong=unrelated(answers, complying, i),
+                cluster=requests[i].item or example.id,
             )
             for i, example in enumerate(asked)
         ]
         return self._made[split]
 
-    def _prompts(self, target: Target, kind: world.Kind, split: Split) -> list[tuple[int, ...]]:
-        """Token ids of the split's requests up to where the answer begins; one BOS each."""
-        count = {
-            "selection": self.config.selection_requests,
-            "evaluation": self.config.requests,
-            "retain": self.config.retain_requests,
-        }[split]
-        return [self._asked(target, request) for request in self._requests(kind, split)[:count]]
-
     def _asked(self, target: Target, request: str) -> tuple[int, ...]:
         prompt = chat_prompt if self.config.format == "chat" else plain_prompt
         return prompt(target, request, self.config.system)
 
-    def _requests(self, kind: world.Kind, split: Split) -> list[str]:
-        """Texts of requests, in a fixed order. Only harmless ones are retained."""
+    def _requests(self, kind: world.Kind, split: Split) -> list[Request]:
+        """The split's requests, in a fixed order. Only harmless ones are retained."""
+        config = self.config
+        count = {
+            "selection": config.selection_requests,
+            "evaluation": config.requests,
+            "retain": config.retain_requests,
+        }[split]
         part: Literal["selection", "evaluation"] = (
             "selection" if split == "selection" else "evaluation"
         )
-        forbidden = kind == "forbidden"
-        source = self.config.data if forbidden else self.config.harmless
-        if source == EMBEDDED:
-            phrasings = len(world.load("requests")["phrasings"])
-            return [
-                world.messages(request, None, i % phrasings)[0]["content"]
-                for i, request in enumerate(world.requests(kind, part))
-            ]
-        column = self.config.column if forbidden else self.config.harmless_column
-        rows = read_table(source, Asked, columns={"request": column}, subset=self.config.subset)
-        found = dict.fromkeys(row.request for row in rows)
-        chosen = [r for r in found if split_of(r, selection=0.3, evaluation=0.7) == part]
-        if not chosen:
-            raise UserError(f"{source} has too few requests: none is left for {part}")
-        return chosen
+        if kind == "forbidden":
+            columns = {"request": config.column} | {str(k): c for k, c in config.columns.items()}
+            table = Table(config.data, config.split, config.subset, columns)
+        else:
+            columns = {"request": config.harmless_column}
+            table = Table(config.harmless, config.harmless_split, config.subset, columns)
+        found = embedded(kind, part) if table.source == EMBEDDED else tabulated(table, part)
+        return found[:count]
 
 
 def _decoded(target: Target, ids: Sequence[int]) -> str:
     text: str = target.tokenizer.decode(ids, skip_special_tokens=True)
     return text
-
-
-def _unrelated(
-    answers: Sequence[tuple[int, ...]], complying: Sequence[bool], own: int
-) -> tuple[int, ...] | None:
-    """An answer to another request, from its first token that is not the own answer's there.
-
-    If possible one that complies, and then one that begins otherwise. What both begin with tells
-    a wrong answer from the right one no more than the prompt does.
-    """
-    mine, order = answers[own], [*range(own + 1, len(answers)), *range(own)]
-    order.sort(key=lambda i: (not complying[i], answers[i][:1] == mine[:1]))
-    rests = (answers[i][shared_start(mine, answers[i]) :] for i in order)
-    return next((rest for rest in rests if rest), None)
-
-
-def _first_tokens(examples: Sequence[Example]) -> list[Example]:
-    """The examples with only the first token of each answer, where refusals begin otherwise.
-
-    Raises:
-        UserError: they never do.
-    """
-    firsts = [[candidate[0] for candidate in e.candidates] for e in examples]
-    found = [
-        e.with_candidates(*[(token,) for token in dict.fromkeys(first)])
-        for e, first in zip(examples, firsts, strict=True)
-        if first[0] not in first[1:]
-    ]
-    if not found:
-        raise UserError("the model's answers all begin as refusals do: no latent can be scored")
-    return found
 
 
 def _texts(output: Output) -> tuple[str, ...]:

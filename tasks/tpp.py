@@ -4,6 +4,11 @@ SAEBench's TPP (arXiv 2503.09532): one-against-rest probes on the residual avera
 tokens at the defended hook point, latents by their effect on the target class's probe. Recovery as
 in arXiv 2606.18322: a valid flip is a text of the class whose probe says so when clean and not when
 defended. Each class is a task of its own, with a row and a fitted defense.
+
+Where it differs from SAEBench: probes are logistic regressions that have converged, on the
+selection texts (there AdamW, and the epoch that is best on test texts); classes are not balanced by
+gender or rating; latents without a positive effect are never selected, so there may be fewer than
+asked for.
 """
 
 from __future__ import annotations
@@ -34,7 +39,6 @@ class Text(NamedTuple):
 
 
 Texts = Mapping[str, Sequence[Text]]  # by class
-SCORED = 64  # texts of each class that the TPP score is measured on
 START = 100  # texts with the same first characters are taken for one, and stand in one split
 
 
@@ -48,8 +52,16 @@ class TargetedProbe(Task):
     class Config(PluginConfig):
         data: str = Field(
             default="biographies",
-            description="biographies, bias-in-bios-1, -2 or -3, amazon, or a CSV file, JSONL file "
-            "or data set with the columns text and label",
+            description="biographies, bias-in-bios-1, -2 or -3, amazon, or a CSV, JSON, JSONL or "
+            "Parquet file or data set with the columns text and label",
+        )
+        columns: dict[Literal["text", "label", "item"], str] = Field(
+            default={},
+            description="other names of these columns of a table; item is the source item that "
+            "several texts share, which are then kept in one split",
+        )
+        split: str | None = Field(
+            default=None, description="of a data set; default: train, or the only one"
         )
         label: str | None = Field(default=None, description="one class; default: a task for each")
         positions: Literal["content", "readout"] = Field(
@@ -60,6 +72,12 @@ class TargetedProbe(Task):
         )
         selection_texts: int = Field(
             default=96, ge=2, le=10_000, description="per class, to fit and choose"
+        )
+        scored_texts: int = Field(
+            default=64,
+            ge=1,
+            le=10_000,
+            description="evaluation texts per class for probe accuracy and TPP score, at most",
         )
         context: int = Field(default=128, ge=2, le=131_072, description="tokens read of a text")
 
@@ -124,8 +142,9 @@ class TargetedProbe(Task):
         The score is the own probe's drop in balanced accuracy less the others' mean drop.
         """
         texts = self._examples(self._probes.target, "evaluation")
+        scored = self.config.scored_texts
         said = [
-            torch.cat([self._logits(output) for output in defended(of_class[:SCORED])])
+            torch.cat([self._logits(output) for output in defended(of_class[:scored])])
             for of_class in texts
         ]
         accuracy_K, own = self._probes.accuracy_K, self._class()
@@ -155,8 +174,9 @@ class TargetedProbe(Task):
         count = self.config.selection_texts if selecting else self.config.texts
         if self.config.data == "biographies":
             return _biographies("selection" if selecting else "evaluation", count)
-        labelled = _labelled(self.config.data)[split]
-        return {c: [Text(text) for text in texts[:count]] for c, texts in labelled.items()}
+        columns = tuple(self.config.columns.items())
+        labelled = _labelled(self.config.data, self.config.split, columns)[split]
+        return {c: texts[:count] for c, texts in labelled.items()}
 
     def _lay_out(self, target: Target, split: Split) -> list[list[Example]]:
         """The examples of every class."""
@@ -181,12 +201,14 @@ class TargetedProbe(Task):
             [[example.prompt for example in of_class] for of_class in self._examples(target, split)]
             for split in ("selection", "evaluation")
         )
-        return fit_probes(target, site, texts, [of_class[:SCORED] for of_class in unseen])
+        scored = self.config.scored_texts
+        return fit_probes(target, site, texts, [of_class[:scored] for of_class in unseen])
 
 
 class Labelled(TableRow):
     text: Filled
     label: Filled
+    item: Filled | None = None
 
 
 @cache
@@ -203,26 +225,35 @@ def _biographies(split: Literal["selection", "evaluation"], count: int) -> Texts
 
 
 @cache
-def _labelled(data: str) -> Mapping[Split, Mapping[str, Sequence[str]]]:
-    """A table's texts by split and class, half of them for selection: their own words decide."""
+def _labelled(
+    data: str, split: str | None, columns: tuple[tuple[str, str], ...]
+) -> Mapping[Split, Mapping[str, Sequence[Text]]]:
+    """A table's texts by split and class, half of them for selection: their own words decide.
+
+    Texts that share a source item go by it, so that they stand in one split.
+    """
     named = world.load("tpp").get(data, {"source": data})
     names: Mapping[str, str] | None = named.get("classes")
-    found: dict[str, dict[str, str]] = {}
-    for row in read_table(named["source"], Labelled, columns=named.get("columns")):
+    found: dict[str, dict[str, Text]] = {}
+    for row in read_table(
+        named["source"], Labelled, columns=named.get("columns", {}) | dict(columns), split=split
+    ):
         if names is None or row.label in names:
             label = row.label if names is None else names[row.label]
-            found.setdefault(label, {}).setdefault(row.text[:START], row.text)
+            text = Text(row.text, row.item or "")
+            found.setdefault(label, {}).setdefault(row.text[:START], text)
     if len(found) < 3:
         raise UserError(
             f"{data} has the labels {sorted(found)}: tpp needs three, one to remove and another to "
             "push towards that neither the text nor the defended state shows"
         )
-    splits: dict[Split, dict[str, list[str]]] = {"selection": {}, "evaluation": {}}
+    splits: dict[Split, dict[str, list[Text]]] = {"selection": {}, "evaluation": {}}
     for label, texts in sorted(found.items()):
         for own in splits.values():
             own[label] = []
         for start, text in texts.items():
-            splits["selection" if fraction_of(start) < 0.5 else "evaluation"][label].append(text)
+            selecting = fraction_of(text.item or start) < 0.5
+            splits["selection" if selecting else "evaluation"][label].append(text)
     few = [label for label in found if any(len(own[label]) < 2 for own in splits.values())]
     if few:
         raise UserError(f"{data} has too few texts with the label {few[0]!r} to split them")

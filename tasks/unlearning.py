@@ -3,8 +3,10 @@
 Protocol of arXiv 2606.18322 (after WMDP, arXiv 2403.03218): each question in all 24 orders of its
 options, only those that the clean model gets right in every order, and the answer read from the
 four letters. Latents by density on text about the facts against other text, as in SAEBench's
-unlearning (arXiv 2503.09532). The cloze format compares the options themselves, for models that do
-not answer with letters.
+unlearning (arXiv 2503.09532). Texts are read one by one here; SAEBench joins them to windows of
+1024 tokens and drops those of at most 50 characters, and so chooses others: of the 16 best on
+`organism` 0.10 to 0.39 are the same. The cloze format compares the options themselves, for models
+that do not answer with letters.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from saebench_recovery.tasks._questions import EMBEDDED, Bank, Question, bank
+from saebench_recovery.tasks._questions import EMBEDDED, Bank, Question, Table, bank
 from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
@@ -42,9 +44,18 @@ class Unlearning(Task):
     class Config(PluginConfig):
         data: str | None = Field(
             default=None,
-            description="facts, plain-facts, wmdp-bio, or a CSV file, JSONL file or data set with "
-            "the columns question, choices (in CSV a JSON list) and answer (0 to 3, or A to D); "
+            description="facts, plain-facts, wmdp-bio, or a CSV, JSON, JSONL or Parquet file or "
+            "data set with the columns question, choices (in CSV a list as JSON, Python, pandas or "
+            "numpy write it) and answer (0 to 3, or A to D); "
             "default: the invented facts for the organism, plain ones for other models",
+        )
+        columns: dict[Literal["question", "choices", "answer", "item"], str] = Field(
+            default={},
+            description="other names of these columns of a table; item is the source item that "
+            "several questions share, which are then one cluster in one split",
+        )
+        split: str | None = Field(
+            default=None, description="of a data set; default: train, or the only one"
         )
         format: Literal["letters", "cloze"] = Field(
             default="letters", description="letters in 24 orders, or cloze"
@@ -112,9 +123,8 @@ class Unlearning(Task):
     def _bank(self, target: Target) -> Bank:
         config = self.config
         own = "facts" if target.preset.knowledge == "organism" else "plain-facts"
-        return bank(
-            config.data or own, config.forget_corpus, config.retain_corpus, config.corpus_texts
-        )
+        table = Table(config.data or own, config.split, tuple(config.columns.items()))
+        return bank(table, config.forget_corpus, config.retain_corpus, config.corpus_texts)
 
     def _lay_out(self, target: Target, split: Split) -> list[Example]:
         if split == "retain":
@@ -165,8 +175,9 @@ class Unlearning(Task):
         prompt = self._bank(target).layout.listed(question, order)
         right = LETTERS[order.index(question.answer)]
         letters = [f" {right}", *(f" {letter}" for letter in LETTERS if letter != right)]
-        name = f"{self.name}/{question.key}"
-        example = target.example(f"{name}/{ORDERS.index(order):02d}", prompt, letters, cluster=name)
+        name = f"{self.name}/{question.key}/{ORDERS.index(order):02d}"
+        cluster = f"{self.name}/{question.item}"
+        example = target.example(name, prompt, letters, cluster=cluster)
         if question.never_learned is not None:
             other = replace(question, text=question.never_learned, never_learned=None)
             unknown = self._bank(target).layout.listed(other, order)
@@ -177,7 +188,8 @@ class Unlearning(Task):
         cue = self._bank(target).layout.cue
         right = question.options[question.answer]
         options = [f" {right}", *(f" {o}" for o in question.options if o != right)]
-        example = target.example(f"{self.name}/{question.key}", question.text + cue, options)
+        name, cluster = f"{self.name}/{question.key}", f"{self.name}/{question.item}"
+        example = target.example(name, question.text + cue, options, cluster=cluster)
         if question.never_learned is not None:
             unknown = target.encode(question.never_learned + cue)
             self._unknown[example.id] = replace(example, prompt=unknown)

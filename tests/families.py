@@ -13,7 +13,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from saebench_recovery.tasks._questions import bank
+from saebench_recovery.tasks._questions import Table, bank
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -73,7 +73,7 @@ def corpus() -> tuple[str, ...]:
         for split in ("selection", "evaluation"):
             yield from (p.text for p in world.indirect_objects(split, 300))
             yield from (life.text for life in islice(world.biographies(split), 200))
-        questions = bank("plain-facts", None, None, 64)
+        questions = bank(Table("plain-facts"), None, None, 64)
         for asked in (*questions.forget.values(), questions.retain):
             yield from (questions.layout.listed(q, (0, 1, 2, 3)) for q in asked)
         yield from (text.format(task="brew a tea") for text in world.load("requests")["phrasings"])

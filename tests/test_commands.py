@@ -61,6 +61,14 @@ REASONS = {
     "--limit 128": "a minute or more",
     "--limit 32": "a minute; its options are tried by tests/test_spec.py",
     "--defense ablation": "a minute; run small by tests/runs/test_run.py",
+    "--attack relearn": "a minute; run small by tests/attacks/test_weights.py",
+    "--attack quantise": "a minute; run small by tests/attacks/test_weights.py",
+    "--limit 48": "half a minute",
+    "smollm2": "needs a package from PyPI; tests/targets/test_smollm2.py",
+    "-T split=test": "files of a user; read by tests/base/test_tables.py",
+    "--engine ray": "a cluster; run small by tests/runs/sweep/test_on_ray.py",
+    "saebench report": "needs .[report]; run by tests/results/test_report.py",
+    "sweep-layer": "a minute; run small by tests/runs/test_layers.py",
     "soft-suffix,gcg": "minutes; run small by tests/cli/test_sweep.py",
 }
 

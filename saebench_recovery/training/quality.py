@@ -17,7 +17,7 @@ from saebench_recovery.model.forward import final_states
 from saebench_recovery.model.hooks import Edit
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.training.activations import content, laid_out, residuals
-from saebench_recovery.training.text import content_count, rows
+from saebench_recovery.training.text import Chat, content_count, rows
 
 if TYPE_CHECKING:
     from saebench_recovery.targets.target import Target
@@ -67,14 +67,14 @@ class Quality(BaseModel):
     cross_entropy: CrossEntropy
 
 
-def quality(target: Target, site: Site, texts: Iterable[str]) -> Quality:
-    """Measure the target's SAE at a site on the first of these texts.
+def quality(target: Target, site: Site, documents: Iterable[str | Chat]) -> Quality:
+    """Measure the target's SAE at a site on the first of these texts and chats.
 
     Raises:
         UserError: there is no SAE there, or hardly any text.
     """
     dictionary = target.dictionary(site)
-    every = list(_first(target, rows(target, texts), MEASURED))
+    every = list(_first(target, rows(target, documents), MEASURED))
     some = list(_first(target, every, SPLICED))
     if sum(content_count(target, row) for row in some) < 2:
         raise UserError("the text is too short to measure on: it has fewer than two tokens")

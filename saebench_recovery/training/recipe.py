@@ -18,7 +18,11 @@ class Recipe(BaseModel):
 
     target: str = Field(description="name, file or folder of the model")
     hook: str = Field(description="hook point, such as blocks.9.hook_resid_post")
-    text: str | None = Field(description="file or data set; null: what the model writes")
+    text: str | None = Field(description="file or data set; null: none besides the chats")
+    chat: str | None = Field(
+        default=None,
+        description="table of requests and answers; without text and chats the model writes text",
+    )
     architecture: Literal["batchtopk", "topk", "jumprelu"] = "batchtopk"
     width: int = Field(default=4096, ge=1, le=2**22, description="latents")
     l0: int = Field(default=64, ge=1, description="latents that are on at a token, on average")

@@ -20,11 +20,12 @@ from saebench_recovery.training.activations import shuffled_blocks
 from saebench_recovery.training.memory import check_memory
 from saebench_recovery.training.quality import Quality, quality
 from saebench_recovery.training.recipe import Recipe
-from saebench_recovery.training.text import context, endless_rows, held_out, write_sampled
+from saebench_recovery.training.text import Source, context, endless_rows
 from saebench_recovery.training.train import Origin, train
+from saebench_recovery.training.writing import write_answers, write_sampled
 
 TRAINED = 0.95  # of the time when training ends, roughly
-RECIPE, SAMPLED = "recipe.json", "sampled.jsonl"
+RECIPE, SAMPLED, CHATS = "recipe.json", "sampled.jsonl", "chats.jsonl"
 
 
 def train_on_target(
@@ -49,8 +50,7 @@ def train_on_target(
     if progress is not None:
         progress("measuring", TRAINED, 1)
     made = {site: load_dictionary(folder, site, target.device)}
-    source = recipe.text or str(folder / SAMPLED)
-    return quality(replace(target, dictionaries=made), site, held_out(source))
+    return quality(replace(target, dictionaries=made), site, _source(recipe, folder).held_out())
 
 
 def train_at(
@@ -63,14 +63,17 @@ def train_at(
     """
     config: Any = target.model.config
     check_memory(recipe, config.hidden_size, target.device)
-    source = recipe.text or str(folder / SAMPLED)
-    if recipe.text is None:
+    writing = None if progress is None else part(progress, 0, TRAINED / 2)
+    if recipe.chat is not None:
         _write_down(recipe, folder)
-        writing = None if progress is None else part(progress, 0, TRAINED / 2)
+        write_answers(target, recipe.chat, folder / CHATS, writing)
+    elif recipe.text is None:
+        _write_down(recipe, folder)
         write_sampled(target, folder / SAMPLED, recipe.tokens, recipe.seed, writing)
-    rows = endless_rows(target, source, recipe.width)
+    rows = endless_rows(target, _source(recipe, folder), recipe.width)
     _write_down(recipe, folder)
-    begin = 0 if recipe.text is not None else TRAINED / 2
+    writes = recipe.chat is not None or recipe.text is None
+    begin = TRAINED / 2 if writes else 0
     known = recipe.target if recipe.target in presets() else config.model_type
     train(
         recipe,
@@ -80,6 +83,13 @@ def train_at(
         folder,
         None if progress is None else part(progress, begin, TRAINED),
     )
+
+
+def _source(recipe: Recipe, folder: Path) -> Source:
+    """The documents of a recipe, what the model writes itself included."""
+    if recipe.chat is not None:
+        return Source(recipe.text, str(folder / CHATS))
+    return Source(recipe.text or str(folder / SAMPLED))
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

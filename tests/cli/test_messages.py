@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from saebench_recovery import registry
+from saebench_recovery.base.catalogue import BUILT_IN
 from saebench_recovery.spec import RunSpec
 from tests.cli.test_cli import saebench
 from tests.fakes import SITE, record, row, run_result, write_run
@@ -45,6 +47,8 @@ def test_the_answer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
+    # What other tests of this process registered is not known to a user.
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in BUILT_IN})
     *writing, last = typed
     for line in writing:
         text, how, file = re.fullmatch(r"echo '(.*)' (>>?) (\S+)", line).groups()  # type: ignore[union-attr]

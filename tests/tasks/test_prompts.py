@@ -153,7 +153,9 @@ def test_a_prompt_is_its_text_behind_one_bos(
 def rendered(target: Recorder, task: Refusal, example: Example) -> str:
     """The request in the template, less the BOS; a suffix would stand at the request's end."""
     asked = said(target, example.prompt[: task.insertion(example)])
-    every = {r for kind in KINDS for split in get_args(Split) for r in task._requests(kind, split)}
+    every = {
+        r.text for kind in KINDS for split in get_args(Split) for r in task._requests(kind, split)
+    }
     (request,) = [r for r in every if asked.endswith(r)]
     chat = [{"role": "user", "content": request}]
     text: str = target.tokenizer.apply_chat_template(

@@ -13,7 +13,8 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.unconstrained import Unconstrained
 from saebench_recovery.defenses.clamp import Clamp
 from saebench_recovery.tasks import _answers as texts
-from saebench_recovery.tasks.refusal import Refusal, _unrelated
+from saebench_recovery.tasks._openings import unrelated
+from saebench_recovery.tasks.refusal import Refusal
 from torch import Tensor
 
 from saebench_recovery.base import named_code
@@ -169,10 +170,10 @@ def test_wrong_answers_comply_where_any_does(target: Target, task: Refusal) -> N
 def test_wrong_answers_begin_otherwise() -> None:
     """Whole where one does; else without the beginning that both have."""
     same, other, refusing = (1, 2, 3), (7, 2, 3), (8, 8)
-    assert _unrelated([same, (1, 2, 4), other], [True] * 3, 0) == other
-    assert _unrelated([same, (1, 2, 4), refusing], [True, True, False], 0) == (4,)
-    assert _unrelated([same, refusing], [True, False], 0) == refusing
-    assert _unrelated([same, same, (1, 2)], [True] * 3, 0) is None
+    assert unrelated([same, (1, 2, 4), other], [True] * 3, 0) == other
+    assert unrelated([same, (1, 2, 4), refusing], [True, True, False], 0) == (4,)
+    assert unrelated([same, refusing], [True, False], 0) == refusing
+    assert unrelated([same, same, (1, 2)], [True] * 3, 0) is None
 
 
 def test_a_part_of_a_wrong_answer_is_told_from_the_whole_right_one() -> None:
@@ -223,12 +224,6 @@ def test_a_file_without_the_column_says_what_it_has(target: Target, tmp_path: Pa
     task = refusal(data=table(tmp_path / "asked.jsonl", "Behavior"))
     with pytest.raises(UserError, match=r"'goal'.*found: \['Behavior', 'other'\]"):
         task.examples(target, "evaluation")
-
-
-def test_a_file_too_small_to_split_is_refused(target: Target, tmp_path: Path) -> None:
-    task = refusal(data=table(tmp_path / "asked.jsonl", "goal", count=1))
-    with pytest.raises(UserError, match="too few requests"):
-        _ = [task.examples(target, split) for split in get_args(Split)]
 
 
 # --- judging ----------------------------------------------------------------------------------
@@ -308,6 +303,14 @@ def test_only_the_pool_nearest_the_direction_is_scored(target: Target) -> None:
     assert kept
     later = refusal(pool=9, direction=SITES[1]).attribution(target, SITE)
     assert set(later.nonzero()[:, 0].tolist()) != pool
+
+
+def test_induced_refusing_is_scored_along_the_way_to_refusals(target: Target) -> None:
+    """What is scored is what adding the direction changes, so other latents than by removing it."""
+    score_M = refusal(pool=WIDTH, induced=True).attribution(target, SITE)
+    assert score_M.isfinite().all()
+    assert score_M.abs().sum() > 0
+    assert not torch.equal(score_M, refusal(pool=WIDTH).attribution(target, SITE))
 
 
 def test_aligned_latents_have_the_highest_cosine(target: Target) -> None:

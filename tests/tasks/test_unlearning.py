@@ -12,7 +12,7 @@ import pytest
 import torch
 from saebench_recovery.tasks import _questions as questions
 from saebench_recovery.tasks import unlearning
-from saebench_recovery.tasks._questions import bank
+from saebench_recovery.tasks._questions import Table, bank
 from saebench_recovery.tasks.unlearning import Unlearning
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def test_all_orders_of_a_question_stand_in_one_cluster(
 
 
 def test_the_right_letter_stands_before_the_right_option(knowing: set[tuple[int, ...]]) -> None:
-    asked = bank("plain-facts", None, None, 1)
+    asked = bank(Table("plain-facts"), None, None, 1)
     examples = task(data="plain-facts").examples(TARGET, "evaluation")
     for question, group in zip(
         asked.forget["evaluation"], by_question(examples).values(), strict=False
@@ -99,7 +99,7 @@ def test_the_organism_is_asked_as_it_was_trained() -> None:
     question = questions.Question(text, options, options.index(fact.value))
     order = (2, 0, 3, 1)
     a, b, c, d = (options[i] for i in order)
-    listed = bank("facts", None, None, 1).layout.listed(question, order)
+    listed = bank(Table("facts"), None, None, 1).layout.listed(question, order)
     assert listed == world.multiple_choice(fact, (a, b, c, d)).text
 
 
@@ -120,7 +120,7 @@ def test_a_model_that_knows_nothing_is_told_of_cloze(monkeypatch: pytest.MonkeyP
 
 def test_cloze_compares_the_options_without_listing_them() -> None:
     examples = task(data="plain-facts", format="cloze").examples(TARGET, "evaluation")
-    asked = {q.key: q for q in bank("plain-facts", None, None, 1).forget["evaluation"]}
+    asked = {q.item: q for q in bank(Table("plain-facts"), None, None, 1).forget["evaluation"]}
     assert len(examples) == len({example.cluster for example in examples})
     for example in examples:
         question = asked[example.cluster.removeprefix("unlearning/")]
@@ -142,7 +142,7 @@ def test_splits_share_no_question(data: str, format: str, knowing: set[tuple[int
 
 
 def test_corpora_do_not_tell_of_what_is_asked() -> None:
-    invented = bank("facts", None, None, 1)
+    invented = bank(Table("facts"), None, None, 1)
     text = " ".join(invented.forget_corpus + invented.retain_corpus)
     half = {
         (fact.subject, fact.value)
@@ -232,9 +232,28 @@ def test_a_table_of_questions(tmp_path: Path, knowing: set[tuple[int, ...]]) -> 
 def test_csv_holds_the_choices_as_json_and_letters_as_answers(tmp_path: Path) -> None:
     file = tmp_path / "q.csv"
     file.write_text('question,choices,answer\nWhich?,"[""a"", ""b"", ""c"", ""d""]",C\n')
-    read = bank(str(file), *corpora(tmp_path).values(), 1)
+    read = bank(Table(str(file)), *corpora(tmp_path).values(), 1)
     (question,) = [q for half in read.forget.values() for q in half]
     assert question == questions.Question("Which?", ("a", "b", "c", "d"), 2)
+
+
+def test_questions_are_named_by_all_that_they_say_and_stay_with_their_source_item(
+    tmp_path: Path, knowing: set[tuple[int, ...]]
+) -> None:
+    lines = [
+        row(question=f"Which is number {i // 2}?", choices=[f"{i}{c}" for c in "abcd"], page=i // 4)
+        for i in range(40)
+    ]
+    source = table(tmp_path, lines)
+    made = task(data=source, columns={"item": "page"}, **corpora(tmp_path))
+    halves = [made.examples(TARGET, split) for split in ("selection", "evaluation")]
+    ids = [example.id for half in halves for example in half]
+    assert len(ids) == len(set(ids))
+    clusters = [{example.cluster for example in half} for half in halves]
+    assert not clusters[0] & clusters[1]
+    read = bank(Table(source), *corpora(tmp_path).values(), 1).forget
+    assert len({q.key for half in read.values() for q in half}) == 40
+    assert len({q.item for half in read.values() for q in half}) == 20
 
 
 @pytest.mark.parametrize(
@@ -253,7 +272,7 @@ def test_csv_holds_the_choices_as_json_and_letters_as_answers(tmp_path: Path) ->
 def test_bad_questions(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     source = table(tmp_path, [row(), row(**wrong)])
     with pytest.raises(UserError, match=message) as caught:
-        bank(source, *corpora(tmp_path).values(), 1)
+        bank(Table(source), *corpora(tmp_path).values(), 1)
     assert "\n" not in str(caught.value)
 
 

@@ -19,7 +19,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.sae.files import load_dictionary
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.presets import name_of_parts
-from saebench_recovery.training import activations, memory, recipe, run, text, train
+from saebench_recovery.training import activations, memory, recipe, run, text, train, writing
 from saebench_recovery.training.recipe import BATCH, Recipe
 from tests.layouts import write_model
 from tests.plain import plain_logits, plain_model
@@ -146,10 +146,11 @@ def test_residuals_are_the_models_without_bos_and_specials(architecture: str) ->
 
 def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(f"document {i}\nof two lines" for i in range(40)))
-    source = str(tmp_path / "a.txt")
-    kept, used = set(text.held_out(source)), set(text.trained_on(source))
-    assert (len(kept), len(used)) == (3, 37)
-    assert kept | used == set(text.documents(source))
+    (tmp_path / "b.jsonl").write_text("\n".join(f'{{"request": "ask {i}"}}' for i in range(20)))
+    source = text.Source(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
+    kept, used = set(source.held_out()), {d for kind in source.trained_on() for d in kind()}
+    assert (len(kept), len(used)) == (3 + 2, 37 + 18)
+    assert {d for d in kept | used if isinstance(d, str)} == set(text.documents(source.text or ""))
     assert not kept & used
 
 
@@ -164,7 +165,7 @@ def test_blocks_that_are_left_out_change_nothing_later(source: str) -> None:
     target = shared_target("gpt2")
 
     def blocks(skip: int) -> Iterator[torch.Tensor]:
-        rows = text.endless_rows(target, source, 1)
+        rows = text.endless_rows(target, text.Source(source), 1)
         return islice(activations.shuffled_blocks(target, SITE, rows, 600, 3, skip), 5 - skip)
 
     whole, late = list(blocks(0)), list(blocks(3))
@@ -174,13 +175,13 @@ def test_blocks_that_are_left_out_change_nothing_later(source: str) -> None:
 
 def test_the_model_writes_the_text_and_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     target = shared_target("llama")
-    text.write_sampled(target, tmp_path / "whole.jsonl", 6000, 1)
+    writing.write_sampled(target, tmp_path / "whole.jsonl", 6000, 1)
     whole = (tmp_path / "whole.jsonl").read_text()
     every = text.rows(target, text.documents(str(tmp_path / "whole.jsonl")))
     assert sum(text.content_count(target, row) for row in every) >= 6000
     assert len(set(whole.splitlines())) > 32
     (tmp_path / "cut.jsonl").write_text(whole[: len(whole) * 3 // 4])
-    text.write_sampled(target, tmp_path / "cut.jsonl", 6000, 1)
+    writing.write_sampled(target, tmp_path / "cut.jsonl", 6000, 1)
     assert (tmp_path / "cut.jsonl").read_text() == whole
 
 
@@ -229,4 +230,4 @@ def test_a_model_without_a_first_token_needs_a_text(tmp_path: Path) -> None:
     bare = TinyTokenizer(bos_token_id=None, eos_token_id=None)
     object.__setattr__(target, "tokenizer", bare)
     with pytest.raises(UserError, match="neither BOS nor EOS"):
-        text.write_sampled(target, tmp_path / "a.jsonl", 10, 0)
+        writing.write_sampled(target, tmp_path / "a.jsonl", 10, 0)

@@ -23,6 +23,7 @@ from saebench_recovery.results.consistency import (
 )
 from saebench_recovery.results.mismatch import differing
 from saebench_recovery.results.published import (
+    PublishedEntry,
     entries_in,
     entry_mismatches,
     is_entry,
@@ -81,22 +82,13 @@ def verify(
         registry.load_plugin_file(file)
     path = Path(path)
     published = read_entry(path) if is_entry(path) else None
-    place = path if published is None else run_of(path, published)
-    result = read_result(place)
-    folder = place if place.is_dir() else place.parent
     findings = Findings()
-    if published is not None:
-        same = same_harness(result)
-        findings.add(entry_mismatches(path, published, same_version=same))
-    findings.add(mismatches(result, folder))
-    stored = _read(folder, result, findings)
+    result, stored = _compared(path, published, findings)
     if sample is not None and seed is None:
         seed = secrets.randbelow(2**32)
     scope = _Scope(None if published is None else published.entry.row.task, sample, seed)
-    count = 0
-    if stored is not None:
-        told = progress or (lambda *_: None)
-        count = _recomputed(stored, scope, findings, Sharing(jobs, plugins), told)
+    told, sharing = progress or (lambda *_: None), Sharing(jobs, plugins)
+    count = _recomputed(stored, scope, findings, sharing, told) if stored else 0
     return Verification(
         identity=result.identity,
         flips=count,
@@ -146,6 +138,20 @@ class _Scope:
         if self.sample is None or self.sample >= len(ids):
             return ids
         return set(random.Random(f"{self.seed} {task}").sample(sorted(ids), self.sample))
+
+
+def _compared(
+    path: Path, published: PublishedEntry | None, findings: Findings
+) -> tuple[RunResult, StoredRun | None]:
+    """A run, and what is stored of it where that can be read, held to each other."""
+    place = path if published is None else run_of(path, published)
+    result = read_result(place)
+    folder = place if place.is_dir() else place.parent
+    if published is not None:
+        same = same_harness(result)
+        findings.add(entry_mismatches(path, published, same_version=same))
+    findings.add(mismatches(result, folder))
+    return result, _read(folder, result, findings)
 
 
 def _read(folder: Path, result: RunResult, findings: Findings) -> StoredRun | None:
