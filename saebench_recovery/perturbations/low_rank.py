@@ -123,8 +123,11 @@ class LowRankChange(ChangedWeights):
             for steps, tokens, flops in tensors[f"{SHARED}spent"].tolist()
         )
         stage_EK = tensors["stage"]
-        sizes = {len(factor) for factor in (*up.values(), *down.values())} | {len(spent)}
-        if len(sizes) > 1 or up.keys() != down.keys() or stage_EK.ndim != 2:
+        factors = (*up.values(), *down.values())
+        sizes = {len(factor) for factor in factors} | {len(spent)}
+        plain = all(factor.dtype == torch.float32 and factor.ndim == 3 for factor in factors)
+        plain = plain and stage_EK.dtype == torch.int64 and stage_EK.ndim == 2
+        if len(sizes) > 1 or up.keys() != down.keys() or not plain:
             raise ValueError("the factors of its weights do not belong together")
         if stage_EK.numel() and not -1 <= int(stage_EK.min()) <= int(stage_EK.max()) < len(spent):
             raise ValueError("a stage that there is not")

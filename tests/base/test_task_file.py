@@ -66,7 +66,7 @@ def test_the_split_does_not_follow_the_order_of_rows(order: list[int], clusters:
         ("tabel: rows.csv", ROWS, "unknown key 'tabel'; did you mean 'table'? allowed: table, "),
         ("[1]", ROWS, "holds no mapping; write table, prompt, right, wrong and so on"),
         ("prompt: prompt", ROWS, "table is missing; allowed: text"),
-        ("table: rows.txt", ROWS, "'rows.txt' is no table; allowed: a file in .csv, .jsonl"),
+        ("table: rows.txt", ROWS, "'rows.txt' is no table; allowed: a file in .csv, .json, .jsonl"),
         ("table: none.csv", ROWS, "none.csv': No such file"),
         ("{table: rows.csv, wrong: no}", ROWS, "wrong is False; allowed: a list (each text)"),
         ("{table: rows.csv, prompt: promt}", ROWS, "row 1: no column 'promt'; needed: ['promt'"),

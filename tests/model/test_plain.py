@@ -64,8 +64,9 @@ def agreeing_drift(found: PlainDrift, wanted: Mapping[str, fast_drift.ScopeDrift
             if value is None:
                 assert np.isnan(expected), (scope, name)
             else:
-                # What moved by nothing but rounding has no digits to agree on.
-                assert value == pytest.approx(expected, rel=TOLERANCE, abs=1e-5), (scope, name)
+                # What moved by nothing but rounding has no digits to agree on: readings of about
+                # ten are rounded to 1e-6 each, and a fused activation rounds otherwise.
+                assert value == pytest.approx(expected, rel=TOLERANCE, abs=3e-5), (scope, name)
     tightest = float(fast_drift.tightest_limit(wanted)[e])
     assert (found.tightest_limit or 0) == pytest.approx(tightest, rel=TOLERANCE, abs=1e-5) or (
         found.tightest_limit is None and np.isinf(tightest)

@@ -15,7 +15,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Perturbation, ResidualDelta, TokenSuffix
-from saebench_recovery.perturbations.evidence import PARTS, joined, pack, unpack
+from saebench_recovery.perturbations.evidence import PARTS, is_shared, joined, pack, unpack
 from saebench_recovery.perturbations.kinds import KINDS
 from tests.problems import problem_of, tiny_setting
 
@@ -48,7 +48,8 @@ def test_parts_and_what_is_said_of_them_come_back(kind: str) -> None:
     whole = perturbation(kind)
     size = len(next(iter(whole.tensors().values())))
     index = torch.arange(size).flip(0)
-    parts = dict(zip(PARTS, (whole, whole.rows(index), whole, whole.rows(index)), strict=True))
+    turned = whole.rows(index)
+    parts = dict(zip(PARTS, (whole, turned, whole, turned, whole), strict=True))
     ids = [f"flip {i}" for i in range(size)]
     tensors, metadata = packed(parts, ids)
     assert metadata == {"kind": kind, "ids": json.dumps(ids), "task": "tiny", "attack": "some"}
@@ -112,10 +113,13 @@ def test_an_unknown_kind_is_one_clear_line() -> None:
 @every_kind
 def test_damaged_tensors_are_one_clear_line(kind: str) -> None:
     tensors, metadata = packed({"headline": perturbation(kind)}, ["a"])
+    alone = sum(not is_shared(name) for name in tensors) == 1  # nothing to be shorter than
     for name in tensors:
         missing = {other: tensor for other, tensor in tensors.items() if other != name}
-        damaged = [missing, {**tensors, name: tensors[name][:1]}]
-        if tensors[name].is_floating_point():
+        damaged = [missing]
+        if len(tensors[name]) > 1 and (is_shared(name) or not alone):
+            damaged.append({**tensors, name: tensors[name][:1]})
+        if tensors[name].dtype == torch.float32:
             damaged.append({**tensors, name: tensors[name].double()})
             damaged.append({**missing, f"{name}/elsewhere": tensors[name]})
         if name.endswith("utf8"):

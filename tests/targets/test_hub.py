@@ -88,8 +88,14 @@ def test_fingerprint_follows_what_changes_the_numbers() -> None:
     ("name", "message"),
     [
         ("gpt2-smal", "unknown target 'gpt2-smal'; did you mean 'gpt2-small'.*--model and --sae"),
-        ("m+release/id", "'release/id' does not say which residual it reads: write release/id@bl"),
-        ("m+release/id@blocks.x", "'release/id@blocks.x' does not say which residual"),
+        (
+            "m+release/id",
+            "'release/id' is no folder here, and does not say which .* write release/id@bl",
+        ),
+        (
+            "m+release/id@blocks.x",
+            "'release/id@blocks.x' is no folder here, and does not say which",
+        ),
     ],
 )
 def test_bad_name(name: str, message: str) -> None:
