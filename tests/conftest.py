@@ -15,6 +15,7 @@ from tests.fake_engine import Engine
 # as these gain nothing from more. Sums in another order would differ in their last digits, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+os.environ["SAEBENCH_JOBS"] = "1"  # what tests put in the place of parts is of their process alone
 
 # `pytest -m quick`: rooms that run no model, and files elsewhere that hardly run one.
 QUICK = ("base", "results", "structure", "test_registry.py", "test_spec.py", "cli/test_messages.py")

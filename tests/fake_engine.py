@@ -88,7 +88,13 @@ class Engine:
     def install(self, set: Callable[[Any, Any, Any], None]) -> None:
         """Take the place of the real engine; `set(mapping, key, value)` may be undone later."""
         target = SimpleNamespace(
-            preset=PRESET, devices=("cpu",), dtype=torch.float32, commits={}, agreement=None
+            preset=PRESET,
+            device="cpu",
+            devices=("cpu",),
+            dtype=torch.float32,
+            commits={},
+            agreement=None,
+            model_bytes=0,
         )
 
         def load_target(name: str, device: str, **options: Any) -> Any:

@@ -33,7 +33,6 @@ from saebench_recovery.cli.sweeping import Sending, carry_out, prepare, report
 from saebench_recovery.spec import RunSpec
 
 if TYPE_CHECKING:
-    from saebench_recovery.runs.sweep.engine import Orders
     from saebench_recovery.schema import RunResult
 
 
@@ -54,7 +53,7 @@ def run(
             envvar="SAEBENCH_SEEDS",
         ),
     ] = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     out: Out = Path("runs"),
     json: Annotated[
         bool,
@@ -120,7 +119,7 @@ def run(
     orders = Orders(out, force=force, keep_text=keep_text)
     sending = Sending(orders, Folder(out), jobs, plugins, specs[0])
     if len(specs) == 1:
-        results, code = [_alone(specs[0], orders, quiet=json)], 0
+        results, code = [_alone(specs[0], sending, quiet=json)], 0
     else:
         results, code = _together(specs, sending, quiet=json)
     paths = [out / result.identity / RESULT for result in results]
@@ -136,14 +135,21 @@ def run(
     raise typer.Exit(code)
 
 
-def _alone(spec: RunSpec, orders: Orders, *, quiet: bool) -> RunResult:
+def _alone(spec: RunSpec, sending: Sending, *, quiet: bool) -> RunResult:
     from saebench_recovery.cli.progress import progress_bar
     from saebench_recovery.results.report.table import print_result
     from saebench_recovery.runs.run import execute
+    from saebench_recovery.runs.sharing import Sharing
 
+    orders, sharing = sending.orders, Sharing(sending.jobs, sending.plugins)
     with stoppable(), progress_bar(wanted=not quiet) as progress:
         result = execute(
-            spec, orders.out, force=orders.force, keep_text=orders.keep_text, progress=progress
+            spec,
+            orders.out,
+            force=orders.force,
+            keep_text=orders.keep_text,
+            progress=progress,
+            sharing=sharing,
         )
     if not quiet:
         print_result(result)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
 from saebench_recovery.base.reading import read_bytes, read_tensors
+from saebench_recovery.results.packed import Packed, line_of, pack, tags
+from saebench_recovery.results.replaced import finish_replacing
 from saebench_recovery.results.store import (
     CHUNKS,
     EVIDENCE,
@@ -28,7 +30,7 @@ from saebench_recovery.results.store import (
     unwritable,
     write_atomically,
 )
-from saebench_recovery.schema import Record, Stored, StoredChunk, StoredFailure
+from saebench_recovery.schema import Record, StoredChunk, StoredFailure
 from saebench_recovery.scoring.journal import Chunk, Written
 
 if TYPE_CHECKING:
@@ -50,9 +52,12 @@ class RunJournal:
 
     def __init__(self, folder: Path, *, keep_texts: bool = False) -> None:
         self.folder = folder
+        try:
+            finish_replacing(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
         self.chunks = read_log(folder)
-        failures = parse_lines(StoredFailure, _whole_lines(folder / FAILURES), folder / FAILURES)
-        self._failures = {(f.task, f.attack): f.line for f in failures}
+        self.failures = read_failures(folder)
         self._keeps_texts = keep_texts or (folder / TEXTS).exists()
         if keep_texts and self.chunks and not (folder / TEXTS).exists():
             raise no_texts(folder)
@@ -79,11 +84,7 @@ class RunJournal:
 
     def written(self, task: str, attack: str) -> Sequence[Written]:
         """The chunks of a task under an attack that are on disk, in their order."""
-        return [
-            Written(records, chunk.attacking, chunk.scoring)
-            for chunk, records in _with_records(self.folder, self.chunks)
-            if (chunk.task, chunk.attack) == (task, attack)
-        ]
+        return written_in(self.folder, self.chunks, task, attack)
 
     def append(self, task: str, attack: str, chunk: Chunk) -> None:
         """Keep one more chunk; when this returns, a kill does not lose it.
@@ -91,29 +92,36 @@ class RunJournal:
         Raises:
             UserError: the disk is full, or the folder has become unwritable.
         """
+        self.keep(pack(task, attack, chunk))
+
+    def keep(self, packed: Packed) -> None:
+        """The same for a chunk that another process may have packed.
+
+        Raises:
+            UserError: see `append`.
+        """
         evidence = f"{EVIDENCE}/{len(self.chunks):05d}.safetensors"
-        content = _packed(task, attack, chunk)
         try:
-            write_atomically(self.folder / evidence, content)
+            write_atomically(self.folder / evidence, packed.evidence)
             entry = StoredChunk(
-                task=task,
-                attack=attack,
-                records=len(chunk.records),
-                records_end=_append(self.folder / RECORDS, chunk.records),
-                texts_end=_append(self.folder / TEXTS, chunk.texts) if self._keeps_texts else 0,
+                task=packed.task,
+                attack=packed.attack,
+                records=packed.records.count(b"\n"),
+                records_end=_append(self.folder / RECORDS, packed.records),
+                texts_end=_append(self.folder / TEXTS, packed.texts) if self._keeps_texts else 0,
                 evidence=evidence,
-                sha256=hashlib.sha256(content).hexdigest(),
-                attacking=chunk.attacking,
-                scoring=chunk.scoring,
+                sha256=hashlib.sha256(packed.evidence).hexdigest(),
+                attacking=packed.attacking,
+                scoring=packed.scoring,
             )
-            _append(self.folder / CHUNKS, [entry])
+            _append(self.folder / CHUNKS, line_of(entry))
         except OSError as error:
             raise unwritable(self.folder, error) from None
         self.chunks.append(entry)
 
     def failure(self, task: str, attack: str) -> str:
         """The line of a member of a suite that failed, in this process or an earlier one."""
-        return self._failures.get((task, attack), "")
+        return self.failures.get((task, attack), "")
 
     def fail(self, task: str, attack: str, line: str) -> None:
         """Keep that a member failed.
@@ -122,10 +130,11 @@ class RunJournal:
             UserError: see `append`.
         """
         try:
-            _append(self.folder / FAILURES, [StoredFailure(task=task, attack=attack, line=line)])
+            failed = StoredFailure(task=task, attack=attack, line=line)
+            _append(self.folder / FAILURES, line_of(failed))
         except OSError as error:
             raise unwritable(self.folder, error) from None
-        self._failures[task, attack] = line
+        self.failures[task, attack] = line
 
     def records(self, task: str) -> list[Record]:
         """All records of a task, of all members of a suite."""
@@ -137,6 +146,17 @@ class RunJournal:
         ]
 
 
+def written_in(
+    folder: Path, chunks: Sequence[StoredChunk], task: str, attack: str
+) -> list[Written]:
+    """Those of a run's chunks that are of a task under an attack, with their records."""
+    return [
+        Written(records, chunk.attacking, chunk.scoring)
+        for chunk, records in _with_records(folder, chunks)
+        if (chunk.task, chunk.attack) == (task, attack)
+    ]
+
+
 def read_log(folder: Path) -> list[StoredChunk]:
     """The chunks of a run that are on disk for good; a line that was cut short is none.
 
@@ -144,6 +164,18 @@ def read_log(folder: Path) -> list[StoredChunk]:
         UserError: the log is broken.
     """
     return parse_lines(StoredChunk, _whole_lines(folder / CHUNKS), folder / CHUNKS)
+
+
+def read_failures(folder: Path) -> dict[tuple[str, str], str]:
+    """The lines of members of suites that failed, by task and attack.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    file = folder / FAILURES
+    return {
+        (f.task, f.attack): f.line for f in parse_lines(StoredFailure, _whole_lines(file), file)
+    }
 
 
 def _whole_lines(file: Path) -> bytes:
@@ -205,11 +237,6 @@ def read_chunk_evidence(
     return tensors, metadata
 
 
-def tags(task: str, attack: str, records: Sequence[Record]) -> dict[str, str]:
-    """What the metadata of a file of evidence say of whom it is."""
-    return {"task": task, "attack": attack, "ids": json.dumps([record.id for record in records])}
-
-
 def evidence_tags(file: Path) -> dict[str, str]:
     """The metadata of a file of evidence, read from its header without torch.
 
@@ -227,24 +254,6 @@ def evidence_tags(file: Path) -> dict[str, str]:
 
 def _short(text: str | None) -> str:
     return repr(text) if text is None or len(text) <= 60 else f"{text[:57]!r}..."
-
-
-def _packed(task: str, attack: str, chunk: Chunk) -> bytes:
-    """The evidence as a safetensors file, the same bytes for the same chunk.
-
-    The library writes metadata in an order that changes from process to process, so the header
-    is put in order: its length in 8 bytes, JSON filled up with blanks to a multiple of 8.
-    """
-    from safetensors.torch import save  # it imports torch
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chunk.tensors.items()}
-    content: bytes = save(tensors, {**chunk.metadata, **tags(task, attack, chunk.records)})
-    length = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[length:]
 
 
 def _with_records(
@@ -270,14 +279,10 @@ def no_texts(folder: Path) -> UserError:
     )
 
 
-def _line(model: Stored) -> bytes:
-    return (model.model_dump_json() + "\n").encode()
-
-
-def _append(file: Path, models: Sequence[Stored]) -> int:
+def _append(file: Path, lines: bytes) -> int:
     """Add lines to a file, on the disk when this returns; its size in bytes."""
     with file.open("ab") as opened:
-        opened.write(b"".join(map(_line, models)))
+        opened.write(lines)
         opened.flush()
         os.fsync(opened.fileno())
         return opened.tell()

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import read_bytes
-from saebench_recovery.results.chunks import evidence_tags, read_chunks, tags
+from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.mismatch import Mismatch, differing
+from saebench_recovery.results.packed import tags
 from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
 from saebench_recovery.schema import (
     Cost,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from saebench_recovery.base.errors import UserError
 
@@ -23,6 +23,8 @@ DEVICES, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 Environment = Mapping[str, str]
 Piece = TypeVar("Piece")
 Answer = TypeVar("Answer")
+Tell = Callable[[Any], None]
+"""How the work on a piece says something before it has its answer."""
 
 
 def cores() -> int:
@@ -55,6 +57,13 @@ class Death:
     """What takes the place of an answer where the process ended; such as "killed by SIGKILL"."""
 
     how: str
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Something said before the answer."""
+
+    what: Any
 
 
 @dataclass
@@ -96,11 +105,12 @@ class _Worker(Generic[Piece]):
 class Processes(Generic[Piece, Answer]):
     """One process for each environment; `begin` is called in each and gives what does the work.
 
-    An answer may be anything but None.
+    An answer may be anything but None. What the work tells before it is heard by `hear`.
     """
 
     environments: Sequence[Environment]
-    begin: Callable[[], Callable[[Piece], Answer]]
+    begin: Callable[[Tell], Callable[[Piece], Answer]]
+    hear: Tell = lambda what: None
 
     def answers(self, groups: Sequence[Sequence[Piece]]) -> Iterator[tuple[Piece, Answer | Death]]:
         """Each piece with its answer, in any order, as they come; a group is of one process.
@@ -124,7 +134,9 @@ class Processes(Generic[Piece, Answer]):
                         if waiting:
                             workers.append(self._started(worker.environment))
                         continue
-                    if answer is not None:
+                    if isinstance(answer, _Told):
+                        self.hear(answer.what)
+                    elif answer is not None:
                         yield worker.group.popleft(), answer
                     elif waiting:
                         worker.give(waiting.popleft())
@@ -148,13 +160,13 @@ class Processes(Generic[Piece, Answer]):
 
 def _work(
     connection: Connection,
-    begin: Callable[[], Callable[[Piece], Answer]],
+    begin: Callable[[Tell], Callable[[Piece], Answer]],
     environment: Environment,
 ) -> None:
     """Ask for groups until there are none; None asks for one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this is interrupted, and ends it
     os.environ.update(environment)  # before torch is imported, which reads it
-    answer = begin()
+    answer = begin(lambda what: connection.send(_Told(what)))
     with suppress(EOFError, BrokenPipeError):  # whoever started this is dead
         connection.send(None)
         while (group := connection.recv()) is not None:

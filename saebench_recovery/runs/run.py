@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from saebench_recovery import registry
 from saebench_recovery.base import named_code
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress, part
+from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.settings import validate
 from saebench_recovery.protocols.apply import fill
 from saebench_recovery.results.chunks import RunJournal
 from saebench_recovery.results.folder import RunFolder
+from saebench_recovery.results.in_order import in_order
 from saebench_recovery.results.store import (
     RESULT,
     STATE,
@@ -27,9 +28,14 @@ from saebench_recovery.results.store import (
 )
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
 from saebench_recovery.runs.shared import Shared
+from saebench_recovery.runs.sharing import ALONE, Sharing
 from saebench_recovery.schema import Facts, RunResult, RunState
 from saebench_recovery.spec import OPTIONS, RunSpec
 from saebench_recovery.targets.presets import PARTS
+
+if TYPE_CHECKING:
+    from saebench_recovery.runs.tasks import Evaluated
+    from saebench_recovery.targets.target import Target
 
 POSITIONAL = ("target", "defense", "attack", "tasks")
 PLUGINS: dict[str, Kind] = {"defense": "defense", "attack": "attack", "tasks": "task"}
@@ -152,18 +158,28 @@ def execute(
     force: bool = False,
     keep_text: bool = False,
     progress: Progress | None = None,
+    sharing: Sharing = ALONE,
 ) -> RunResult:
     """Do what a spec says; see `run`. What it leaves open is filled in from its protocol, if any.
 
     A spec that a file holds may be given too: code that it names is imported only after
-    `allow_named` was called with the same names.
+    `allow_named` was called with the same names. Tasks are divided among processes as `sharing`
+    says; that changes figures by rounding at most, where threads differ.
 
     Raises:
         UserError: see `run`.
         KeyboardInterrupt: with a line that says what is kept.
     """
     plan = Plan.of(check_names(fill(spec)))
-    return carried_out(plan, out, Shared(), force=force, keep_text=keep_text, progress=progress)
+    return carried_out(
+        plan,
+        out,
+        Shared(),
+        force=force,
+        keep_text=keep_text,
+        progress=progress,
+        sharing=sharing,
+    )
 
 
 def carried_out(
@@ -174,6 +190,7 @@ def carried_out(
     force: bool = False,
     keep_text: bool = False,
     progress: Progress | None = None,
+    sharing: Sharing = ALONE,
 ) -> RunResult:
     """The same for a plan, which takes from `shared` what runs before it have loaded or computed.
 
@@ -185,11 +202,11 @@ def carried_out(
     if earlier is not None:
         return earlier
     check_writable(out)
-    matchups = plan.matchups  # before the folder: settings that do not fit leave nothing
+    _ = plan.matchups  # before the folder: settings that do not fit leave nothing
     with folder.writing(anew=force) as place:
         journal = RunJournal(place, keep_texts=keep_text)
         told = progress or (lambda what, done, total: None)
-        work = _Work(plan, matchups, place, journal, shared, told)
+        work = _Work(plan, place, journal, shared, sharing, told)
         try:
             return work.finish()
         except KeyboardInterrupt as stop:
@@ -205,11 +222,15 @@ class _Work:
     """A plan that is carried out in a folder, from wherever an earlier process was stopped."""
 
     plan: Plan
-    matchups: Mapping[str, Matchup]
     place: Path
     journal: RunJournal
     shared: Shared
+    sharing: Sharing
     progress: Progress
+
+    @property
+    def matchups(self) -> Mapping[str, Matchup]:
+        return self.plan.matchups
 
     def finish(self) -> RunResult:
         """Evaluate the tasks that are missing, then add up the rows."""
@@ -220,12 +241,13 @@ class _Work:
         if state is None or facts.keys() != self.matchups.keys():
             state = self._evaluated(state, facts)
         facts = {found.task: found for found in state.facts}
+        journal = in_order(self.journal, list(self.matchups))
         result = RunResult(
             status="complete",
             identity=self.plan.identity,
             spec=state.spec,
             provenance=state.provenance,
-            rows=tuple(aggregate(facts[t], self.journal.records(t)) for t in self.matchups),
+            rows=tuple(aggregate(facts[t], journal.records(t)) for t in self.matchups),
         )
         write_model(self.place / STATE, state.model_copy(update={"status": "complete"}))
         write_model(self.place / RESULT, result)
@@ -234,41 +256,56 @@ class _Work:
     def _evaluated(self, earlier: RunState | None, facts: Mapping[str, Facts]) -> RunState:
         """The state with the facts of every task, stored after each of them."""
         self.progress("loading", 0, 1)
-        # These import torch and transformers, which a complete run does without.
+        # It imports torch and transformers, which a complete run does without.
         from saebench_recovery.runs.provenance import provenance
-        from saebench_recovery.scoring.evaluate import attacked
 
         spent = earlier.provenance.seconds if earlier else 0
         started = time.monotonic() - spent
-        spec = self.plan.spec
         target = self.shared.target(self.plan)
         # Before the first task is scored: data that cannot be read must not cost finished work.
         made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
-        read = earlier.provenance.commits if earlier else {}
-        state = RunState(
-            status="running",
-            identity=self.plan.identity,
-            spec=self.plan.record(),
-            provenance=made_by.model_copy(update={"commits": read, "seconds": spent}),
-            facts=tuple(facts.values()),
-        )
-        write_model(self.place / STATE, state)
-        count = len(self.matchups)
-        for number, (label, matchup) in enumerate(self.matchups.items()):
-            if label in facts:
-                continue
-            before = f"task {number + 1} of {count}, "
-            told = part(self.progress, number / count, (number + 1) / count, before)
-            seen = self.shared.undisturbed(self.plan, label, told)
-            found = attacked(seen, matchup.attack, spec, self.journal, told)
-            seconds, commits = time.monotonic() - started, {**read, **target.commits}
-            state = state.model_copy(
-                update={
-                    "facts": (*state.facts, found),
-                    "provenance": made_by.model_copy(
-                        update={"seconds": seconds, "commits": commits}
-                    ),
-                }
+        commits = dict(earlier.provenance.commits) if earlier else {}
+        facts = dict(facts)
+
+        def state() -> RunState:
+            made = {"commits": commits, "seconds": time.monotonic() - started}
+            return RunState(
+                status="running",
+                identity=self.plan.identity,
+                spec=self.plan.record(),
+                provenance=made_by.model_copy(update=made),
+                facts=tuple(facts[task] for task in self.matchups if task in facts),
             )
-            write_model(self.place / STATE, state)
-        return state
+
+        write_model(self.place / STATE, state())
+        for found in self._each([task for task in self.matchups if task not in facts], target):
+            facts[found.task] = found.facts
+            commits |= {**target.commits, **found.commits}
+            write_model(self.place / STATE, state())
+        return state()
+
+    def _each(self, tasks: Sequence[str], target: Target) -> Iterator[Evaluated]:
+        # It imports torch too.
+        from saebench_recovery.runs.tasks import SideBySide, one_after_another
+
+        limit = self.plan.spec.limit
+        evaluation = {
+            task: len(matchup.task.examples(target, "evaluation")[:limit])
+            for task, matchup in self.matchups.items()
+        }
+        # Of all tasks, also those that are done: as many threads give the same bits.
+        places = self.sharing.places(
+            target.device,
+            groups=len(self.matchups),
+            flips=sum(evaluation.values()),
+            loaded_bytes=target.model_bytes,
+        )
+        if not places:
+            return one_after_another(self.plan, self.shared, tasks, self.journal, self.progress)
+        work = SideBySide(self.plan, places, self.sharing.prepare(), self.journal, self.progress)
+
+        def cost(task: str) -> tuple[int, int]:
+            return self.matchups[task].task.new_tokens, evaluation[task]
+
+        # What takes longest comes first, so that it is not waited for alone.
+        return work.each(sorted(tasks, key=cost, reverse=True))

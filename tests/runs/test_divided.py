@@ -12,8 +12,9 @@ import pytest
 
 from saebench_recovery import run
 from saebench_recovery.runs.processes import Death
+from saebench_recovery.runs.sharing import Sharing
 from saebench_recovery.runs.verify import divide
-from saebench_recovery.runs.verify.divide import Sharing, recomputed
+from saebench_recovery.runs.verify.divide import recomputed
 from saebench_recovery.runs.verify.recompute import Piece, Recomputed
 from saebench_recovery.runs.verify.report import Findings
 from saebench_recovery.runs.verify.verify import verify
@@ -43,7 +44,7 @@ class Backwards:
     dying: Piece | None = None
 
     def answers(self, groups: Sequence[Sequence[Piece]]) -> Iterator[tuple[Piece, object]]:
-        work = self.begin()
+        work = self.begin(lambda what: None)
         for group in reversed(groups):
             for piece in reversed(group):
                 yield piece, Death("killed by SIGKILL") if piece == self.dying else work(piece)

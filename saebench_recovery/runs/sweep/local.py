@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from saebench_recovery.runs.plan import Plan
-from saebench_recovery.runs.processes import Death, Environment, Processes
+from saebench_recovery.runs.processes import Death, Environment, Processes, Tell
 from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sweep.cells import Groups
 from saebench_recovery.runs.sweep.engine import Orders, Outcome, attempt
@@ -37,7 +37,7 @@ class SeveralProcesses:
                 yield outcome
 
 
-def _begun(orders: Orders, prepare: Callable[[], None]) -> Callable[[Plan], Outcome]:
+def _begun(orders: Orders, prepare: Callable[[], None], tell: Tell) -> Callable[[Plan], Outcome]:
     """What carries out a cell after the other, and shares between them."""
     prepare()
     shared = Shared()

@@ -32,7 +32,8 @@ from saebench_recovery.results.published import (
 )
 from saebench_recovery.results.store import RESULT, STATE, read_result, read_state
 from saebench_recovery.runs.plan import Plan
-from saebench_recovery.runs.verify.divide import Sharing, recomputed
+from saebench_recovery.runs.sharing import Sharing
+from saebench_recovery.runs.verify.divide import recomputed
 from saebench_recovery.runs.verify.identity import planned, same_harness
 from saebench_recovery.runs.verify.recompute import Recomputation
 from saebench_recovery.runs.verify.report import Findings, Verification
