@@ -52,7 +52,9 @@ class Backwards:
 
 def work(folder: Path) -> Any:
     chunks = [(SimpleNamespace(task=task, evidence=""), ()) for task in (*TASKS, *TASKS)]
-    stored = SimpleNamespace(folder=folder, chunks=chunks, facts={})
+    stored = SimpleNamespace(
+        folder=folder, chunks=chunks, facts={}, state=SimpleNamespace(facts=())
+    )
     return Work(stored, {task: {"flip 0", "flip 1"} for task in TASKS})
 
 
