@@ -28,25 +28,30 @@ CALCULATES: tuple[ModuleType | type, ...] = (
 
 def fingerprint(*judges: object) -> dict[str, int]:
     """The identity of all that figures depend on, and of these objects and their classes."""
-    found = {name: id(value) for name, value in (*_shared(), *_own(judges))}
+    return _identities(dict(_shared()), judges)
+
+
+def replaced(before: dict[str, int], *judges: object) -> list[str]:
+    """What is no longer the same, by name, and what a plugin file has put there at any time."""
+    shared = dict(_shared())
+    now = _identities(shared, judges)
+    changed = {name for name, place in before.items() if now.get(name) != place}
+    planted = {
+        name
+        for name, value in shared.items()
+        if str(getattr(value, "__module__", "")).startswith(PLUGIN_FILES)
+    }
+    return sorted(changed | planted)
+
+
+def _identities(shared: dict[str, object], judges: tuple[object, ...]) -> dict[str, int]:
+    found = {name: id(value) for name, value in (*shared.items(), *_own(judges))}
     for place in CALCULATES:  # an inherited method is replaced by a new name
         found[f"{place.__name__} names"] = hash(frozenset(_names(place)))
     for judge in judges:
         own = [key for key, value in vars(judge).items() if isinstance(value, FunctionType)]
         found[f"{type(judge).__qualname__} object"] = hash(tuple(own))
     return found
-
-
-def replaced(before: dict[str, int], *judges: object) -> list[str]:
-    """What is no longer the same, by name, and what a plugin file has put there at any time."""
-    now = fingerprint(*judges)
-    changed = {name for name, place in before.items() if now.get(name) != place}
-    planted = {
-        name
-        for name, value in _shared()
-        if str(getattr(value, "__module__", "")).startswith(PLUGIN_FILES)
-    }
-    return sorted(changed | planted)
 
 
 def _shared() -> Iterator[tuple[str, object]]:
