@@ -31,6 +31,7 @@ from saebench_recovery.perturbations.residual import total_norm
 MOMENTUM = 0.75
 LOOK_EVERY = 4  # steps between looks at which examples are done: a look costs a device sync
 STALLED = 0.003  # on organism's ioi 0.01 loses one recovery of 175, this none
+FINISHING = 0.2
 # Rows that are done stay in the batch, unchanged, until they are more than a tenth of it.
 MOSTLY = 0.9
 
@@ -101,8 +102,21 @@ def ascend(
     kept. It stops once its margin reaches `config.margin` times the clean one, or once it has
     stalled: `LOOK_EVERY` steps gained less than the share `STALLED` both of what all steps have
     gained and of what is still missing. Where the problem gives an allowance, the number of steps
-    is what it pays for.
+    is what it pays for. Where gradients may be of passes in bfloat16, an ascent on those comes
+    first, and the share `FINISHING` of the steps is made again in float32 from what it found.
     """
+    rounded = problem.in_bfloat16()
+    if rounded is not None:
+        start = _ascended(rounded, config, start)
+        steps = math.ceil(FINISHING * config.steps)
+        config = config.model_copy(update={"steps": steps, "lr": FINISHING * config.lr})
+    return _ascended(problem, config, start)
+
+
+def _ascended(
+    problem: Problem, config: ResidualAscent.Config, start: ResidualDelta | None
+) -> ResidualDelta:
+    """The ascent in one precision, see `ascend`."""
     result = problem.zeros()
     climb = Climb.of(problem, config, start or result)
     steps = config.steps

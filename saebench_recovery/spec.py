@@ -203,6 +203,11 @@ class RunSpec(BaseModel):
         Field(description="Of the model; latents are read in float32."),
         Option("--dtype", "merged", metavar="auto|float32|bfloat16"),
     ] = "auto"
+    search_dtype: Annotated[
+        Dtype | Literal["auto"],
+        Field(description="Of ascents, which are finished in float32; auto: bfloat16 on a GPU."),
+        Option("--search-dtype", metavar="auto|float32|bfloat16"),
+    ] = "auto"
     device: Annotated[
         str,
         Field(description="auto, cpu, cuda, sharded, ..."),

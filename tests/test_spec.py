@@ -37,6 +37,7 @@ CHANGED: dict[str, Any] = {
     "seed": 1,
     "limit": 8,
     "force_sae": True,
+    "search_dtype": "bfloat16",
     "dtype": "bfloat16",
     "flops": 1e9,
     "device": "cuda",
@@ -135,6 +136,7 @@ SPECS = st.builds(
     task_config=CONFIG,
     force_sae=st.booleans(),
     dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
+    search_dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
     device=NAMES,
     batch_size=st.none() | st.integers(1, 10**6),
 )

@@ -110,6 +110,10 @@ class DefendedModel:
         def edit(resid_RQD: Tensor) -> Tensor:
             # Rounded to a bfloat16 model's precision, a delta would move latents that it must not.
             before = resid_RQD.float()
+            with torch.autocast(before.device.type, enabled=False):
+                return at_site(before).to(resid_RQD.dtype)
+
+        def at_site(before: Tensor) -> Tensor:
             if added is not None and self.threat_model == "reclamp":
                 before = before + added
             after = self._defended(site, batch, before)
@@ -117,7 +121,7 @@ class DefendedModel:
                 after = after + added
             if trace is not None:
                 self._record(trace, site, before, after)
-            return after.to(resid_RQD.dtype)
+            return after
 
         edit.kind = (self.kind, trace is not None, torch.is_grad_enabled())  # type: ignore[attr-defined]  # see `hooks.kinds`
         return edit

@@ -6,6 +6,7 @@ Attacks see a `Problem`. Only what stands in this folder runs the model for them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -33,7 +34,8 @@ class Engine:
     `plain` are the examples without a perturbation. `row_N` are the rows' places in `trail`, which
     keeps what the search costs each row. With `wanted_NV` (next-token log-probabilities) the
     objective is minus the KL divergence from them instead of the task's margin, and a `penalty`
-    takes drift off it.
+    takes drift off it. Ascents that `may_round` begin on an engine that is `rounded`: its gradients
+    are of passes with products in bfloat16.
     """
 
     active: DefendedModel
@@ -47,6 +49,8 @@ class Engine:
     drift_rule: DriftRule
     wanted_NV: Tensor | None = None
     penalty: DriftPenalty | None = None
+    may_round: bool = False
+    rounded: bool = False
 
     @property
     def size(self) -> int:
@@ -78,6 +82,12 @@ class Engine:
             pool=self.task.pool,
             distribution=distribution,
         )
+
+    def precision(self) -> AbstractContextManager[object]:
+        """That of the passes that gradients are taken of."""
+        if not self.rounded:
+            return nullcontext()
+        return torch.autocast(self.row_N.device.type, torch.bfloat16)
 
     def objective(self, delta: ResidualDelta | None, trace: Trace | None = None) -> Tensor:
         """The objective [N] with its graph, and a trace of the defended sites if given."""

@@ -172,11 +172,14 @@ class Problem:
         def work() -> tuple[Tensor, dict[Site, Tensor]]:
             leaves = {s: v.detach().requires_grad_() for s, v in delta.values.items()}
             with torch.enable_grad():
-                objective_N = self._engine.objective(replace(delta, values=leaves))
+                with self._engine.precision():
+                    objective_N = self._engine.objective(replace(delta, values=leaves)).float()
                 grads = torch.autograd.grad(objective_N.sum(), list(leaves.values()))
             return objective_N.detach(), dict(zip(leaves, grads, strict=True))
 
         objective_N, grads = self._engine.booked(work)
+        if self._engine.rounded:  # what it says of the behaviour is not what is scored
+            return objective_N, grads
         return self._engine.reached(objective_N, self.goal_N), grads
 
     def has_no_gradient(self) -> Tensor:
@@ -237,6 +240,15 @@ class Problem:
         """
         active = replace(self._engine.active, backward=backward)
         return self.with_engine(lambda engine: replace(engine, active=active))
+
+    def in_bfloat16(self) -> Self | None:
+        """The same with gradients in bfloat16, where the run lets an ascent begin so.
+
+        What it finds has to be finished on this problem. None also where an allowance is counted.
+        """
+        if self.allowance is not None or not self._engine.may_round:
+            return None
+        return self.with_engine(lambda engine: replace(engine, rounded=True))
 
     def copied(self) -> Self:
         """The same problem on copies of all that a result is held to."""

@@ -48,7 +48,7 @@ class Posing:
 
     `groups[e]` holds prompt e's variants (same prompt, own candidates); `budget_EV` are their
     budgets at each position, in the unit that `unit` names (`spreads` per site, for that one);
-    `goal_E` is the clean model's own margin.
+    `goal_E` is the clean model's own margin. `rounded` lets ascents begin in bfloat16.
     """
 
     active: DefendedModel
@@ -63,6 +63,7 @@ class Posing:
     drift_rule: DriftRule
     allowance: float | None = None
     lessons: Lessons = ((), ())
+    rounded: bool = False
 
 
 class Draw(Protocol):

@@ -103,6 +103,7 @@ def lay_out(posing: Posing, positions_EP: Tensor, sites: Sequence[Site]) -> Wind
             row_N,
             trail,
             posing.drift_rule,
+            may_round=posing.rounded,
         ),
         positions_EP.repeat_interleave(share, 0),
         before,

@@ -105,6 +105,7 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
         setting.drift_rule,
         spec.flops,
         setting.lessons,
+        rounded=setting.searches_rounded,
     )
     problem = pose(attack.space, attack, posing)
     if not attack.restores:

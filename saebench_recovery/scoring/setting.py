@@ -185,6 +185,13 @@ class Setting:
         return self.target.dtype != torch.float32
 
     @property
+    def searches_rounded(self) -> bool:
+        """Whether ascents begin in bfloat16, on a model that computes in float32."""
+        asked = self.spec.search_dtype
+        on_gpu = self.target.device.startswith("cuda")
+        return not self.rounded and (asked == "bfloat16" or (asked == "auto" and on_gpu))
+
+    @property
     def variants(self) -> int:
         """Problem rows per flip: every budget, towards the right and towards a wrong answer."""
         return 2 * len(self.budgets)
