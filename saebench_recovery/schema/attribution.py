@@ -72,6 +72,8 @@ class Place(Stored):
     behind_readout: int = Field(description="position, counted from the last prompt token")
     flips: Count
     lengths: dict[str, Mean] = Field(description="norm of each part there, over the whole delta's")
+    alone: Rate = Field(description="what the deltas do there works alone")
+    without: Rate = Field(description="the deltas work without what they do there")
 
 
 class TaskAttribution(Stored):

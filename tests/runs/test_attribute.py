@@ -53,6 +53,8 @@ def test_every_recovered_flip_is_attributed(genuine: Path) -> None:
     assert sum(p.share.mean or 0 for p in recovering.parts if p.share) == pytest.approx(1)
     (place,) = task.places
     assert (place.behind_readout, place.flips) == (0, len(back))
+    assert place.alone == recovering.works
+    assert place.without.k == 0
     found = attribute(genuine, flips=1)
     assert found.tasks[0].flips == 1
     assert Attribution.model_validate_json(found.model_dump_json()) == found
@@ -79,6 +81,44 @@ def test_every_replay_is_that_of_the_reference_engine(genuine: Path) -> None:
                     with torch.no_grad():
                         output = plain.output(asked[e], Conditions(chunk.setting.defense, one))
                     assert bool(task.behaviour(output)) == verdict
+
+
+def test_places_are_replayed_alone_and_left_out(tmp_path: Path) -> None:
+    where = {"sites": ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"], "positions": "all"}
+    made = run(tasks=["ioi"], limit=6, budget=1.0, attack_config=where, out=tmp_path)
+    (task,) = attribute(tmp_path / made.identity, flips=2).tasks
+    stored, plan = stored_run(tmp_path / made.identity)
+    target = loaded(plan)
+    chunk = ReplayedParts(next(recovered(target, plan, stored, "ioi", 2)), top=4)
+    plain, delta = (
+        load_plain(target.preset, sorted(chunk.setting.defense.latents)),
+        chunk.of("headline"),
+    )
+    assert {place.site for place in task.places} == set(where["sites"])
+    assert {place.flips for place in task.places} <= {1, 2}
+    for place in task.places:
+        alone, without = 0, 0
+        for e, example in enumerate(chunk.examples):
+            at = len(example.prompt) - 1 + place.behind_readout
+            if at < 1:  # the BOS is not perturbed
+                continue
+            here_P = (delta.positions_EP[e] == at)[:, None]
+            for keeps_place in (True, False):
+                values = {
+                    site: v[e] * ((here_P & (str(site) == place.site)) == keeps_place)
+                    for site, v in delta.values.items()
+                }
+                one = ResidualDelta(
+                    {s: v[None] for s, v in values.items()}, delta.positions_EP[[e]]
+                )
+                with torch.no_grad():
+                    output = plain.output(example, Conditions(chunk.setting.defense, one))
+                works = bool(chunk.setting.task.behaviour(output))
+                alone, without = (
+                    alone + (works and keeps_place),
+                    without + (works and not keeps_place),
+                )
+        assert (place.alone.k, place.without.k) == (alone, without)
 
 
 def test_a_run_without_evidence_is_one_line(folder: Path) -> None:

@@ -22,7 +22,7 @@ EFFECTS = (
     ("alone at the smallest norm", "at_smallest_norm"),
     ("... random direction", "random_at_smallest_norm"),
 )
-PLACE_HEADS = ("site", "behind readout", "flips", *TITLES.values())
+PLACE_HEADS = ("site", "behind readout", "flips", *TITLES.values(), "works alone", "without it")
 
 
 def task_line(task: TaskAttribution) -> tuple[str, str]:
@@ -64,7 +64,8 @@ def contrast_line(contrast: Contrast) -> str:
 
 
 def place_rows(task: TaskAttribution) -> Iterator[list[str]]:
-    """Mean norm of each part at every site and position."""
+    """Every site and position: mean norm of each part, and what the deltas do without the rest."""
     for place in task.places:
         lengths = (number(place.lengths[part].mean, ".2f") for part in TITLES)
-        yield [place.site, f"{place.behind_readout:d}", str(place.flips), *lengths]
+        replays = (estimate(place.alone), estimate(place.without))
+        yield [place.site, f"{place.behind_readout:d}", str(place.flips), *lengths, *replays]

@@ -8,12 +8,11 @@ from pathlib import Path
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.perturbations.parts import PARTS, TINY
+from saebench_recovery.runs.attribute.places import places
 from saebench_recovery.runs.attribute.reopened import loaded, recovered, stored_run
 from saebench_recovery.runs.attribute.replays import ReplayedParts, Replays
-from saebench_recovery.schema import Attribution, Place, Record, Source, TaskAttribution
+from saebench_recovery.schema import Attribution, Source, TaskAttribution
 from saebench_recovery.scoring.attribution import contrasts, effect, joined
-from saebench_recovery.scoring.statistics import mean
 
 Chunk = tuple[ReplayedParts, dict[Source, Replays]]
 
@@ -93,38 +92,5 @@ def _attributed(task: str, attack: str, top: int, chunks: Sequence[Chunk]) -> Ta
         top=top,
         deltas=deltas,
         contrasts=tuple(contrasts(verdicts["recovering"], verdicts["wrong-target"], clusters)),
-        places=tuple(_places(chunks)),
+        places=tuple(places([(replays, found["recovering"].split) for replays, found in chunks])),
     )
-
-
-def _places(chunks: Sequence[Chunk]) -> list[Place]:
-    """Length of each part of the recovering deltas at every site and position."""
-    found: dict[tuple[str, int], tuple[list[Record], dict[str, list[float]]]] = {}
-    for replays, of_source in chunks:
-        split = of_source["recovering"].split
-        whole = split.delta.norm_E().clamp_min(TINY).tolist()
-        for site in split.delta.values:
-            length = {p: split.parts[p].values[site].norm(dim=2).tolist() for p in PARTS}
-            for e, positions in enumerate(split.delta.positions_EP.tolist()):
-                for p, position in enumerate(positions):
-                    if position < 0:
-                        continue
-                    behind = position - (len(replays.examples[e].prompt) - 1)
-                    records, lengths = found.setdefault(
-                        (str(site), behind), ([], {part: [] for part in PARTS})
-                    )
-                    records.append(replays.recovered.records[e])
-                    for part in PARTS:
-                        lengths[part].append(length[part][e][p] / whole[e])
-    return [
-        Place(
-            site=site,
-            behind_readout=behind,
-            flips=len(records),
-            lengths={
-                part: mean(values, [r.cluster or r.id for r in records])
-                for part, values in lengths.items()
-            },
-        )
-        for (site, behind), (records, lengths) in sorted(found.items())
-    ]

@@ -81,12 +81,14 @@ class ReplayedParts:
         return wrong, torch.cat(shown).tolist(), rows
 
     def of(self, part: str) -> ResidualDelta:
-        """A part of the evidence."""
+        """A part of the evidence, as wide as the longest of these flips needs."""
         delta = self.recovered.parts[part]
         assert isinstance(delta, ResidualDelta)
         device = self.setting.target.device
-        values = {site: v.to(device) for site, v in delta.values.items()}
-        return ResidualDelta(values, delta.positions_EP.to(device))
+        # Those of the chunk that are not among these may act at more positions.
+        used = int((delta.positions_EP >= 0).sum(1).amax())
+        values = {site: v[:, :used].to(device) for site, v in delta.values.items()}
+        return ResidualDelta(values, delta.positions_EP[:, :used].to(device))
 
     def sources(self) -> Iterator[tuple[Source, Replays]]:
         """The recovering deltas, random ones of their norm, and those to the wrong answer."""
@@ -137,11 +139,7 @@ class ReplayedParts:
             already_E = torch.tensor(self._defended[1])
 
         def works(what: ResidualDelta) -> Tensor:
-            each = [
-                self._works(asked, what, slice(begin, begin + CHUNK))
-                for begin in range(0, len(asked), CHUNK)
-            ]
-            return torch.cat(each).cpu() & ~already_E
+            return self._all_work(asked, what) & ~already_E
 
         whole_E = delta.norm_E().clamp_min(TINY)
         lengths = {p: (parts.parts[p].norm_E() / whole_E).tolist() for p in PARTS}
@@ -166,6 +164,17 @@ class ReplayedParts:
             part = asked[begin : begin + CHUNK]
             shown += works_holding(self.setting, part, delta.rows(index), held).tolist()
         return shown
+
+    def works(self, delta: ResidualDelta) -> Tensor:
+        """Whether deltas of these flips recover them, bool [E]."""
+        return self._all_work(self.examples, delta)
+
+    def _all_work(self, asked: Sequence[Example], delta: ResidualDelta) -> Tensor:
+        each = [
+            self._works(asked, delta, slice(begin, begin + CHUNK))
+            for begin in range(0, len(asked), CHUNK)
+        ]
+        return torch.cat(each).cpu()
 
     def _works(self, asked: Sequence[Example], delta: ResidualDelta | None, rows: slice) -> Tensor:
         """Whether the behaviour is shown, bool [E], from the tokens."""
