@@ -95,19 +95,23 @@ class Engine:
             commits={},
             agreement=None,
             model_bytes=0,
+            asked=(),
         )
 
         def load_target(name: str, device: str, **options: Any) -> Any:
             self.loaded.append(name)
             return target
 
-        for module, function in (
+        def asked_at(target: Any, sites: Sequence[Any]) -> Any:
+            return target
+
+        for module, *functions in (
             ("scoring.evaluate", self.attacked),
             ("scoring.undisturbed", self.undisturbed),
-            ("targets.loading", load_target),
+            ("targets.loading", load_target, asked_at),
         ):
             fake = ModuleType(module)
-            vars(fake)[function.__name__] = function
+            vars(fake).update({function.__name__: function for function in functions})
             set(sys.modules, f"saebench_recovery.{module}", fake)
         set(vars(plan), "preset", lambda *options: PRESET)
         for name in TASKS:

@@ -30,10 +30,10 @@ class Shared:
             UserError: see `load_target`.
         """
         # It imports torch and transformers, which a complete run does without.
-        from saebench_recovery.targets.loading import load_target
+        from saebench_recovery.targets.loading import asked_at, load_target
 
         spec = plan.spec
-        key = (spec.target, spec.device, spec.dtype, spec.force_sae, plan.sites)
+        key = (spec.target, spec.device, spec.dtype, spec.force_sae)
         if self._target is None or self._target[0] != key:
             self._target, self._seen = None, {}  # two models may be more than the memory holds
             loaded = load_target(
@@ -44,6 +44,8 @@ class Shared:
                 asked=plan.sites,
             )
             self._target = (key, loaded)
+        elif self._target[1].asked != plan.sites:
+            self._target = (key, asked_at(self._target[1], plan.sites))
         return self._target[1]
 
     def undisturbed(self, plan: Plan, label: str, progress: Progress) -> Undisturbed:

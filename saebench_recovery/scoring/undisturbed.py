@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from torch import Tensor
 
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, Defense, Task
+from saebench_recovery.interfaces import Attack, Defense, Split, Task
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, SideEffects
@@ -77,6 +78,8 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
         UserError: the plugins do not fit the target, or the model computes NaN.
     """
     target, task, defense = setting.target, setting.task, setting.defense
+    for split in get_args(Split):  # some ask the clean model, and only once: it is no row's cost
+        task.examples(target, split)
     meter = Meter()
     with meter.counting():
         progress(f"{task.label}: fitting {defense.name}", 0, 1)

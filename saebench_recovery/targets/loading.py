@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -76,6 +77,17 @@ def assemble(
         tuple(places if asked is None else asked),
     )
     refuse_kinds(model, made.agreement.refused)
+    return made
+
+
+def asked_at(target: Target, sites: Sequence[Site]) -> Target:
+    """A loaded target, on the same weights and SAEs, checked at other hook points.
+
+    Raises:
+        UserError: the architecture is not run exactly at one of them.
+    """
+    made = replace(target, asked=tuple(sites))
+    refuse_kinds(made.model, made.agreement.refused)
     return made
 
 

@@ -66,9 +66,10 @@ class Pretending(Sharing):
         return partial(pretend, self.fault)
 
 
-@pytest.fixture(autouse=True)
-def _engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretended(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.syspath_prepend(ROOT)  # where a new process finds the tests
+    return engine
 
 
 def work(out: Path, sharing: Sharing, *, keep_text: bool = False) -> RunResult:
@@ -76,7 +77,7 @@ def work(out: Path, sharing: Sharing, *, keep_text: bool = False) -> RunResult:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> dict[str, str]:
+def alone(pretended: Engine, tmp_path: Path) -> dict[str, str]:
     made = work(tmp_path / "alone", ALONE, keep_text=True)
     return contents(tmp_path / "alone" / made.identity)
 
@@ -135,14 +136,23 @@ def test_what_is_wrong_in_a_process_ends_the_run_and_costs_no_finished_work(
 
 
 def test_what_one_process_began_others_go_on_with(
-    engine: Engine, alone: dict[str, str], tmp_path: Path
+    pretended: Engine, alone: dict[str, str], tmp_path: Path
 ) -> None:
     def stop(task: str, number: int) -> None:
         if (task, number) == ("beta", 3):
             raise UserError("the model gives NaN")
 
-    engine.before = stop
+    pretended.before = stop
     with pytest.raises(UserError, match="NaN"):
         work(tmp_path / "parts", ALONE, keep_text=True)
     made = work(tmp_path / "parts", Pretending(), keep_text=True)
     assert contents(tmp_path / "parts" / made.identity) == alone
+
+
+def test_real_tasks_cost_and_find_the_same_side_by_side(tmp_path: Path) -> None:
+    options = {"tasks": ["ioi", "unlearning"], "limit": 4, "attack_config": {"steps": 2}}
+    spec = requested((), options, ())
+    made = execute(spec, tmp_path / "alone")
+    execute(spec, tmp_path / "together", sharing=Sharing(2))
+    alone, together = (contents(tmp_path / name / made.identity) for name in ("alone", "together"))
+    assert together == alone
