@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
+from saebench_recovery.base.reading import is_folder
 from saebench_recovery.cli.options import Plugins
 from saebench_recovery.cli.verify import Sample, verified
 
@@ -60,7 +63,7 @@ def rank(
     from saebench_recovery.results.pages import write_boards
 
     for path in write_boards(build(runs), out, parquet=parquet):
-        print(path)
+        print(printable(str(path)))
 
 
 @leaderboard.command()
@@ -81,8 +84,6 @@ def add(
     Example:
       saebench leaderboard add my-entries
     """
-    from saebench_recovery.base.errors import UserError
-    from saebench_recovery.base.printable import printable
     from saebench_recovery.results.published import copy_entry, is_entry
     from saebench_recovery.runs.verify.verify import runs_in
 
@@ -115,9 +116,6 @@ def check(
     Example:
       saebench leaderboard check --sample 4
     """
-    from saebench_recovery.base.errors import UserError
-    from saebench_recovery.base.printable import printable
-    from saebench_recovery.base.reading import is_folder
     from saebench_recovery.results.published import entries_in, strays
 
     if not is_folder(folder):
