@@ -30,7 +30,6 @@ class RunsFirst(TyperGroup):
 leaderboard = typer.Typer(
     cls=RunsFirst,
     help="Rank defenses and attacks from complete runs (RUNS...), or keep published entries.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", envvar=VARIABLE)]

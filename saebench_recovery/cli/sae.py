@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 sae = typer.Typer(
     help="Train an SAE on a target's model, or measure one.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
