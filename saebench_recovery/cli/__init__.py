@@ -94,7 +94,8 @@ def main() -> None:
     """
     words = sys.argv[1:] or ["--help"]
     try:
-        sys.exit(app(sorted(words, key=lambda word: word != "--debug"), standalone_mode=False))
+        code = app(sorted(words, key=lambda word: word != "--debug"), standalone_mode=False)
+        sys.exit(code or 0)
     except UsageError as error:
         verb = error.ctx.command_path if error.ctx else "saebench"
         refuse(f"{error.format_message()} (see `{verb} --help`)")
