@@ -110,9 +110,12 @@ def judge_named(name: str) -> Judge:
         found = list(judge(prompts, answers))
         unknown = sorted({str(c) for c in found} - set(CATEGORIES))
         if unknown or len(found) != len(answers):
+            # It may have given the texts themselves, which a stored run has nothing of.
+            some = ", ".join(repr(category[:20]) for category in unknown[:3])
             raise UserError(
-                f"judge {name!r} gave {len(found)} categories for {len(answers)} answers, unknown "
-                f"ones: {unknown}; known: {', '.join(CATEGORIES)}"
+                f"judge {name!r} gave {len(found)} categories for {len(answers)} answers, "
+                f"{len(unknown)} of them unknown{some and f' ({some})'}; "
+                f"known: {', '.join(CATEGORIES)}"
             )
         return found
 

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from saebench_recovery import registry
 from saebench_recovery.base import named_code
+from saebench_recovery.base.catalogue import BUILT_IN
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.chunks import read_log
 from saebench_recovery.results.report.escape import markdown
+from saebench_recovery.results.report.seeds_table import print_seeds
 from saebench_recovery.runs.run import allow_named
 from saebench_recovery.sae.files import load_dictionary
 from saebench_recovery.spec import RunSpec
@@ -270,6 +272,38 @@ def test_names_in_a_terminal(
     assert not {"\x1b", "\x07"} & set(printed)
     assert saebench(monkeypatch, "show", f"no\x1b[31m{tmp_path}") == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_plugin_in_a_terminal(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in BUILT_IN})
+    file = tmp_path / "hostile.py"
+    file.write_text(
+        "from pydantic import Field\n"
+        "from saebench_recovery import register_defense\n"
+        "from saebench_recovery.interfaces import Defense\n"
+        "@register_defense('hostile')\n"
+        "class Hostile(Defense):\n"
+        f"    __doc__ = {HOSTILE!r}\n"
+        "    class Config(Defense.Config):\n"
+        f"        value: float = Field(default=1.0, description={HOSTILE!r})\n"
+        "    def intervene(self, site, resid_BTD):\n"
+        "        return resid_BTD\n"
+    )
+    for name in ((), ("hostile",)):
+        assert saebench(monkeypatch, "list", "defenses", *name, "--plugin", str(file)) == 0
+        printed = capsys.readouterr().out
+        assert "[/bold]" in printed
+        assert not {"\x1b", "\x07"} & set(printed)
+
+
+def test_seeds_of_a_hostile_target(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = {**run_result().spec, "target": HOSTILE, "attack": HOSTILE}
+    print_seeds([run_result(row(HOSTILE), spec=spec)])
+    printed = capsys.readouterr().out
+    assert "[/bold]" in printed
+    assert not {"\x1b", "\x07"} & set(printed)
 
 
 def test_names_on_a_page() -> None:

@@ -8,6 +8,10 @@ Progress = Callable[[str, float, float], None]
 """Called with what is being done, and how much of how much is done."""
 
 
+def silent(what: str, done: float, total: float) -> None:
+    """For work that nobody is told of."""
+
+
 def part(progress: Progress, begin: float, end: float, before: str = "") -> Progress:
     """Tells of one part of the work, which is from `begin` to `end` of 1, as of the whole."""
 

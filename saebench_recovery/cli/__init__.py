@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -34,12 +35,13 @@ from saebench_recovery.cli.sweep_layer import sweep_layer
 from saebench_recovery.cli.verify import verify
 
 LONGEST = 2000  # characters of an error
+# Raised where words fit no verb, option or type; under this name it is not public in typer.
+UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="saebench",
     help="Was a behaviour removed from a language model, or only one route to it?",
     epilog="Start with: saebench run --defense clamp --attack orthogonal",
-    no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich alone takes a third of the time --help may take
     pretty_exceptions_enable=False,
 )
@@ -90,9 +92,15 @@ def main() -> None:
 
     `--debug` may stand behind the verb as well, where it is needed in a hurry.
     """
-    words = sys.argv[1:]
+    words = sys.argv[1:] or ["--help"]
     try:
-        app(sorted(words, key=lambda word: word != "--debug"))
+        code = app(sorted(words, key=lambda word: word != "--debug"), standalone_mode=False)
+        sys.exit(code or 0)
+    except UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "saebench"
+        refuse(f"{error.format_message()} (see `{verb} --help`)")
+    except typer.Abort:
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         if os.environ.get("SAEBENCH_DEBUG"):
             traceback.print_exc()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saebench_recovery.cli.interrupt import stoppable
+from saebench_recovery.cli.options import Json, Plugins
 
 
 def attribute(
@@ -31,17 +32,8 @@ def attribute(
             envvar="SAEBENCH_TOP",
         ),
     ] = 8,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of tables.", envvar="SAEBENCH_JSON")
-    ] = False,
-    plugin: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="File with a plugin that the run names, repeatable.",
-            envvar="SAEBENCH_PLUGIN",
-        ),
-    ] = None,
+    json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Split recovering deltas into clamped latents, other latents, SAE residual; replay each.
 

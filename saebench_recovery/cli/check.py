@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from saebench_recovery.base.printable import printable
 from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
 from saebench_recovery.cli.options import (
@@ -17,6 +18,7 @@ from saebench_recovery.cli.options import (
     with_spec_options,
     with_tasks_of,
 )
+from saebench_recovery.cli.sweeping import prepare
 from saebench_recovery.spec import RunSpec
 
 
@@ -39,21 +41,19 @@ def check(
       saebench check --defense clamp
       saebench check --plugin my_defense.py --defense my-clamp --task ioi
     """
-    from saebench_recovery.registry import load_plugin_file
     from saebench_recovery.runs.check import examine
     from saebench_recovery.scoring.check.catalogue import blocked
 
-    for file in (*(plugin or ()), *(task_file or ())):
-        load_plugin_file(file)
     fields = with_tasks_of(task_file or (), fields_of(context, options, model, sae or ()))
     spec = validate(RunSpec, fields, "check")
+    prepare([*(plugin or ()), *(task_file or ())], spec)
     with stoppable():
         found = examine(spec)
     for label, findings in found.items():
-        print(
-            f"{label}: {spec.defense} against {spec.attack}:", "" if findings else "nothing found"
-        )
+        head = f"{label}: {spec.defense} against {spec.attack}:"
+        print(printable(head if findings else f"{head} nothing found"))
         for one in findings:
-            print(f"  {one.level}: {one.name}\n    {one.sentence}\n    {one.remedy}")
+            for line in (f"  {one.level}: {one.name}", f"    {one.sentence}", f"    {one.remedy}"):
+                print(printable(line))
     if any(blocked(findings) for findings in found.values()):
         raise typer.Exit(1)

@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBENCH_JSON")]
-Markdown = Annotated[
-    bool, typer.Option("--markdown", help="Print Markdown.", envvar="SAEBENCH_MARKDOWN")
-]
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.cli.options import Json
 
 
 def compare(
@@ -38,7 +36,9 @@ def compare(
     ] = None,
     *,
     json: Json = False,
-    markdown: Markdown = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown.", envvar="SAEBENCH_MARKDOWN")
+    ] = False,
 ) -> None:
     """Set runs side by side on the flips that all of them attacked.
 
@@ -51,7 +51,6 @@ def compare(
       saebench compare runs/0123456789abcdef runs/fedcba9876543210 --match flops
       saebench compare a=runs/0123456789abcdef b=runs/fedcba9876543210 --baseline b --markdown
     """
-    from saebench_recovery.base.errors import UserError
     from saebench_recovery.results import compare as comparison
     from saebench_recovery.results.report.comparison_markdown import comparison_page
     from saebench_recovery.results.report.comparison_table import print_comparisons

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saebench_recovery.base.printable import printable
+from saebench_recovery.base.progress import silent
 from saebench_recovery.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _estimates(left: Groups) -> dict[str, Estimate]:
     from saebench_recovery.runs.sweep.estimate import estimates  # imports torch
 
     with progress_bar(wanted=True) as drawn:
-        return estimates(left, drawn or (lambda what, done, total: None))
+        return estimates(left, drawn or silent)
 
 
 def _cost(estimate: Estimate | None) -> str:

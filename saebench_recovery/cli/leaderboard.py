@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
+from saebench_recovery.base.reading import is_folder
 from saebench_recovery.cli.options import Plugins
 from saebench_recovery.cli.verify import Sample, verified
 
@@ -27,7 +30,6 @@ class RunsFirst(TyperGroup):
 leaderboard = typer.Typer(
     cls=RunsFirst,
     help="Rank defenses and attacks from complete runs (RUNS...), or keep published entries.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", envvar=VARIABLE)]
@@ -60,7 +62,7 @@ def rank(
     from saebench_recovery.results.pages import write_boards
 
     for path in write_boards(build(runs), out, parquet=parquet):
-        print(path)
+        print(printable(str(path)))
 
 
 @leaderboard.command()
@@ -81,8 +83,6 @@ def add(
     Example:
       saebench leaderboard add my-entries
     """
-    from saebench_recovery.base.errors import UserError
-    from saebench_recovery.base.printable import printable
     from saebench_recovery.results.published import copy_entry, is_entry
     from saebench_recovery.runs.verify.verify import runs_in
 
@@ -115,9 +115,6 @@ def check(
     Example:
       saebench leaderboard check --sample 4
     """
-    from saebench_recovery.base.errors import UserError
-    from saebench_recovery.base.printable import printable
-    from saebench_recovery.base.reading import is_folder
     from saebench_recovery.results.published import entries_in, strays
 
     if not is_folder(folder):

@@ -9,8 +9,9 @@ import typer
 
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.printable import printable
 from saebench_recovery.base.settings import nearest
-from saebench_recovery.cli.options import Plugins
+from saebench_recovery.cli.options import Json, Plugins
 
 KINDS: dict[str, Kind] = {f"{kind}s": kind for kind in get_args(Kind)}
 LETTERS: dict[Kind, str] = {"defense": "-D", "attack": "-A", "task": "-T"}
@@ -22,7 +23,7 @@ def list_plugins(
         str | None, typer.Argument(metavar="[NAME]", help="One of them, with its settings.")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     plugin: Plugins = None,
 ) -> None:
     """List the known defenses, attacks, tasks or targets, or the settings of one.
@@ -63,13 +64,17 @@ def _print_one(kind: Kind, described: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from saebench_recovery.results.report.escape import terminal
+
     console = Console()
-    console.print(f"{kind} {described['name']}", style="bold", markup=False)
-    print(described["about"])  # wrapped as it was written
+    console.print(terminal(f"{kind} {described['name']}"), style="bold")
+    for line in described["about"].splitlines():
+        print(printable(line))  # wrapped as it was written
     table = Table("setting", "default", "allowed", "meaning", box=None, header_style="bold")
     for key, setting in described["settings"].items():
         default = setting["default"] if setting["default"] is not None else "(none: to be given)"
-        table.add_row(f"{LETTERS[kind]} {key}", default, setting["allowed"], setting["meaning"])
+        cells = (f"{LETTERS[kind]} {key}", default, setting["allowed"], setting["meaning"] or "")
+        table.add_row(*map(terminal, cells))
     console.print()
     console.print(table if described["settings"] else "It has no settings.")
 
@@ -78,7 +83,9 @@ def _print_all(what: str, descriptions: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from saebench_recovery.results.report.escape import terminal
+
     table = Table(what, "", box=None, header_style="bold", pad_edge=False)
     for name, description in descriptions.items():
-        table.add_row(name, description)
+        table.add_row(terminal(name), terminal(description))
     Console().print(table)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from saebench_recovery.base.printable import printable
 from saebench_recovery.cli.progress import spoken
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class View:
 
     def told(self, what: str, done: float, total: float) -> None:
         if self._bars and self._now is not None:
-            self._bars.update(self._now, description=what, completed=done, total=total)
+            self._bars.update(self._now, description=printable(what), completed=done, total=total)
 
 
 @contextmanager

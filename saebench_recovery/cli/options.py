@@ -65,6 +65,9 @@ Jobs = Annotated[
         envvar="SAEBENCH_JOBS",
     ),
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON in place of tables.", envvar="SAEBENCH_JSON")
+]
 Out = Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")]
 Force = Annotated[
     bool,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
+from saebench_recovery.base.printable import printable
+
 EVERY = 30.0  # seconds between two lines
 
 
@@ -21,7 +23,7 @@ class Told:
         self._first: float | None = None  # the share with which it began: an interrupted run's
 
     def __call__(self, what: str, done: float, total: float) -> None:
-        self.what, self.share = what, done / total if total else 0.0
+        self.what, self.share = printable(what), done / total if total else 0.0
         if self._first is None and self.share:
             self._first, self._started = self.share, time.monotonic()
         self.heard()

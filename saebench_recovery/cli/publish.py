@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saebench_recovery.base.printable import printable
+
 
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a complete run.")],
@@ -23,7 +25,6 @@ def publish(
       saebench publish runs/0123456789abcdef --out my-entries
       saebench verify my-entries
     """
-    from saebench_recovery.base.printable import printable
     from saebench_recovery.results.published import publish as write
 
     for path in write(run, out):

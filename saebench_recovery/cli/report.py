@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saebench_recovery.base.printable import printable
+
 
 def report(
     places: Annotated[
@@ -42,7 +44,6 @@ def report(
       saebench report leaderboards --out boards.html
       saebench report runs/* --out report.html --figures figures
     """
-    from saebench_recovery.base.printable import printable
     from saebench_recovery.results.report.html.write import write_report
 
     for path in write_report(places or [Path("leaderboards")], out, figures):

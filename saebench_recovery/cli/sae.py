@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saebench_recovery.base.printable import printable
+from saebench_recovery.cli.options import Json
+
 if TYPE_CHECKING:
     from saebench_recovery.training.quality import Quality
 
 sae = typer.Typer(
     help="Train an SAE on a target's model, or measure one.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
@@ -27,7 +29,6 @@ Target = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, sharded, ...", envvar="SAEBENCH_DEVICE")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", envvar="SAEBENCH_JSON")]
 
 
 @sae.command()
@@ -97,7 +98,7 @@ def train(
         found = train_on_target(recipe, out, device, progress)
     _print([found], json=json)
     if not json:
-        print(f"\n{out}")
+        print(f"\n{printable(str(out))}")
 
 
 @sae.command("eval")
@@ -150,10 +151,12 @@ def _print(every: list[Quality], *, json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from saebench_recovery.results.report.escape import terminal
+
     for found in every:
-        table = Table(found.hook, "", box=None, header_style="bold", pad_edge=False)
+        table = Table(terminal(found.hook), "", box=None, header_style="bold", pad_edge=False)
         for name, value in _lines(found):
-            table.add_row(name, value)
+            table.add_row(name, terminal(value))
         Console().print(table)
 
 

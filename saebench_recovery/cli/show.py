@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from saebench_recovery.cli.options import Json
+
 
 def show(
     runs: Annotated[
@@ -14,9 +16,7 @@ def show(
     ],
     *,
     full: Annotated[bool, typer.Option("--full", help="All figures.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each result as a line of JSON.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """Show the tables of stored runs.
 
@@ -29,4 +29,4 @@ def show(
     from saebench_recovery.results.report.table import print_result
 
     for result in [read_consistent(run) for run in runs]:
-        print(result.model_dump_json()) if as_json else print_result(result, full=full)
+        print(result.model_dump_json()) if json else print_result(result, full=full)

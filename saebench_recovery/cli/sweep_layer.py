@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from saebench_recovery.base.settings import validate
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import Model, Out, Plugins, Saes, fields_of, with_spec_options
+from saebench_recovery.cli.options import (
+    Json,
+    Model,
+    Out,
+    Plugins,
+    Saes,
+    fields_of,
+    with_spec_options,
+)
+from saebench_recovery.cli.sweeping import prepare
 from saebench_recovery.spec import RunSpec
 
 
@@ -21,9 +30,7 @@ def sweep_layer(
     sae: Saes = None,
     plugin: Plugins = None,
     out: Out = Path("runs"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of tables.", envvar="SAEBENCH_JSON")
-    ] = False,
+    json: Json = False,
     **options: Any,
 ) -> None:
     """Move the perturbed hook point through the model, at one budget and for the smallest norm.
@@ -36,15 +43,11 @@ def sweep_layer(
       saebench sweep-layer --task ioi --defense clamp --attack orthogonal --limit 32
     """
     from saebench_recovery.cli.progress import progress_bar
-    from saebench_recovery.registry import load_plugin_file
     from saebench_recovery.results.report.layer_table import print_layers
     from saebench_recovery.runs.layers import sweep_layer as sweep
-    from saebench_recovery.runs.run import allow_named
 
-    for file in plugin or ():
-        load_plugin_file(file)
     spec = validate(RunSpec, fields_of(context, options, model, sae or ()), "sweep-layer")
-    allow_named(spec)
+    prepare(plugin or (), spec)
     with stoppable(), progress_bar(wanted=not json) as progress:
         found = sweep(spec, out, progress)
     if json:

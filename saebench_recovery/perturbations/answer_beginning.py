@@ -94,17 +94,6 @@ class AnswerBeginning(Space):
         plain = tuple(example for group in posing.groups for example in group)
         return windows.problem(cls(windows.positions_NP, plain, reach.length, words, stock))
 
-    @classmethod
-    def of(cls, problem: Problem) -> AnswerBeginning:
-        """The problem's space.
-
-        Raises:
-            TypeError: the problem is posed in another one.
-        """
-        if not isinstance(problem.space, cls):
-            raise TypeError(f"a problem of {problem.space.kind}, not of beginnings")
-        return problem.space
-
     def beginning(self, ids: Sequence[Sequence[int]]) -> Beginning:
         """Beginnings of these tokens, one per row; none where there is no token."""
         ids_NL = torch.full((self.size, self.length), -1, device=self.positions_NP.device)
@@ -126,8 +115,7 @@ class AnswerBeginning(Space):
 
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> Beginning:
         """Refuse what is longer than allowed, or holds a special token: those are the model's."""
-        checked_shape(perturbation, Beginning)
-        assert isinstance(perturbation, Beginning)
+        perturbation = checked_shape(perturbation, Beginning)
         ids_NL = perturbation.ids_EL
         if len(ids_NL) != self.size or ids_NL.shape[1] > self.length:
             raise ValueError(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from saebench_recovery.model.perturbation import SHARED, Perturbation
 from saebench_recovery.model.weights import WeightChange
-from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Draw, all_finite, checked_shape
 from saebench_recovery.perturbations.weights import ChangedWeights, Spent, WeightSpace
 
@@ -141,17 +140,6 @@ class LowRank(WeightSpace):
     kind: ClassVar[str] = "low-rank"
     learns: ClassVar[bool] = True
 
-    @classmethod
-    def of(cls, problem: Problem) -> LowRank:
-        """The problem's space.
-
-        Raises:
-            TypeError: the problem is posed in another one.
-        """
-        if not isinstance(problem.space, cls):
-            raise TypeError(f"a problem of {problem.space.kind}, not of low-rank changes")
-        return problem.space
-
     def change(self, of_sides: Sequence[Factors]) -> LowRankChange:
         """Each row with its side's changes, in their order."""
         first, second = of_sides
@@ -197,8 +185,7 @@ class LowRank(WeightSpace):
 
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> LowRankChange:
         """Refuse what is of a higher rank, of other matrices, or of some prompts alone."""
-        checked_shape(perturbation, LowRankChange)
-        assert isinstance(perturbation, LowRankChange)
+        perturbation = checked_shape(perturbation, LowRankChange)
         factors, shapes = perturbation.factors, self.shapes
         self.check_sides([tuple(row) for row in perturbation.stage_EK.tolist()])
         if perturbation.stage_EK.shape[1] < 1 or perturbation.stage_EK.max() >= len(factors.spent):

@@ -93,17 +93,6 @@ class Residual(Space):
         )
         return windows.problem(space)
 
-    @classmethod
-    def of(cls, problem: Problem) -> Residual:
-        """The problem's space.
-
-        Raises:
-            TypeError: the problem is posed in another one.
-        """
-        if not isinstance(problem.space, cls):
-            raise TypeError(f"a problem of {problem.space.kind}, not of residual deltas")
-        return problem.space
-
     @property
     def allowed(self) -> Mapping[Site, Constraint]:
         """The constraint sets that deltas are kept in."""
@@ -151,8 +140,7 @@ class Residual(Space):
         return self._largest(perturbation, self.norms)
 
     def _largest(self, perturbation: Perturbation, units: Mapping[Site, Tensor]) -> Tensor:
-        checked_shape(perturbation, ResidualDelta)
-        assert isinstance(perturbation, ResidualDelta)
+        perturbation = checked_shape(perturbation, ResidualDelta)
         each = [
             (v.norm(dim=2) / units[site].clamp_min(TINY)).masked_fill(self.positions_NP < 0, 0)
             for site, v in perturbation.values.items()
@@ -220,8 +208,7 @@ class Residual(Space):
     def view(
         self, engine: Engine, perturbation: Perturbation
     ) -> tuple[Engine, ResidualDelta | None]:
-        checked_shape(perturbation, ResidualDelta)
-        assert isinstance(perturbation, ResidualDelta)
+        perturbation = checked_shape(perturbation, ResidualDelta)
         return engine, perturbation
 
     def rows(self, index: Tensor) -> Self:

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from saebench_recovery.base.hashing import hash_text
 from saebench_recovery.model.perturbation import Perturbation
 from saebench_recovery.model.weights import WeightChange
-from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Draw, checked_shape
 from saebench_recovery.perturbations.weights import ChangedWeights, Spent, WeightSpace
 
@@ -92,17 +91,6 @@ class Rounding(WeightSpace):
 
     kind: ClassVar[str] = "rounded"
 
-    @classmethod
-    def of(cls, problem: Problem) -> Rounding:
-        """The problem's space.
-
-        Raises:
-            TypeError: the problem is posed in another one.
-        """
-        if not isinstance(problem.space, cls):
-            raise TypeError(f"a problem of {problem.space.kind}, not of rounded weights")
-        return problem.space
-
     def to(self, bits: int) -> RoundedWeights:
         """Weights of so many bits for all rows; 0 leaves them."""
         every_N = torch.full((self.size,), bits)
@@ -120,8 +108,7 @@ class Rounding(WeightSpace):
 
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> RoundedWeights:
         """Refuse other numbers of bits."""
-        checked_shape(perturbation, RoundedWeights)
-        assert isinstance(perturbation, RoundedWeights)
+        perturbation = checked_shape(perturbation, RoundedWeights)
         self.check_sides(perturbation.weights_of())
         others = set(perturbation.bits_E.tolist()) - {0, *BITS}
         if others:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -38,6 +38,7 @@ class Reach(Protocol):
     def positions(self, task: Any, example: Example) -> tuple[int, ...]: ...
 
 
+Shape = TypeVar("Shape", bound=Perturbation)
 Lessons = tuple[tuple[Example, ...], tuple[Example, ...]]
 """Selection examples to learn the behaviour from, and the same ones with wrong answers."""
 
@@ -66,6 +67,13 @@ class Posing:
     rounded: bool = False
 
 
+class Posed(Protocol):
+    """A problem, as far as its space is concerned."""
+
+    @property
+    def space(self) -> Space: ...
+
+
 class Draw(Protocol):
     """Random numbers: for a part of what is drawn, a generator for each row, or one for all."""
 
@@ -86,6 +94,17 @@ class Space(ABC):
     learns: ClassVar[bool] = False  # it is searched on `Posing.lessons`
 
     positions_NP: Tensor
+
+    @classmethod
+    def of(cls, problem: Posed) -> Self:
+        """The space of a problem.
+
+        Raises:
+            TypeError: the problem is posed in another one.
+        """
+        if not isinstance(problem.space, cls):
+            raise TypeError(f"a problem of {problem.space.kind!r}, not of {cls.kind!r}")
+        return problem.space
 
     @classmethod
     def sites(cls, reach: Reach, defense: Intervention) -> list[Site]:
@@ -163,8 +182,8 @@ class Space(ABC):
         return None
 
 
-def checked_shape(perturbation: Perturbation, wanted: type[Perturbation]) -> None:
-    """Refuse another kind of perturbation than a space's own.
+def checked_shape(perturbation: Perturbation, wanted: type[Shape]) -> Shape:
+    """The perturbation, if it is of a space's own kind.
 
     Raises:
         TypeError: it is one.
@@ -173,6 +192,7 @@ def checked_shape(perturbation: Perturbation, wanted: type[Perturbation]) -> Non
         raise TypeError(
             f"the attack returned {type(perturbation).__name__}, not a {wanted.__name__}"
         )
+    return perturbation
 
 
 def all_finite(values: Sequence[Tensor]) -> bool:

@@ -97,17 +97,6 @@ class SuffixTokens(Space):
         space = cls(windows.positions_NP, layout, words, windows.engine.width)
         return windows.problem(space, layout.plain)
 
-    @classmethod
-    def of(cls, problem: Problem) -> SuffixTokens:
-        """The problem's space.
-
-        Raises:
-            TypeError: the problem is posed in another one.
-        """
-        if not isinstance(problem.space, cls):
-            raise TypeError(f"a problem of {problem.space.kind}, not of tokens")
-        return problem.space
-
     def penalised(self, problem: Problem, weight: float, margin: float) -> Problem:
         """The problem with a penalty on drift; see `suffix.penalised`."""
         return penalised(problem, self.layout, weight, margin)
@@ -166,8 +155,7 @@ class SuffixTokens(Space):
         What does not come back as a suffix of at most the allowed length is no suffix, nor is
         text that spells a BOS: no prompt has a second one.
         """
-        checked_shape(perturbation, TokenSuffix)
-        assert isinstance(perturbation, TokenSuffix)
+        perturbation = checked_shape(perturbation, TokenSuffix)
         at_N = self.layout.at_N
         if not torch.equal(perturbation.at_E, at_N) or len(perturbation.texts) != self.size:
             raise ValueError("the attack puts its suffixes in other places than the problem's")
@@ -185,8 +173,7 @@ class SuffixTokens(Space):
     def view(
         self, engine: Engine, perturbation: Perturbation
     ) -> tuple[Engine, ResidualDelta | None]:
-        checked_shape(perturbation, TokenSuffix)
-        assert isinstance(perturbation, TokenSuffix)
+        perturbation = checked_shape(perturbation, TokenSuffix)
         return view_tokens(engine, perturbation, self.layout)
 
     def copied(self) -> Self:

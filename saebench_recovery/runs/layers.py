@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, silent
 from saebench_recovery.base.sites import Site
 from saebench_recovery.protocols.apply import fill
 from saebench_recovery.results.task_run import TaskRun, read_run
@@ -37,7 +37,7 @@ def sweep_layer(
             f"sweep-layer sets -A sites of the attack: {spec.attack!r} has no such setting, or it "
             "was given; use an attack on the residual stream, such as orthogonal, without it"
         )
-    shared, told = Shared(), progress or (lambda what, done, total: None)
+    shared, told = Shared(), progress or silent
     whole = check_names(fill(spec))
     return tuple(
         sweep

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import saebench_recovery
+from saebench_recovery.base import named_code
 from saebench_recovery.cli import main
 from tests.cases.examined import FOLDER, organism
 
@@ -38,6 +39,15 @@ def test_exit_codes(
     assert shown.startswith(f"ioi: {defense} against unconstrained")
     if defense == "bad-none":
         assert "error: returns-none\n    defense 'bad-none': intervene returned None" in shown
+
+
+def test_code_that_the_command_line_names_may_be_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(named_code, "_named", set[str]())
+    words = ["check", "--task", "refusal", "-T", "judge=operator:add", "--limit", "4"]
+    assert called(monkeypatch, *words) == 1
+    assert "error: refused\n    judge 'operator:add' gave " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("debug", [False, True])

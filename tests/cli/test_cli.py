@@ -283,7 +283,7 @@ def test_leaderboard_writes_and_names_its_files(
 
 
 def test_traceback_only_for_our_own_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(arguments: list[str]) -> None:
+    def broken(arguments: list[str], **_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", broken)

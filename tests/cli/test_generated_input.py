@@ -146,8 +146,7 @@ def tried(case: Case, words: list[str], here: Path) -> str:
         return "" if is_fine(case) else ACCEPTED
     if code not in (1, 2):
         return f"exit code {code}: {said[:200]!r}"
-    usage = said.startswith("Usage: ")
-    if code == 2 and not usage and said and (said.count("\n") != 1 or len(said) > LONGEST):
+    if code == 2 and said and (said.count("\n") != 1 or len(said) > LONGEST):
         return f"{said.count(chr(10))} lines: {said[:300]!r}"
     return ""
 

@@ -86,14 +86,15 @@ def test_a_grid_is_listed_and_then_run(
     assert len(engine.evaluated) == 6
 
 
+def alpha_fails(task: str, number: int) -> None:
+    if task == "alpha":
+        raise UserError("the model gives NaN")
+
+
 def test_what_fails_is_listed_with_its_line(
     engine: Engine, grid: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    def before(task: str, number: int) -> None:
-        if task == "alpha":
-            raise UserError("the model gives NaN")
-
-    engine.before = before
+    engine.before = alpha_fails
     words = ["sweep", str(grid), "--out", str(tmp_path / "runs"), "--jobs", "1"]
     assert saebench(monkeypatch, *words) == 2
     first, second, last = capsys.readouterr().err.splitlines()
@@ -174,11 +175,7 @@ def test_off_a_terminal_a_line_is_printed_now_and_then(monkeypatch: Patch, capsy
 def test_a_kind_of_cell_that_cannot_be_tried_has_no_estimate(
     engine: Engine, grid: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    def before(task: str, number: int) -> None:
-        if task == "alpha":
-            raise UserError("the model gives NaN")
-
-    engine.before = before
+    engine.before = alpha_fails
     words = ["sweep", str(grid), "--out", str(tmp_path / "runs"), "--dry-run"]
     assert saebench(monkeypatch, *words) == 0
     cells = capsys.readouterr().out.splitlines()[:4]

@@ -111,6 +111,14 @@ def test_unknown_judge_is_refused_at_once(name: str) -> None:
         judge_named(name)
 
 
+def test_a_judge_that_gives_texts_puts_none_into_the_message() -> None:
+    prompts, answers = [f"{n}, a request of some length" for n in range(9)], ["b" * 30] * 9
+    with pytest.raises(UserError) as caught:
+        judge_named("operator:add")(prompts, answers)
+    assert "gave 18 categories for 9 answers, 10 of them unknown" in str(caught.value)
+    assert not any(text in str(caught.value) for text in (*prompts, *answers))
+
+
 @pytest.mark.parametrize("name", ["too_few", "own_words"])
 def test_judge_that_breaks_its_promise_is_refused(name: str) -> None:
     judge = judge_named(f"{__name__}:{name}")

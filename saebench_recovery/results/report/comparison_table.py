@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from saebench_recovery.results.compare import Comparison
+from saebench_recovery.results.report.boxed import boxed
 from saebench_recovery.results.report.comparison_lines import (
     DIFFERENCE_HEADS,
     differences,
@@ -28,14 +27,7 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
         for line in run_lines(comparison):
             console.print(terminal(line), highlight=False)
         numbers = (str(i + 1) for i in range(len(comparison.runs)))
-        console.print(_table(["", *numbers], figures(comparison)))
-        console.print(_table(DIFFERENCE_HEADS, differences(comparison)))
+        console.print(boxed(["", *numbers], figures(comparison)))
+        console.print(boxed(DIFFERENCE_HEADS, differences(comparison)))
         for word, line in remarks(comparison):
             console.print(f"[bold]{word}:[/bold] {terminal(line)}", highlight=False)
-
-
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*heads, box=SIMPLE)
-    for row in rows:
-        table.add_row(*map(terminal, row))
-    return table

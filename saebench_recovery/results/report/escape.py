@@ -23,11 +23,6 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", printable(text).replace("&", "&amp;"))
 
 
-def hypertext(text: str) -> str:
-    """For a text or a quoted attribute of HTML: no markup, no control character."""
-    return escape_html(printable(text))
-
-
 def spreadsheet(text: str) -> str:
     """For a cell of a CSV file: programs that open it take none for a formula."""
     shown = printable(text)
@@ -35,5 +30,5 @@ def spreadsheet(text: str) -> str:
 
 
 def html(text: str) -> str:
-    """For the text of an HTML page, in an element or in a quoted attribute."""
+    """For a text or a quoted attribute of HTML: no markup, no control character."""
     return escape_html(printable(text))

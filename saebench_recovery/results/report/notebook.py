@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from saebench_recovery.base.notebook import as_html
 from saebench_recovery.results.compare import Comparisons
 from saebench_recovery.results.report import attribution_lines, comparison_lines
-from saebench_recovery.results.report.escape import hypertext
+from saebench_recovery.results.report.escape import html
 from saebench_recovery.results.report.headline import by_label, explained, figures, terms, title
 from saebench_recovery.results.summary import by_task
 from saebench_recovery.schema import Attribution, RunResult
@@ -85,10 +85,10 @@ def attribution_html(found: Attribution) -> str:
 
 def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """Heads across and rows down, escaped; the first cell of a row is its label."""
-    head = "".join(f"<th>{hypertext(cell)}</th>" for cell in heads)
+    head = "".join(f"<th>{html(cell)}</th>" for cell in heads)
     body = "".join(
-        f"<tr><th>{hypertext(label)}</th>"
-        + "".join(f"<td>{hypertext(cell)}</td>" for cell in cells)
+        f"<tr><th>{html(label)}</th>"
+        + "".join(f"<td>{html(cell)}</td>" for cell in cells)
         + "</tr>"
         for label, *cells in rows
     )
@@ -97,5 +97,5 @@ def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 def paragraph(text: str, *, bold: str = "", note: str = "") -> str:
     """A paragraph, escaped: a word in bold, a note on it, and the text."""
-    strong = f"<strong>{hypertext(bold)}</strong>" if bold else ""
-    return f"<p>{strong}{hypertext(note + text)}</p>"
+    strong = f"<strong>{html(bold)}</strong>" if bold else ""
+    return f"<p>{strong}{html(note + text)}</p>"

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from saebench_recovery.results.report.escape import terminal
+from saebench_recovery.results.report.headline import title
 from saebench_recovery.results.report.numbers import NONE
 from saebench_recovery.schema import Mean, Rate, Row, RunResult
 from saebench_recovery.scoring import measures
@@ -18,9 +20,9 @@ def print_seeds(results: Sequence[RunResult]) -> None:
     spec = results[0].spec
     seeds = [str(result.spec["seed"]) for result in results]
     over = f"smallest to largest over seeds {', '.join(seeds)} (standard deviation)"
+    terms = f"{spec['threat_model']}, budget {spec['budget']:g} ({spec['budget_unit']})"
     table = Table(
-        title=f"{spec['defense']} against {spec['attack']} on {spec['target']}, "
-        f"{spec['threat_model']}, budget {spec['budget']:g} ({spec['budget_unit']})",
+        title=terminal(f"{title(results[0])}, {terms}"),
         caption=over if len(seeds) > 1 else f"seed {seeds[0]}",
     )
     table.add_column("", style="bold")
@@ -28,7 +30,7 @@ def print_seeds(results: Sequence[RunResult]) -> None:
     for row in (row for result in results for row in result.rows):
         by_task.setdefault(row.task, []).append(row)
     for task in by_task:
-        table.add_column(task, justify="right")
+        table.add_column(terminal(task), justify="right")
     columns = [dict(_headlines(rows)) for rows in by_task.values()]
     for label in columns[0]:
         table.add_row(label, *(column[label] for column in columns))

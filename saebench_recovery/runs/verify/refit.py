@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.progress import silent
 from saebench_recovery.results.consistency import COUNTED, StoredRun
 from saebench_recovery.runs.plan import Matchup
 from saebench_recovery.runs.verify.report import Findings, Place
@@ -63,7 +64,7 @@ def refitted(
             matchup.attack,
             spec,
             StoredChunks(stored),
-            lambda what, done, total: None,
+            silent,
         )
     except UserError as error:
         place.same("valid flips", "as the records are", str(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, silent
 from saebench_recovery.results.consistency import (
     StoredRun,
     mismatches,
@@ -88,7 +88,7 @@ def verify(
     if sample is not None and seed is None:
         seed = secrets.randbelow(2**32)
     scope = _Scope(None if published is None else published.entry.row.task, sample, seed)
-    told, sharing = progress or (lambda *_: None), Sharing(jobs, plugins)
+    told, sharing = progress or silent, Sharing(jobs, plugins)
     count = _recomputed(stored, scope, findings, sharing, told) if stored else 0
     return Verification(
         identity=result.identity,
