@@ -26,6 +26,7 @@ from saebench_recovery.scoring.controls import Ladder, climbed
 from saebench_recovery.scoring.integrity import fingerprint, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
+from saebench_recovery.scoring.misled import misled
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.scoring.reach import UNREACHED, reaches
 from saebench_recovery.scoring.reference import injected, is_reference
@@ -33,7 +34,7 @@ from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.stages import stages
 
-REPLACED = "judge-replaced"
+REPLACED, MISLED = "judge-replaced", "search-misled"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 # Relative; the noise of a deep model stays well below, in float32 and where it is rounded more.
 TAIL_TOLERANCE, ROUNDED_TAIL_TOLERANCE = 1e-3, 0.1
@@ -59,8 +60,11 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
-        if patched:
-            records = [r.model_copy(update={"flags": (*r.flags, REPLACED)}) for r in records]
+        looks, tolerance = problem.sightings, _tolerance(setting)
+        shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
+        raised = {REPLACED: bool(patched), MISLED: shown_otherwise}
+        of_all = tuple(name for name, on in raised.items() if on)
+        records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]
         tensors, metadata = pack(
             {**_evidence(ladder), **unknown.evidence()},
             [f.example.id for f in flips],
@@ -283,7 +287,7 @@ def _flags(
 ) -> Mapping[str, Tensor]:
     """Bool [E] of each flag that is a single flip's."""
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
-    tolerance = ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
+    tolerance = _tolerance(setting)
     margin_E = alone.by_margin().objective(headline)
     before_E = replay.defended_E.new_tensor([flip.defended for flip in flips])
     present_E = headline.present_E()
@@ -294,6 +298,10 @@ def _flags(
         "no-suffix": absent_E,
         "no-gradient": alone.has_no_gradient(),
     }
+
+
+def _tolerance(setting: Setting) -> float:
+    return ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
 
 
 def _gap(ours_E: Tensor, theirs_E: Tensor) -> Tensor:

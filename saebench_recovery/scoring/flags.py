@@ -309,6 +309,14 @@ CONDITIONS = (
         _on_any_flip("defense-changed"),
     ),
     Condition(
+        "search-misled",
+        "invalid",
+        "a search was shown other values, or another gradient, than scoring finds at that point",
+        "let intervene do in a search what it does elsewhere, and let autograd differentiate it",
+        _on_any_flip("search-misled"),
+        of_members=True,
+    ),
+    Condition(
         "weights-broken",
         "caution",
         "with its weights changed the model keeps too few of the retain examples: what came back "
