@@ -16,7 +16,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
-from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.meter import Meter, Trail, rows_made
 from saebench_recovery.perturbations.evidence import NEVER_LEARNED, pack
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
@@ -46,15 +46,16 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     Raises:
         UserError: the attack's space does not admit the task or the prompts.
     """
-    attacking, scoring = Meter(), Meter()
+    attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    before = fingerprint(*judges)
-    with attacking.counting():
+    before, made = fingerprint(*judges), rows_made()
+    with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
-        problem = posed(setting.handed_out(), flips, attacking)
+        problem = posed(setting.handed_out(), flips, shown)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
-    patched = replaced(before, *judges)
+    uncounted = attacking.forward != rows_made() - made
+    patched = uncounted or bool(replaced(before, *judges))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)
@@ -62,7 +63,7 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
         looks, tolerance = problem.sightings, _tolerance(setting)
         shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
-        raised = {REPLACED: bool(patched), MISLED: shown_otherwise}
+        raised = {REPLACED: patched, MISLED: shown_otherwise}
         of_all = tuple(name for name, on in raised.items() if on)
         records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]
         tensors, metadata = pack(

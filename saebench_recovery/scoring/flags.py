@@ -297,8 +297,8 @@ CONDITIONS = (
     Condition(
         "judge-replaced",
         "invalid",
-        "functions of the package, the task or the defense were replaced while the attack ran",
-        "let the attack change nothing but what it returns",
+        "functions of the package, the task or the defense were replaced, or passes not counted",
+        "let plugins change nothing but what they return",
         _on_any_flip("judge-replaced"),
     ),
     Condition(
