@@ -47,6 +47,7 @@ class _Noted:
     unseen: float = 0.0
 
 
+_made = [0]  # rows of all passes of this process, whichever meters are open
 _noted: list[_Noted] = []  # while a pass is measured
 
 
@@ -149,6 +150,7 @@ def counted(
     `kind` names all that its FLOPs per row depend on; `token_layers` are tokens times blocks.
     """
     meters = _open.get()
+    _made[0] += rows
     if not meters:
         return work()
     costs = _costs.setdefault(model, {})
@@ -167,6 +169,11 @@ def counted(
 
         result.register_hook(backward)  # type: ignore[no-untyped-call]
     return result
+
+
+def rows_made() -> int:
+    """Rows of all passes that this process has made, whether a meter counted them or not."""
+    return _made[0]
 
 
 def costs_as(model: nn.Module, like: nn.Module) -> None:

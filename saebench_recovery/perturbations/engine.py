@@ -5,14 +5,16 @@ Attacks see a `Problem`. Only what stands in this folder runs the model for them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.examples import Example, Output
@@ -25,6 +27,50 @@ from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.obfuscation import DriftPenalty
 
 T = TypeVar("T")
+LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept, evenly over all
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a search was shown at one point.
+
+    `grads` are the objective's, where they came by the defense's own backward pass; `length_N` is
+    each row's budget as a length.
+    """
+
+    engine: Engine
+    delta: ResidualDelta | None
+    objective_N: Tensor
+    grads: Mapping[Site, Tensor] | None = None
+    length_N: Tensor | None = None
+
+
+@dataclass
+class Witness:
+    """Keeps a few looks of a search, drawn evenly from all that it takes, for scoring to repeat.
+
+    Whoever shows a search something else than what is scored does not know which ones.
+    """
+
+    kept: dict[int, Sighting] = field(default_factory=dict)
+    _looks: int = 0
+    _drawn: Random = field(default_factory=lambda: Random(0))
+
+    def see(self, sighting: Sighting) -> None:
+        place = self._looks if self._looks < LOOKS else self._drawn.randint(0, self._looks)
+        self._looks += 1
+        if place >= LOOKS:
+            return
+        size = sighting.engine.size
+        index = torch.arange(0, size, -(-size // WITNESSED), device=sighting.objective_N.device)
+        grads, length_N = sighting.grads, sighting.length_N
+        self.kept[place] = Sighting(
+            sighting.engine.rows(index),
+            sighting.delta and sighting.delta.rows(index),
+            sighting.objective_N[index].detach(),
+            grads and {site: grad[index] for site, grad in grads.items()},
+            None if length_N is None else length_N[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +97,7 @@ class Engine:
     penalty: DriftPenalty | None = None
     may_round: bool = False
     rounded: bool = False
+    witness: Witness = field(default_factory=Witness)
 
     @property
     def size(self) -> int:

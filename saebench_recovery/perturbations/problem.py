@@ -15,7 +15,7 @@ from saebench_recovery.model.backward import Backward
 from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
-from saebench_recovery.perturbations.engine import Engine
+from saebench_recovery.perturbations.engine import Engine, Sighting
 from saebench_recovery.perturbations.space import Space
 
 
@@ -124,7 +124,9 @@ class Problem:
     def _objective(self, perturbation: Perturbation) -> Tensor:
         def work() -> Tensor:
             engine, delta = self.space.view(self._engine, perturbation)
-            return engine.objective(delta)
+            objective_N = engine.objective(delta)
+            engine.witness.see(Sighting(engine, delta, objective_N))
+            return objective_N
 
         return self._engine.reached(self._engine.booked(work), self.goal_N)
 
@@ -180,6 +182,9 @@ class Problem:
         objective_N, grads = self._engine.booked(work)
         if self._engine.rounded:  # what it says of the behaviour is not what is scored
             return objective_N, grads
+        own = grads if self._engine.active.backward == "own" else None
+        sighting = Sighting(self._engine, delta, objective_N, own, self.pooled_radius_N)
+        self._engine.witness.see(sighting)
         return self._engine.reached(objective_N, self.goal_N), grads
 
     def has_no_gradient(self) -> Tensor:
@@ -265,6 +270,11 @@ class Problem:
     def trail(self) -> Trail:
         """What the search has spent on each row, and what it had reached by then."""
         return self._engine.trail
+
+    @property
+    def sightings(self) -> tuple[Sighting, ...]:
+        """What the search was shown at a few points of its own."""
+        return tuple(self._engine.witness.kept.values())
 
     @property
     def generates(self) -> bool:

@@ -38,6 +38,7 @@ class Reach(Protocol):
     def positions(self, task: Any, example: Example) -> tuple[int, ...]: ...
 
 
+PLAIN = (Tensor, torch.nn.Parameter, dict)
 Shape = TypeVar("Shape", bound=Perturbation)
 Lessons = tuple[tuple[Example, ...], tuple[Example, ...]]
 """Selection examples to learn the behaviour from, and the same ones with wrong answers."""
@@ -183,15 +184,20 @@ class Space(ABC):
 
 
 def checked_shape(perturbation: Perturbation, wanted: type[Shape]) -> Shape:
-    """The perturbation, if it is of a space's own kind.
+    """The perturbation, if it is of a space's own kind and made of plain tensors.
 
     Raises:
-        TypeError: it is one.
+        TypeError: it is one, or holds a tensor or a mapping that may answer as it likes.
     """
     if not isinstance(perturbation, wanted):
         raise TypeError(
             f"the attack returned {type(perturbation).__name__}, not a {wanted.__name__}"
         )
+    for held in vars(perturbation).values():
+        for value in (held, *(held.values() if isinstance(held, Mapping) else ())):
+            own = isinstance(value, Tensor | Mapping) and type(value) not in PLAIN
+            if own:
+                raise TypeError(f"the attack returned a {type(value).__name__} of its own")
     return perturbation
 
 

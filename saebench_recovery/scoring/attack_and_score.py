@@ -16,7 +16,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
-from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.meter import Meter, Trail, rows_made
 from saebench_recovery.perturbations.evidence import NEVER_LEARNED, pack
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
@@ -26,6 +26,7 @@ from saebench_recovery.scoring.controls import Ladder, climbed
 from saebench_recovery.scoring.integrity import fingerprint, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
+from saebench_recovery.scoring.misled import misled
 from saebench_recovery.scoring.passes import whole_pass
 from saebench_recovery.scoring.reach import UNREACHED, reaches
 from saebench_recovery.scoring.reference import injected, is_reference
@@ -33,7 +34,7 @@ from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.stages import stages
 
-REPLACED = "judge-replaced"
+REPLACED, MISLED = "judge-replaced", "search-misled"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 # Relative; the noise of a deep model stays well below, in float32 and where it is rounded more.
 TAIL_TOLERANCE, ROUNDED_TAIL_TOLERANCE = 1e-3, 0.1
@@ -45,22 +46,26 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     Raises:
         UserError: the attack's space does not admit the task or the prompts.
     """
-    attacking, scoring = Meter(), Meter()
+    attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    before = fingerprint(*judges)
-    with attacking.counting():
+    before, made = fingerprint(*judges), rows_made()
+    with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
-        problem = posed(setting.handed_out(), flips, attacking)
+        problem = posed(setting.handed_out(), flips, shown)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
-    patched = replaced(before, *judges)
+    uncounted = attacking.forward != rows_made() - made
+    patched = uncounted or bool(replaced(before, *judges))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
-        if patched:
-            records = [r.model_copy(update={"flags": (*r.flags, REPLACED)}) for r in records]
+        looks, tolerance = problem.sightings, _tolerance(setting)
+        shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
+        raised = {REPLACED: patched, MISLED: shown_otherwise}
+        of_all = tuple(name for name, on in raised.items() if on)
+        records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]
         tensors, metadata = pack(
             {**_evidence(ladder), **unknown.evidence()},
             [f.example.id for f in flips],
@@ -284,7 +289,7 @@ def _flags(
 ) -> Mapping[str, Tensor]:
     """Bool [E] of each flag that is a single flip's."""
     alone, headline = ladder.alone(wrong=False), ladder.headline(wrong=False)
-    tolerance = ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
+    tolerance = _tolerance(setting)
     margin_E = alone.by_margin().objective(headline)
     before_E = replay.defended_E.new_tensor([flip.defended for flip in flips])
     present_E = headline.present_E()
@@ -295,6 +300,10 @@ def _flags(
         "no-suffix": absent_E,
         "no-gradient": alone.has_no_gradient(),
     }
+
+
+def _tolerance(setting: Setting) -> float:
+    return ROUNDED_TAIL_TOLERANCE if setting.rounded else TAIL_TOLERANCE
 
 
 def _gap(ours_E: Tensor, theirs_E: Tensor) -> Tensor:

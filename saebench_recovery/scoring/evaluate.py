@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.interfaces import Attack, Defense, Task
 from saebench_recovery.model.meter import Meter
-from saebench_recovery.schema import Compute, Cost, Facts, PerturbationKind
+from saebench_recovery.schema import Compute, Cost, Facts, Finding, PerturbationKind
 from saebench_recovery.scoring.check.attack_contract import check_member
-from saebench_recovery.scoring.check.catalogue import refuse
+from saebench_recovery.scoring.check.catalogue import finding, refuse
 from saebench_recovery.scoring.journal import Journal
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.turns import Turns, taken_turns
+from saebench_recovery.scoring.unchanged import changed, misread
 from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.scoring.valid_flips import halves
 from saebench_recovery.spec import RunSpec
@@ -57,7 +58,16 @@ def attacked(
     turns = taken_turns(setting, learned, flips, journal, progress)
     scoring = total_cost([seen.cost, own.cost()])
     facts = _facts(setting, seen, len(learned), scoring, turns)
-    return facts.model_copy(update={"findings": (*seen.checks.findings, *seen.checks.afterwards())})
+    found = (*seen.checks.findings, *seen.checks.afterwards(), *_left_behind(setting))
+    return facts.model_copy(update={"findings": found})
+
+
+def _left_behind(setting: Setting) -> Iterator[Finding]:
+    """What the plugins have changed of the target, which is the next attack's too."""
+    parts = [*changed(setting.target), *map(str, misread(setting.active.latents))]
+    if parts:
+        words = f"{setting.attack.title} or {setting.defense.title} changes the target"
+        yield finding("target-changed", f"{words}: {parts[0]}")
 
 
 def _facts(

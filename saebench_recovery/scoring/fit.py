@@ -10,6 +10,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Split, Task
 from saebench_recovery.sae.latents import Dictionary, Latents
 from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.unchanged import changed, misread, remember
 from saebench_recovery.targets.phase import fitting, visible
 from saebench_recovery.targets.target import Target
 
@@ -21,25 +22,36 @@ def fit(setting: Setting) -> None:
         UserError: it reads the evaluation split, defends latents of its own, or see `Defense.fit`.
     """
     dictionaries = dict(setting.target.dictionaries)
+    remember(setting.target)
     with fitting():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
         setting.defense.watch(setting.target, task)
     _refuse_others(setting.defense, dictionaries)
+    if parts := changed(setting.target):
+        raise UserError(
+            f"{setting.defense.title} or {setting.task.title} changes the target in fit "
+            f"({parts[0]}); write to no weight and no SAE, and leave no hook on the model"
+        )
 
 
 def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) -> None:
     """Drift is read from what a defense declares: it must not say itself what they read.
 
     Raises:
-        UserError: they are not latents of the target's SAE at that site, or of another class.
+        UserError: there are none, or they are not latents of the target's SAE at that site, of
+            another class, or with other directions than it has.
     """
+    if not getattr(defense, "latents", None):
+        raise UserError(f"{defense.title} declares no latents; set `latents` in fit")
     for site, latents in defense.latents.items():
         if type(latents) is not Latents or latents.dictionary is not dictionaries.get(site):
             raise UserError(
                 f"{defense.title} defends latents at {site} that are not the target's own; take "
                 "them from target.dictionary(site).defended(indices)"
             )
+    for site in misread(defense.latents):
+        raise UserError(f"{defense.title} has written other directions into its latents at {site}")
 
 
 def _restricted(task: Task, defense: str) -> Task:

@@ -297,8 +297,8 @@ CONDITIONS = (
     Condition(
         "judge-replaced",
         "invalid",
-        "functions of the package, the task or the defense were replaced while the attack ran",
-        "let the attack change nothing but what it returns",
+        "functions of the package, the task or the defense were replaced, or passes not counted",
+        "let plugins change nothing but what they return",
         _on_any_flip("judge-replaced"),
     ),
     Condition(
@@ -307,6 +307,14 @@ CONDITIONS = (
         "the defense does not do after the attack what it did before it",
         "let neither attack nor defense keep state between calls; `saebench check` names more",
         _on_any_flip("defense-changed"),
+    ),
+    Condition(
+        "search-misled",
+        "invalid",
+        "a search was shown other values, or another gradient, than scoring finds at that point",
+        "let intervene do in a search what it does elsewhere, and let autograd differentiate it",
+        _on_any_flip("search-misled"),
+        of_members=True,
     ),
     Condition(
         "weights-broken",

@@ -8,16 +8,14 @@ is that its rows are recomputed elsewhere.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from types import FunctionType, ModuleType
 
 import torch
 
-from saebench_recovery.base.plugin import PLUGIN_FILES
+from saebench_recovery.scoring.source_code import is_planted, modules, otherwise
 
-PACKAGE = __name__.partition(".")[0]
 CALCULATES: tuple[ModuleType | type, ...] = (
     torch,
     torch.Tensor,
@@ -32,20 +30,16 @@ def fingerprint(*judges: object) -> dict[str, int]:
 
 
 def replaced(before: dict[str, int], *judges: object) -> list[str]:
-    """What is no longer the same, by name, and what a plugin file has put there at any time."""
+    """What is no longer the same, by name, and what was never what the package's source says."""
     shared = dict(_shared())
     now = _identities(shared, judges)
     changed = {name for name, place in before.items() if now.get(name) != place}
-    planted = {
-        name
-        for name, value in shared.items()
-        if str(getattr(value, "__module__", "")).startswith(PLUGIN_FILES)
-    }
-    return sorted(changed | planted)
+    planted = {name for name, value in shared.items() if is_planted(value)}
+    return sorted(changed | planted | set(otherwise()))
 
 
 def _identities(shared: dict[str, object], judges: tuple[object, ...]) -> dict[str, int]:
-    found = {name: id(value) for name, value in (*shared.items(), *_own(judges))}
+    found = {name: _identity(value) for name, value in (*shared.items(), *_own(judges))}
     for place in CALCULATES:  # an inherited method is replaced by a new name
         found[f"{place.__name__} names"] = hash(frozenset(_names(place)))
     for judge in judges:
@@ -54,17 +48,30 @@ def _identities(shared: dict[str, object], judges: tuple[object, ...]) -> dict[s
     return found
 
 
+def _identity(value: object) -> int:
+    """Of a function also what it is made of, which can be replaced inside it."""
+    if not isinstance(value, FunctionType):
+        return id(value)
+    cells = []
+    for cell in value.__closure__ or ():
+        try:
+            cells.append(id(cell.cell_contents))
+        except ValueError:  # it is empty
+            cells.append(0)
+    made_of = (value.__code__, value.__defaults__, value.__kwdefaults__)
+    return hash((id(value), *map(id, made_of), *cells))
+
+
 def _shared() -> Iterator[tuple[str, object]]:
     """Functions and tables of the package, and functions of torch."""
-    for name, module in list(sys.modules.items()):
-        if name == PACKAGE or name.startswith(f"{PACKAGE}."):
-            for key, value in list(vars(module).items()):
-                if callable(value):
-                    yield f"{name}.{key}", value
-                elif key.isupper():
-                    yield from _table(f"{name}.{key}", value)
-                if isinstance(value, type) and value.__module__ == name:
-                    yield from _methods(value)
+    for name, module in modules():
+        for key, value in list(vars(module).items()):
+            if callable(value):
+                yield f"{name}.{key}", value
+            elif key.isupper():
+                yield from _table(f"{name}.{key}", value)
+            if isinstance(value, type) and value.__module__ == name:
+                yield from _methods(value)
     for place in CALCULATES:
         for key in _names(place):
             yield f"{place.__name__}.{key}", vars(place)[key]

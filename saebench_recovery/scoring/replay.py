@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saebench_recovery import schema
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Example, Output, Perturbation, Task
+from saebench_recovery.interfaces import Example, Output, Perturbation, ResidualDelta, Task
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.perturbations.drift import (
@@ -58,7 +58,10 @@ class Replay:
             self.figures["perplexity"] = perplexity(bare, output)
         C = batch.rows_per_example
         column_EQ = _columns(batch, longer, perturbation.inserted_at_E())
-        positions_EP = setting.positions(examples).to(column_EQ.device)
+        # Where a delta is, whatever the attack says of it by now.
+        placed = isinstance(perturbation, ResidualDelta)
+        positions_EP = perturbation.positions_EP if placed else setting.positions(examples)
+        positions_EP = positions_EP.to(column_EQ.device)
         self.drift = drift(
             _reading(defended_trace, watch, C),
             _reading(trace, watch, C).at(column_EQ),

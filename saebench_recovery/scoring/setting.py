@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Attack, Defense, Example, Task
+from saebench_recovery.interfaces import Attack, Defense, Example, Plugin, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS, inapplicable
@@ -25,6 +26,8 @@ from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
 from saebench_recovery.targets.target import Target
+
+P = TypeVar("P", bound=Plugin)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Setting:
 
     def handed_out(self) -> Setting:
         """The same with copies of task and defense, for what a search may reach."""
-        copied = replace(self, task=copy(self.task), defense=copy(self.defense))
+        copied = replace(self, task=_shallow(self.task), defense=_shallow(self.defense))
         # What was measured once holds for the copies; the limits are the search's own to write to.
         shared = {"spreads": self.spreads, "lessons": self.lessons}
         vars(copied).update(drift_rule=deepcopy(self.drift_rule), **shared)
@@ -200,3 +203,10 @@ class Setting:
         """Token positions [E, P] that a residual attack perturbs, and where drift is measured."""
         each = [torch.tensor(self.attack.positions(self.task, e)) for e in examples]
         return pad_sequence(each, batch_first=True, padding_value=-1)
+
+
+def _shallow(plugin: P) -> P:
+    """A copy that the plugin has no say in: one of its own making could do something else."""
+    copied: P = object.__new__(type(plugin))
+    vars(copied).update(vars(plugin))
+    return copied

@@ -77,6 +77,11 @@ CATALOGUE: dict[str, Known] = {
     "two-detectors": Known(
         "invalid", "judge each output by the field that the task reads, always the same one"
     ),
+    # What they must leave alone.
+    "target-changed": Known(
+        "invalid",
+        "write to no weight and no SAE, and leave no hook: a defense is `intervene` alone",
+    ),
     # Attacks.
     "unknown-space": Known("error", "set `space` to a kind of perturbation that there is"),
     "positions-outside": Known("error", "name positions that a pass over the example reaches"),
