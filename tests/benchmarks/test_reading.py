@@ -23,8 +23,7 @@ ROWS = 5_000
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reading")
-    few = {"attack": "random-direction", "limit": 8}
-    return out / run(tasks=["ioi"], out=out, **few).identity
+    return out / run(tasks=["ioi"], attack="random-direction", limit=8, out=out).identity
 
 
 @pytest.fixture
