@@ -28,6 +28,7 @@ from saebench_recovery.schema import (
     RunResult,
     RunState,
     SideEffects,
+    StoredChunk,
 )
 from saebench_recovery.scoring.measures import MEASURES, Seen
 from saebench_recovery.spec import RunSpec
@@ -187,5 +188,11 @@ def write_run(
     )
     (folder / "run.json").write_text(state.model_dump_json())
     (folder / "result.json").write_text(result.model_dump_json())
-    (folder / "records.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
+    lines = [r.model_dump_json() + "\n" for r in records]
+    (folder / "records.jsonl").write_text("".join(lines))
+    end = len("".join(lines).encode())
+    log = made(
+        StoredChunk, records=len(lines), records_end=end, evidence="evidence/00000.safetensors"
+    )
+    (folder / "chunks.jsonl").write_text(log.model_dump_json() + "\n" if lines else "")
     return folder

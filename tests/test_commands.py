@@ -49,7 +49,7 @@ REASONS = {
     "--shard": "needs a cluster",
     "--seeds": "minutes; run small by tests/cli/test_cli.py",
     "auto-v2": "minutes; run small by tests/runs/test_suites.py",
-    "sweep leaderboards/organism.yaml --out": "hours; run small by tests/cli/test_sweep.py",
+    "sweep leaderboards/organism.yaml": "hours; run small by tests/cli/test_sweep.py",
     "sae train": "needs a text; run small by tests/cli/test_sae.py",
     "compare runs/*": "needs what the command above it makes",
     "attribute runs/<identity>": "run small by tests/runs/test_attribute.py",

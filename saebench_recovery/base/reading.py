@@ -155,6 +155,18 @@ def parse_json(text: str | bytes, what: str) -> Any:
     return value
 
 
+def check_json(value: Any, what: str) -> None:
+    """Hold a JSON value that another parser made to the limits.
+
+    Raises:
+        UserError: it is beyond one of them.
+    """
+    try:
+        _check(value, _inside)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
 def read_json(file: Path) -> Any:
     """The value in a JSON file.
 

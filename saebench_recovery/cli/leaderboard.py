@@ -12,7 +12,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import is_folder
 from saebench_recovery.cli.options import Plugins
-from saebench_recovery.cli.verify import Sample, verified
+from saebench_recovery.cli.verify import Sample, SampleSeed, verified
 
 FOLDER = "leaderboards"
 VARIABLE = "SAEBENCH_LEADERBOARDS"
@@ -105,6 +105,17 @@ def check(
         typer.Argument(metavar="[FOLDER]", help="Of a leaderboard.", envvar=VARIABLE),
     ] = Path(FOLDER),
     sample: Sample = None,
+    entries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Replay flips of N entries, and hold the others to their hashes and records "
+            "alone; default: of all.",
+            envvar="SAEBENCH_ENTRIES",
+        ),
+    ] = None,
+    sample_seed: SampleSeed = None,
     plugin: Plugins = None,
 ) -> None:
     """Verify every entry of a leaderboard, and that nothing else lies there.
@@ -112,9 +123,13 @@ def check(
     Exit code 0: all hold; 1: one does not; 2: one could not be checked.
 
     \b
-    Example:
+    Examples:
       saebench leaderboard check --sample 4
+      saebench leaderboard check leaderboards --entries 8 --sample 2
     """
+    import random
+    import secrets
+
     from saebench_recovery.results.published import entries_in, strays
 
     if not is_folder(folder):
@@ -124,5 +139,11 @@ def check(
         print(printable(f"does not hold: {name} belongs to no entry"))
     if not files:
         print(printable(f"{folder}: no entries"))
-    codes = [code for _, code in verified(files, sample, plugins=plugin or ())]
+    drawn = files
+    if entries is not None and entries < len(files):
+        sample_seed = secrets.randbelow(2**32) if sample_seed is None else sample_seed
+        drawn = random.Random(sample_seed).sample(files, entries)
+        print(f"{entries} of {len(files)} entries are replayed, with --sample-seed {sample_seed}")
+    found = verified(files, sample, sample_seed, plugins=plugin or (), replayed=drawn)
+    codes = [code for _, code in found]
     raise typer.Exit(1 if left_over or 1 in codes else max(codes, default=0))

@@ -28,5 +28,5 @@ def show(
     from saebench_recovery.results.consistency import read_consistent
     from saebench_recovery.results.report.table import print_result
 
-    for result in [read_consistent(run) for run in runs]:
+    for result, _ in [read_consistent(run) for run in runs]:
         print(result.model_dump_json()) if json else print_result(result, full=full)

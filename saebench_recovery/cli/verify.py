@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,15 @@ Sample = Annotated[
         envvar="SAEBENCH_SAMPLE",
     ),
 ]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Of the drawing; default: one that nobody can know before.",
+        envvar="SAEBENCH_SAMPLE_SEED",
+    ),
+]
 
 
 def verify(
@@ -33,15 +42,7 @@ def verify(
         ),
     ],
     sample: Sample = None,
-    sample_seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Of the drawing; default: one that nobody can know before.",
-            envvar="SAEBENCH_SAMPLE_SEED",
-        ),
-    ] = None,
+    sample_seed: SampleSeed = None,
     plugin: Plugins = None,
     jobs: Jobs = None,
 ) -> None:
@@ -72,17 +73,25 @@ def verified(
     *,
     plugins: Sequence[Path] = (),
     jobs: int | None = None,
+    replayed: Collection[Path] | None = None,
 ) -> Iterator[tuple[Path, int]]:
-    """Verify one after the other and print what is found; each with its exit code."""
+    """Verify one after the other and print what is found; each with its exit code.
+
+    What is not among those `replayed` is held to its hashes and records alone; None: all are.
+    """
     from saebench_recovery.cli.progress import progress_bar
+    from saebench_recovery.runs.verify.verify import hold_together
     from saebench_recovery.runs.verify.verify import verify as verify_run
 
     for path in paths:
         try:
             with stoppable(), progress_bar(wanted=True) as progress:
-                found = verify_run(
-                    path, sample, seed=seed, plugins=plugins, jobs=jobs, progress=progress
-                )
+                if replayed is None or path in replayed:
+                    found = verify_run(
+                        path, sample, seed=seed, plugins=plugins, jobs=jobs, progress=progress
+                    )
+                else:
+                    found = hold_together(path)
         except UserError as error:
             if len(paths) == 1:
                 raise

@@ -6,15 +6,16 @@ intervals are only held to their order. `runs.verify` adds up whole rows and rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import read_bytes
+from saebench_recovery.base.reading import check_file
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.mismatch import Mismatch, differing
@@ -61,7 +62,7 @@ class StoredRun:
     state: RunState
     chunks: Sequence[tuple[StoredChunk, Sequence[Record]]]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Facts]:
         return {facts.task: facts for facts in self.state.facts}
 
@@ -70,8 +71,8 @@ class StoredRun:
         return [r for chunk, records in self.chunks if chunk.task == task for r in records]
 
 
-def read_consistent(path: Path) -> RunResult:
-    """The result of a complete run that fits its records and its spec.
+def read_consistent(path: Path) -> tuple[RunResult, StoredRun | None]:
+    """The result of a complete run that fits its records and its spec, and what stands beside it.
 
     A result that stands alone, as one that was sent without its records, is held to itself.
 
@@ -79,28 +80,33 @@ def read_consistent(path: Path) -> RunResult:
         UserError: it cannot be read, or something does not fit; the line says what.
     """
     result = read_result(path)
-    folder = path if path.is_dir() else path.parent
-    found = list(mismatches(result, folder))
+    stored, found = read_beside(result, path if path.is_dir() else path.parent)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
             f"{str(path)!r} does not fit together: {found[0].line}{more}; it was edited or is "
             "damaged, `saebench verify` says where"
         )
-    return result
+    return result, stored
 
 
-def mismatches(result: RunResult, folder: Path) -> Iterator[Mismatch]:
-    """Everything that does not fit in a folder with a result."""
+def read_beside(result: RunResult, folder: Path) -> tuple[StoredRun | None, list[Mismatch]]:
+    """A run whose result is known, if it can be read, and all that does not fit in it."""
+    state, stored, unread = read_state(folder), None, []
+    if state is not None:
+        try:
+            stored = StoredRun(folder, result, state, read_chunks(folder))
+        except UserError as error:
+            lines = "the lines that chunks.jsonl counts"
+            unread = [Mismatch(field=RECORDS, stored=lines, found=str(error))]
+    return stored, [*mismatches(result, stored), *unread]
+
+
+def mismatches(result: RunResult, stored: StoredRun | None) -> Iterator[Mismatch]:
+    """Everything that does not fit in a result, and in what is stored beside it."""
     for row in result.rows:
         yield from _impossible(row)
-    state = read_state(folder)
-    if state is None:
-        return
-    try:
-        stored = read_stored(folder, result, state)
-    except UserError as error:
-        yield Mismatch(field=RECORDS, stored="the lines that chunks.jsonl counts", found=str(error))
+    if stored is None:
         return
     yield from _heads(stored)
     yield from _chunk_mismatches(stored)
@@ -108,15 +114,6 @@ def mismatches(result: RunResult, folder: Path) -> Iterator[Mismatch]:
         facts = stored.facts.get(row.task)
         if facts is not None:
             yield from _row_mismatches(row, facts, stored)
-
-
-def read_stored(folder: Path, result: RunResult, state: RunState) -> StoredRun:
-    """The run in a folder.
-
-    Raises:
-        UserError: records and chunks cannot be read, or not together.
-    """
-    return StoredRun(folder, result, state, read_chunks(folder))
 
 
 # --- a result by itself -------------------------------------------------------------------------
@@ -148,17 +145,13 @@ def _impossible(row: Row) -> Iterator[Mismatch]:
 
 def _summaries(value: Any, field: str) -> Iterator[tuple[str, Rate | Mean]]:
     """Every rate and mean of a row with its place."""
-    inside: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Rate | Mean):
+    if isinstance(value, (Rate, Mean)):
         yield field, value
-    elif isinstance(value, BaseModel):
-        inside = value
-    elif isinstance(value, Mapping):
-        inside = value.items()
-    elif isinstance(value, tuple):
-        inside = enumerate(value)
-    for name, one in inside:
-        yield from _summaries(one, f"{field}.{name}".lstrip("."))
+        return
+    inside: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, tuple) else value
+    for name, one in inside.items() if isinstance(inside, dict) else inside:
+        if isinstance(one, (BaseModel, dict, tuple)):  # leaves are the most by far
+            yield from _summaries(one, f"{field}.{name}".lstrip("."))
 
 
 def _wrong_rate(rate: Rate) -> str:
@@ -250,8 +243,9 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
             )
         yield from _tag_mismatches(stored.folder / chunk.evidence, chunk, records)
     logged = stored.chunks[-1][0].records_end if stored.chunks else 0
-    size = len(read_bytes(stored.folder / RECORDS))
-    yield from differing(f"{RECORDS} bytes", size, logged)
+    file = stored.folder / RECORDS
+    check_file(file)
+    yield from differing(f"{RECORDS} bytes", file.stat().st_size, logged)
     names = [chunk.evidence for chunk, _ in stored.chunks]
     yield from differing("chunks.jsonl evidence", names, list(dict.fromkeys(names)))
     tasks = set(stored.facts)

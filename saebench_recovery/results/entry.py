@@ -13,9 +13,9 @@ from pydantic import Field
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_text
 from saebench_recovery.base.settings import canonical_json
-from saebench_recovery.results.store import STATE, read_state
+from saebench_recovery.results.store import STATE
 from saebench_recovery.results.task_run import TaskRun, read_run
-from saebench_recovery.schema import Provenance, Record, Row, Stored
+from saebench_recovery.schema import Facts, Provenance, Record, Row, Stored
 from saebench_recovery.scoring.under_attack import Outcome, outcomes
 from saebench_recovery.spec import RunSpec, command
 
@@ -66,22 +66,24 @@ def read_entries(folder: Path) -> list[Scored]:
     repeat = command(spec, result.spec["plugin_files"])
     if result.status == "partial":
         raise UserError(f"{str(folder)!r} is a partial run; finish it first: {repeat}")
-    place = folder if folder.is_dir() else folder.parent
-    state = read_state(place)
-    facts = {found.task: found for found in state.facts} if state else {}
-    if missing := by_task.keys() - facts.keys():
-        raise UserError(
-            f"{str(place / STATE)!r} is missing, or says nothing of task {min(missing)!r}; repeat "
-            "the run with --force"
-        )
     return [
         Scored(
             _entry(run, spec, repeat),
             list(run.flips.values()),
-            outcomes(facts[task].unsuppressed, run.flips.values()),
+            outcomes(_facts(run, folder).unsuppressed, run.flips.values()),
         )
-        for task, run in by_task.items()
+        for run in by_task.values()
     ]
+
+
+def _facts(run: TaskRun, folder: Path) -> Facts:
+    if run.facts is None:
+        state = (folder if folder.is_dir() else folder.parent) / STATE
+        raise UserError(
+            f"{str(state)!r} is missing, or says nothing of task {run.row.task!r}; repeat the run "
+            "with --force"
+        )
+    return run.facts
 
 
 def _entry(run: TaskRun, spec: RunSpec, repeat: str) -> Entry:

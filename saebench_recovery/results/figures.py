@@ -30,8 +30,9 @@ def figure_mismatches(row: Row, flips: Sequence[Record], facts: Facts) -> Iterat
     for name, mean in row.figures.items():
         yield from _summary(f"figures.{name}", mean, [r.figures.get(name) for r in flips], row)
     for scope, drift in row.drift.items():
+        of_scope = [record.drift.get(scope, {}) for record in flips]
         for name in Drift.model_fields:
-            values = [record.drift.get(scope, {}).get(name) for record in flips]
+            values = [of_flip.get(name) for of_flip in of_scope]
             yield from _summary(f"drift.{scope}.{name}", getattr(drift, name), values, row)
     yield from _curve(row, flips, facts)
 

@@ -73,7 +73,7 @@ class RunFolder:
             raise unwritable(self.path, error) from None
         if not is_file(self.path / RESULT):
             return None
-        result = read_consistent(self.path)
+        result, _ = read_consistent(self.path)
         if with_texts and not (self.path / TEXTS).exists():
             raise no_texts(self.path)
         return result

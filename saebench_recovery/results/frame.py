@@ -61,7 +61,7 @@ def load_runs(folder: str | Path) -> DataFrame:
     if not found:
         what = "no complete run in" if place.is_dir() else "there is no folder"
         raise UserError(f"{what} {str(folder)!r}; give the folder that `saebench run` wrote to")
-    results = [read_consistent(run) for run in sorted(found)]
+    results = [read_consistent(run)[0] for run in sorted(found)]
     frame = DataFrame([line for result in results for line in _lines(result)])
     # A figure that no run has would be a column of objects.
     unknown = [name for name in frame if frame[name].isna().all()]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import is_file, is_folder, parse_json, read_bytes
+from saebench_recovery.base.reading import check_json, is_file, is_folder, read_bytes
 from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored
 from saebench_recovery.spec import RunSpec
 
@@ -174,7 +174,7 @@ class _StoredSpec(RunSpec):
 def _check_spec(result: RunResult, file: Path) -> None:
     """Hold a result's `spec` to the types that all who read it count on."""
     try:
-        parse_json(result.model_dump_json(include={"spec"}), f"cannot read {str(file)!r}")
+        check_json(result.spec, f"cannot read {str(file)!r}")
         spec = _StoredSpec.model_validate(result.spec)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]

@@ -12,7 +12,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.results.store import read_records
-from saebench_recovery.schema import Record, Row, RunResult
+from saebench_recovery.schema import Facts, Record, Row, RunResult
 from saebench_recovery.scoring.suite import worst_case
 
 
@@ -20,12 +20,13 @@ from saebench_recovery.scoring.suite import worst_case
 class TaskRun:
     """`records` are those of this task, of a suite those of every member.
 
-    `name` is what the user calls the run, if anything.
+    `facts` are None without a `run.json`; `name` is what the user calls the run, if anything.
     """
 
     run: RunResult
     row: Row
     records: Sequence[Record]
+    facts: Facts | None
     name: str = ""
 
     @property
@@ -49,10 +50,16 @@ def read_run(path: Path, name: str = "") -> tuple[RunResult, dict[str, TaskRun]]
     Raises:
         UserError: it cannot be read, or does not fit together.
     """
-    result = read_consistent(path)
-    records = read_records(path if path.is_dir() else path.parent)
+    result, stored = read_consistent(path)
+    if stored is None:
+        records, facts = read_records(path if path.is_dir() else path.parent), {}
+    else:
+        records, facts = [r for _, chunk in stored.chunks for r in chunk], stored.facts
+    of_task: dict[str, list[Record]] = {}
+    for record in records:
+        of_task.setdefault(record.task, []).append(record)
     return result, {
-        row.task: TaskRun(result, row, [r for r in records if r.task == row.task], name)
+        row.task: TaskRun(result, row, of_task.get(row.task, []), facts.get(row.task), name)
         for row in result.rows
     }
 

@@ -52,6 +52,8 @@ def worst_case(records: Iterable[Record], members: Sequence[str]) -> list[Record
 
 def _best(tried: Sequence[Record]) -> Record:
     """The best of one flip's records, which are in the order of the members' turns."""
+    if len(tried) == 1:
+        return tried[0]
     best = max(tried, key=lambda r: (gave_way(r), verdict(r, "recovery")))
     reached_by_any = {name: True for name in OF_ANY if any(verdict(r, name) for r in tried)}
     before = sum(record.flops for record in tried[: tried.index(best)])

@@ -75,6 +75,6 @@ def _checksum(values: Tensor) -> int:
     numbers = flat.view(INTEGERS[flat.element_size()])
     weight = torch.arange(1, PIECE + 1, device=numbers.device) * 2 + 1
     found = hash(tuple(values.shape))
-    for piece in numbers.split(PIECE):
+    for piece in torch.split(numbers, PIECE):
         found = hash((found, int((piece.long() * weight[: len(piece)]).sum())))
     return found

@@ -37,7 +37,7 @@ def without_torch(*arguments: str) -> str:
         f"import sys; sys.argv = ['saebench', *{arguments!r}]\n"
         "from saebench_recovery.cli import main\n"
         "from saebench_recovery.results import consistency\n"
-        "consistency.mismatches = lambda result, folder: ()\n"  # as in made_up.py
+        "consistency.mismatches = lambda result, stored: ()\n"  # as in made_up.py
         "try: main()\n"
         "except SystemExit as stopped: assert not stopped.code, stopped.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"

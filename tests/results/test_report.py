@@ -153,6 +153,7 @@ def test_figures(tmp_path: Path) -> None:
     from saebench_recovery.results.report.html.figures import write_figures
 
     paths = write_figures(content.lines(Reported([board(2)], {})), tmp_path)
-    assert len(paths) == 6
+    assert len(paths) == 8
+    assert "behaviour under attack" in (tmp_path / "standings-1.svg").read_text()
     assert "recovery against drift" in (tmp_path / "recovery-drift.svg").read_text()
     assert (tmp_path / "recovery-flops.png").read_bytes().startswith(b"\x89PNG")

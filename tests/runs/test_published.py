@@ -202,6 +202,27 @@ class TestAdmission:
         assert "could not be checked: " in said
         assert said.count(": holds;") == 1
 
+    def test_a_sample_of_entries_is_replayed_and_all_are_held_to_their_records(
+        self, board: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        replayed: list[Path] = []
+
+        def recomputed(work: recompute.Recomputation, *_: Any) -> int:
+            replayed.append(work.stored.folder)
+            return 4
+
+        monkeypatch.setattr(module, "recomputed", recomputed)
+        words = ["leaderboard", "check", str(board), "--entries", "1", "--sample-seed", "3"]
+        assert saebench(monkeypatch, *words) == 0
+        said = lines(capsys)
+        assert len(replayed) == 1
+        assert said.startswith("1 of 2 entries are replayed, with --sample-seed 3\n")
+        assert sorted(re.findall(r"holds; (\d) of \d flips replayed", said)) == ["0", "4"]
+        for file in entries_in(board):
+            edited(file, lambda document: put(document, "entry/row/seed", 7))
+        assert saebench(monkeypatch, *words) == 1
+        assert lines(capsys).count("entry.row.seed: stored 7, found 0") == 2
+
     def test_what_belongs_to_no_entry_is_named(
         self, board: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:

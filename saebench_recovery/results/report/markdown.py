@@ -23,19 +23,23 @@ def page(boards: Iterable[Leaderboard]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(group: Group) -> list[str]:
+def table(group: Group, most: int | None = None) -> list[str]:
+    """The lines of a group's table, with its first `most` defenses."""
     attacks = sorted({a.attack for defense in group.defenses for a in defense.attacks})
     heads = [*standing_lines.HEADS, *map(markdown, attacks)]
-    table = [
+    return [
         _line(heads),
         _line(["---:", "---", *["---:"] * (len(heads) - 2)]),
-        *(_line(_row(defense, attacks)) for defense in group.defenses),
+        *(_line(_row(defense, attacks)) for defense in group.defenses[:most]),
     ]
+
+
+def _section(group: Group) -> list[str]:
     remarks = [
         f"- {markdown(line)}" for one in group.defenses for line in standing_lines.remarks(one)
     ]
     counted = markdown(standing_lines.counted(group))
-    return [counted, "", *table, *(["", *remarks] if remarks else [])]
+    return [counted, "", *table(group), *(["", *remarks] if remarks else [])]
 
 
 def _row(defense: DefenseStanding, attacks: Sequence[str]) -> list[str]:

@@ -10,8 +10,8 @@ import torch
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import Perturbation, ResidualDelta
-from saebench_recovery.results.consistency import StoredRun, read_consistent, read_stored
-from saebench_recovery.results.store import STATE, read_state
+from saebench_recovery.results.consistency import StoredRun, read_consistent
+from saebench_recovery.results.store import STATE
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.verify.evidence import read_flips, unlogged
 from saebench_recovery.runs.verify.flips import settings_of
@@ -41,11 +41,10 @@ def stored_run(path: Path) -> tuple[StoredRun, Plan]:
     Raises:
         UserError: it is incomplete, does not fit together, or cannot be planned here.
     """
-    result, folder = read_consistent(path), path if path.is_dir() else path.parent
-    state = read_state(folder)
-    if state is None:
+    result, stored = read_consistent(path)
+    if stored is None:
+        folder = path if path.is_dir() else path.parent
         raise UserError(f"{str(folder)!r} has no {STATE}: without evidence there is no delta")
-    stored = read_stored(folder, result, state)
     findings = Findings()
     plan = planned(result, findings)
     if plan is None:

@@ -91,6 +91,20 @@ class Findings:
         self.unchecked += [part for part in other.unchecked if part not in self.unchecked]
         self.notes += [note for note in other.notes if note not in self.notes]
 
+    def verification(
+        self, *, identity: str, flips: int, stored_flips: int, seed: int | None
+    ) -> Verification:
+        """All of it, of a run of which so many flips were replayed."""
+        return Verification(
+            identity=identity,
+            flips=flips,
+            stored_flips=stored_flips,
+            seed=seed,
+            mismatches=tuple(self.mismatches),
+            unchecked=tuple(self.unchecked),
+            notes=tuple(self.notes),
+        )
+
 
 @dataclass(frozen=True)
 class Place:

@@ -18,19 +18,17 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress, silent
 from saebench_recovery.results.consistency import (
     StoredRun,
-    mismatches,
-    read_stored,
+    read_beside,
 )
 from saebench_recovery.results.mismatch import differing
 from saebench_recovery.results.published import (
-    PublishedEntry,
     entries_in,
     entry_mismatches,
     is_entry,
     read_entry,
     run_of,
 )
-from saebench_recovery.results.store import RESULT, STATE, read_result, read_state
+from saebench_recovery.results.store import RESULT, STATE, read_result
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.sharing import Sharing
 from saebench_recovery.runs.verify.divide import recomputed
@@ -81,24 +79,31 @@ def verify(
     """
     for file in plugins:
         registry.load_plugin_file(file)
-    path = Path(path)
-    published = read_entry(path) if is_entry(path) else None
     findings = Findings()
-    result, stored = _compared(path, published, findings)
+    result, stored, task = _compared(Path(path), findings)
     if sample is not None and seed is None:
         seed = secrets.randbelow(2**32)
-    scope = _Scope(None if published is None else published.entry.row.task, sample, seed)
+    scope = _Scope(task, sample, seed)
     told, sharing = progress or silent, Sharing(jobs, plugins)
     count = _recomputed(stored, scope, findings, sharing, told) if stored else 0
-    return Verification(
+    return findings.verification(
         identity=result.identity,
         flips=count,
         stored_flips=_flips(stored, scope) if stored else 0,
         seed=seed if sample is not None else None,
-        mismatches=tuple(findings.mismatches),
-        unchecked=tuple(findings.unchecked),
-        notes=tuple(findings.notes),
     )
+
+
+def hold_together(path: Path) -> Verification:
+    """Hold a stored run or entry to what stands beside it: hashes, records and rows, no replay.
+
+    Raises:
+        UserError: there is no complete run that can be read.
+    """
+    findings = Findings()
+    result, stored, task = _compared(path, findings)
+    count = _flips(stored, _Scope(task, None, None)) if stored else 0
+    return findings.verification(identity=result.identity, flips=0, stored_flips=count, seed=None)
 
 
 def runs_in(path: Path) -> list[Path]:
@@ -141,30 +146,25 @@ class _Scope:
         return set(random.Random(f"{self.seed} {task}").sample(sorted(ids), self.sample))
 
 
-def _compared(
-    path: Path, published: PublishedEntry | None, findings: Findings
-) -> tuple[RunResult, StoredRun | None]:
-    """A run, and what is stored of it where that can be read, held to each other."""
+def _compared(path: Path, findings: Findings) -> tuple[RunResult, StoredRun | None, str | None]:
+    """A run, and what is stored of it where that can be read, held to each other.
+
+    Of an entry, its task too.
+    """
+    published = read_entry(path) if is_entry(path) else None
     place = path if published is None else run_of(path, published)
     result = read_result(place)
     folder = place if place.is_dir() else place.parent
     if published is not None:
         same = same_harness(result)
         findings.add(entry_mismatches(path, published, same_version=same))
-    findings.add(mismatches(result, folder))
-    return result, _read(folder, result, findings)
-
-
-def _read(folder: Path, result: RunResult, findings: Findings) -> StoredRun | None:
-    """The run with its records; what does not fit in them is among the findings already."""
-    state = read_state(folder)
-    if state is None:
+    stored, found = read_beside(result, folder)
+    findings.add(found)
+    if stored is not None:
+        _check_rows(stored, findings)
+    elif not (folder / STATE).exists():
         findings.could_not_check("records and evidence", f"{STATE} is missing")
-        return None
-    try:
-        return read_stored(folder, result, state)
-    except UserError:
-        return None
+    return result, stored, None if published is None else published.entry.row.task
 
 
 def _flips(stored: StoredRun, scope: _Scope) -> int:
@@ -175,7 +175,6 @@ def _recomputed(
     stored: StoredRun, scope: _Scope, findings: Findings, sharing: Sharing, progress: Progress
 ) -> int:
     """Add up the rows again and replay the flips; how many."""
-    _check_rows(stored, findings)
     plan = planned(stored.result, findings)
     if plan is None:
         return 0

@@ -68,6 +68,42 @@ def scatter(axis: str, attacks: Sequence[str]) -> Chart:
     }
 
 
+def standings(terms: str) -> Chart:
+    """The behaviour under attack with its 95 % interval, of each defense on each board.
+
+    `terms` are what the runs have in common.
+    """
+    least = {"field": "shows", "op": "min", "order": "ascending"}
+    down = {"field": "defense", "type": "nominal", "title": None, "sort": least}
+    across = {"field": "shows", "title": "behaviour under attack", **_RATE}
+    return {
+        "title": terms,
+        "description": "The behaviour under attack of every defense on every board.",
+        "data": {"name": POINTS},
+        "facet": {"field": "board", "type": "nominal", "title": None},
+        "columns": 2,
+        "resolve": {"scale": {"y": "independent"}},
+        "spec": {
+            "width": 240,
+            "height": {"step": 16},
+            "layer": [
+                {
+                    "mark": {"type": "rule", "opacity": 0.5, "strokeWidth": 2},
+                    "encoding": {
+                        "y": down,
+                        "x": {**across, "field": "low"},
+                        "x2": {"field": "high"},
+                    },
+                },
+                {
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
+                    "encoding": {"y": down, "x": across},
+                },
+            ],
+        },
+    }
+
+
 def bars() -> Chart:
     """The share of an effect that each part of the deltas has, with its 95 % interval."""
     part = {"field": "part", "type": "nominal", "title": None, "sort": None}

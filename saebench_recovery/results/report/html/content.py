@@ -12,7 +12,7 @@ from typing import Any
 from saebench_recovery.results.entry import Entry
 from saebench_recovery.results.leaderboard import Group, Leaderboard
 from saebench_recovery.results.report import attribution_lines, standing_lines
-from saebench_recovery.results.report.html.points import point
+from saebench_recovery.results.report.html.points import point, standing
 from saebench_recovery.results.report.numbers import NONE, estimate, number
 from saebench_recovery.results.reported import Reported
 from saebench_recovery.results.standings import AttackStanding, DefenseStanding
@@ -76,6 +76,7 @@ class _GroupLines:
             "remarks": [standing_lines.counted(self.group), *standing_lines.remarks(defense)],
             "flags": [[f"{f} ({f.level})", f.sentence, f.remedy] for f in defense.flags],
             "attacks": [self._attack(attack) for attack in defense.attacks],
+            "standing": standing(defense, self.where),
             "points": [
                 point(defense, attack, self.where) for attack in defense.attacks
             ],

@@ -1,4 +1,4 @@
-"""A point of the plots: one attack on one defense."""
+"""Points of the plots: a defense on a board, and one attack on it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ SMALLEST_DRIFT = 1e-9  # what is below, or zero, stands at the edge of a logarit
 def attacks(points: Iterable[dict[str, Any]]) -> list[str]:
     """The names of all attacks among the points."""
     return sorted({one["attack"] for one in points})
+
+
+def standing(defense: DefenseStanding, where: Sequence[str]) -> dict[str, Any]:
+    """The behaviour under attack with its interval; `where` is target, task and terms."""
+    rate = defense.under_attack
+    return {
+        "defense": defense.defense,
+        "board": f"{where[0]}, {where[1]}",
+        "terms": where[2],
+        "shows": rate.rate,
+        "low": rate.low,
+        "high": rate.high,
+    }
 
 
 def point(defense: DefenseStanding, attack: AttackStanding, where: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Writes all that the committed boards are shown by, from the evidence of their entries.
+
+python -m docs.boards           writes leaderboards/organism* and external.md, a board in README.md
+python -m docs.boards --check   fails if they are out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from docs.external import external
+from saebench_recovery.results.leaderboard import Leaderboard, build
+from saebench_recovery.results.pages import write_boards
+from saebench_recovery.results.report import standing_lines
+from saebench_recovery.results.report.html.write import write_report
+from saebench_recovery.results.report.markdown import table
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "leaderboards"
+FIGURE = "standings-1.svg"
+SHOWN = ("ioi", 5)  # the task in the README, and how many of its defenses
+START, END = "<!-- board: start -->\n", "<!-- board: end -->\n"
+
+
+def readme(boards: list[Leaderboard]) -> str:
+    """The README with the top of a board between its marks."""
+    before, _, rest = (ROOT / "README.md").read_text("utf-8").partition(START)
+    _, _, behind = rest.partition(END)
+    task, most = SHOWN
+    (board,) = (one for one in boards if one.task == task)
+    group = board.groups[0]
+    shown = min(most, len(group.defenses))
+    intro = (
+        f"The first {shown} of {len(group.defenses)} defenses on `{board.target}`, task `{task}`, "
+        f"{standing_lines.terms(group)}. {standing_lines.counted(group)}"
+    )
+    return "".join((before, START, "\n".join([intro, "", *table(group, most)]), "\n", END, behind))
+
+
+def written() -> Iterator[tuple[Path, bytes]]:
+    """Every file with its content."""
+    boards = build(sorted((FOLDER / "evidence").iterdir()))
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        for path in write_boards(boards, place / "boards"):
+            yield FOLDER / path.name, path.read_bytes()
+        write_report([place / "boards"], place / "page.html", place)
+        yield FOLDER / "organism.svg", (place / FIGURE).read_bytes()
+    yield FOLDER / "external.md", external().encode()
+    yield ROOT / "README.md", readme(boards).encode()
+
+
+def main() -> None:
+    old = []
+    for path, content in written():
+        if not path.is_file() or path.read_bytes() != content:
+            old.append(path.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv:
+                path.write_bytes(content)
+    if old and "--check" in sys.argv:
+        sys.exit(f"out of date, write them with `python -m docs.boards`: {', '.join(old)}")
+
+
+if __name__ == "__main__":
+    main()
