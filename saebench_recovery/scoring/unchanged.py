@@ -6,6 +6,7 @@ model or into an SAE, or leaves a hook, changes the clean model or what drift is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from weakref import WeakKeyDictionary
 
@@ -17,12 +18,10 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.targets.target import Target
 
-PIECE = 1 << 20  # numbers that are added up at once
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
-_loaded: WeakKeyDictionary[Target, dict[str, int]] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[Target, dict[str, object]] = WeakKeyDictionary()
 
 
 def remember(target: Target) -> None:
@@ -49,7 +48,7 @@ def _as_in_dictionary(kept: Latents) -> bool:
     return all(torch.equal(vars(kept)[name], getattr(again, name)) for name in names)
 
 
-def _contents(target: Target) -> Iterator[tuple[str, int]]:
+def _contents(target: Target) -> Iterator[tuple[str, object]]:
     for name, weight in (*target.model.named_parameters(), *target.model.named_buffers()):
         yield f"weights of {name}", _checksum(weight)
     for name, part in target.model.named_modules():
@@ -62,19 +61,12 @@ def _contents(target: Target) -> Iterator[tuple[str, int]]:
                 yield f"{name} of the SAE at {site}", _checksum(value)
 
 
-def _hooks(name: str, part: nn.Module) -> Iterator[tuple[str, int]]:
+def _hooks(name: str, part: nn.Module) -> Iterator[tuple[str, object]]:
     own = tuple(id(hook) for kind in HOOKS for hook in (getattr(part, kind) or {}).values())
     yield f"hooks of {name}", hash((own, id(vars(part).get("forward"))))
 
 
-def _checksum(values: Tensor) -> int:
-    """A number that any change of a value, or of its place, changes."""
-    flat = values.detach().contiguous().view(-1)
-    if flat.dtype == torch.bool or flat.is_complex():
-        flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat.byte()
-    numbers = flat.view(INTEGERS[flat.element_size()])
-    weight = torch.arange(1, PIECE + 1, device=numbers.device) * 2 + 1
-    found = hash(tuple(values.shape))
-    for piece in torch.split(numbers, PIECE):
-        found = hash((found, int((piece.long() * weight[: len(piece)]).sum())))
-    return found
+def _checksum(values: Tensor) -> str:
+    """Of the bytes; that of gigabytes takes seconds, so it is asked for once before and after."""
+    flat = values.detach().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(flat.cpu().numpy().data).hexdigest()
