@@ -10,7 +10,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -151,21 +151,32 @@ class Processes(Generic[Piece, Answer]):
     def _started(self, environment: Environment) -> _Worker[Piece]:
         context = get_context("spawn")  # a fork of a process with threads may hang
         ours, theirs = context.Pipe()
-        what = (theirs, self.begin, environment)
-        process = context.Process(target=_work, args=what, daemon=True)
-        process.start()
+        process = context.Process(target=_work, args=(theirs, self.begin), daemon=True)
+        # Before it begins: what it is given may import torch, which reads this only then.
+        with _environment(environment):
+            process.start()
         theirs.close()  # so that its death ends the pipe
         return _Worker(process, ours, environment)
+
+
+@contextmanager
+def _environment(added: Environment) -> Iterator[None]:
+    """What this process gives to those that it starts."""
+    before = dict(os.environ)
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _work(
     connection: Connection,
     begin: Callable[[Tell], Callable[[Piece], Answer]],
-    environment: Environment,
 ) -> None:
     """Ask for groups until there are none; None asks for one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this is interrupted, and ends it
-    os.environ.update(environment)  # before torch is imported, which reads it
     answer = begin(lambda what: connection.send(_Told(what)))
     with suppress(EOFError, BrokenPipeError):  # whoever started this is dead
         connection.send(None)
