@@ -94,7 +94,7 @@ def _found(module: ModuleType, qualified: str) -> Any:
 @cache
 def _source(name: str) -> tuple[Mapping[str, frozenset[CodeType]], tuple[Imported, ...]]:
     """The functions that a module defines, and what it imports by name from a module."""
-    loader = getattr(sys.modules[name].__spec__, "loader", None)
+    loader: Any = getattr(sys.modules[name].__spec__, "loader", None)
     code = loader.get_code(name) if hasattr(loader, "get_code") else None
     if code is None:
         return {}, ()

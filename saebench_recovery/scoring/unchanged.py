@@ -75,6 +75,7 @@ def _checksum(values: Tensor) -> int:
     numbers = flat.view(INTEGERS[flat.element_size()])
     weight = torch.arange(1, PIECE + 1, device=numbers.device) * 2 + 1
     found = hash(tuple(values.shape))
-    for piece in numbers.split(PIECE):
+    for begin in range(0, len(numbers), PIECE):
+        piece = numbers[begin : begin + PIECE]
         found = hash((found, int((piece.long() * weight[: len(piece)]).sum())))
     return found

@@ -67,7 +67,7 @@ class ByAHook(Clamp):
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         changed = super().intervene(site, resid_BTD)
         if changed.requires_grad and len(resid_BTD) not in CHECKED:
-            changed.register_hook(torch.neg)
+            changed.register_hook(torch.neg)  # type: ignore[no-untyped-call]
         return changed
 
 
