@@ -48,14 +48,14 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    before, made = fingerprint(*judges), rows_made()
+    before, made, rules = fingerprint(*judges), rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, shown)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     uncounted = attacking.forward != rows_made() - made
-    patched = uncounted or bool(replaced(before, *judges))
+    patched = uncounted or rules != _rules(setting) or bool(replaced(before, *judges))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)
@@ -118,6 +118,12 @@ def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
     wanted_EV = _clean_logprobs(setting, [f.example for f in flips])
     wanted_NV = wanted_EV.repeat_interleave(setting.variants, 0)
     return problem.restoring(_swapped(problem, wanted_NV, count), RESTORED)
+
+
+def _rules(setting: Setting) -> str:
+    """What an attack's result is held to."""
+    rule = setting.drift_rule
+    return repr((setting.spec, rule.limits, list(rule.typical.items()), setting.spreads))
 
 
 def _share_the_rest(trail: Trail, attacking: Meter) -> None:

@@ -297,7 +297,8 @@ CONDITIONS = (
     Condition(
         "judge-replaced",
         "invalid",
-        "functions of the package, the task or the defense were replaced, or passes not counted",
+        "functions or limits that judge were replaced, or passes not counted, before or during a "
+        "search",
         "let plugins change nothing but what they return",
         _on_any_flip("judge-replaced"),
     ),

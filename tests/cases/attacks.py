@@ -106,3 +106,29 @@ class Raises(Attack):
 
     def search(self, problem: Problem) -> Any:
         raise RuntimeError("no\nidea")
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor that could say of itself that it is short."""
+
+
+@register_attack("cheat-own-tensor")
+class ReturnsOwnTensor(Climbing):
+    """Returns tensors of a class of its own."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        delta = self.step(problem)
+        return replace(delta, values={s: v.as_subclass(OwnTensor) for s, v in delta.values.items()})
+
+
+class OwnMapping(dict[Site, torch.Tensor]):
+    """A mapping that could answer otherwise the second time."""
+
+
+@register_attack("cheat-own-mapping")
+class ReturnsOwnMapping(Climbing):
+    """Returns a mapping of a class of its own."""
+
+    def search(self, problem: Problem) -> ResidualDelta:
+        delta = self.step(problem)
+        return replace(delta, values=OwnMapping(delta.values))

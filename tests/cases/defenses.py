@@ -301,3 +301,55 @@ class GlobalCount(Clamped):
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         _CALLS.append(site)
         return self.clamp(site, resid_BTD) if len(_CALLS) % 40 < 20 else resid_BTD
+
+
+class OwnTensor(Tensor):
+    """A tensor that could calculate as it likes."""
+
+
+@register_defense("h-own-tensor")
+class ReturnsOwnTensor(Clamped):
+    """Returns a tensor of a class of its own."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.clamp(site, resid_BTD).as_subclass(OwnTensor)
+
+
+@register_defense("h-no-latents")
+class NoLatents(Clamped):
+    """Edits latents and declares none, so that nothing is held."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        self.real, self.latents = self.latents, {}
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.clamp(site, resid_BTD, self.real[site])
+
+
+@register_defense("h-other-directions")
+class OtherDirections(Clamped):
+    """Writes other directions into the latents that drift is read from."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        for latents in self.latents.values():
+            vars(latents)["columns_DS"] = latents.columns_DS.roll(1, 0)
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.clamp(site, resid_BTD)
+
+
+@register_defense("h-nearly-constant")
+class NearlyConstant(Clamped):
+    """Returns what prompts have in common, and a thousandth of what enters."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        (site,) = self.latents
+        prompts = [example.prompt for example in task.examples(target, "selection")]
+        seen = [resid_ND for _, resid_ND in content_residuals(target, site, prompts)]
+        self.mean_D = torch.cat(seen).mean(0)
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.mean_D + 1e-3 * self.clamp(site, resid_BTD)

@@ -31,6 +31,10 @@ DEFENSES = {
     "bad-fit": ("raises", "error"),
     "bad-zero": ("constant-residual", "error"),
     "bad-nothing": ("changes-nothing", "note"),
+    "h-own-tensor": ("wrong-type", "error"),
+    "h-no-latents": ("refused", "error"),
+    "h-other-directions": ("refused", "error"),
+    "h-nearly-constant": ("constant-residual", "invalid"),
 }
 TASKS = {
     "t-two-detectors": ("two-detectors", "invalid"),
@@ -44,6 +48,9 @@ TASKS = {
     "t-reads-ids": ("two-detectors", "invalid"),
     "t-same-ids": ("ids-not-unique", "error"),
     "t-raises": ("raises", "error"),
+    "t-misleading": ("objective-disagrees", "invalid"),
+    "t-all-faithful": ("fidelity-blind", "invalid"),
+    "t-retain-alone": ("no-retain-examples", "invalid"),
 }
 ATTACKS = {
     "x-far-positions": ("positions-outside", "error"),
@@ -56,6 +63,8 @@ ATTACKS = {
     "cheat-none": ("wrong-perturbation", "error"),
     "cheat-position": ("wrong-perturbation", "error"),
     "cheat-raises": ("raises", "error"),
+    "cheat-own-tensor": ("wrong-perturbation", "error"),
+    "cheat-own-mapping": ("wrong-perturbation", "error"),
 }
 EXPECTED: dict[Kind, dict[str, tuple[str, str]]] = {
     "defense": DEFENSES,

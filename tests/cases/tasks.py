@@ -121,3 +121,31 @@ class ReadsIds(IndirectObject):
         known = [example.id.startswith("ioi/") for example in output.examples]
         least_E = torch.where(torch.tensor(known), 0.0, 2.0)
         return self.objective(output) > least_E
+
+
+@register_task("t-misleading")
+class Misleading(IndirectObject):
+    """The sign of its objective is right, and its slope leads away from the behaviour."""
+
+    def objective(self, output: Output) -> Tensor:
+        margin_E = self.margins(output)[:, 0]
+        return torch.where(margin_E > 0, margin_E, -1 / (0.05 - margin_E.clamp(max=0)))
+
+
+@register_task("t-all-faithful")
+class AllFaithful(IndirectObject):
+    """Finds every output like the clean one."""
+
+    def fidelity(self, output: Output, clean: Output) -> Tensor:
+        return torch.ones(len(output.examples))
+
+
+@register_task("t-retain-alone")
+class RetainAlone(IndirectObject):
+    """Retain examples have one candidate, which is always the best."""
+
+    def examples(self, target: Target, split: Split) -> Sequence[Example]:
+        found = super().examples(target, split)
+        if split != "retain":
+            return found
+        return [replace(example, candidates=example.candidates[:1]) for example in found]

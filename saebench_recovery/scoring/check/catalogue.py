@@ -70,6 +70,7 @@ CATALOGUE: dict[str, Known] = {
     "objective-disagrees": Known(
         "invalid", "let the objective be positive exactly where the behaviour is shown"
     ),
+    "fidelity-blind": Known("invalid", "let fidelity be 1 only for what equals the clean output"),
     "shown-and-stopped": Known("invalid", "let stopped be false wherever behaviour is true"),
     "wrong-target-shown": Known(
         "invalid", "let `wrong` be an answer that neither the clean nor the defended model gives"

@@ -31,6 +31,7 @@ EXPLAINED = 1e-3  # of what was written (squared) that the rows inside may leave
 TOKENS, MOVED = 64, 0.3  # how many are moved, over their norm, where declared latents are blind
 SEEN = 0.05  # of what was written; a latent at its threshold may go on or off by rounding
 TRACE = 0.05  # of a latent's largest activation; of the largest edit where it has none
+CONSTANT = 0.1  # of the spread that enters; less is left by what tells prompts apart no more
 CHANGED = 1e-3  # of the largest activation at the site
 LARGEST_RANK = 0.5  # of the width
 NAMED = 8
@@ -99,9 +100,9 @@ class Edits:
             words = f"{defense.title} changes no evaluation prompt at {self.site}"
             yield finding("changes-nothing", words)
             return
-        if torch.equal(self.after_ND, self.after_ND[:1].expand_as(self.after_ND)):
+        if _spread(self.after_ND) < CONSTANT * _spread(self.before_ND):
             level: Level | None = None if self.after_ND.any() else "error"
-            words = f"{defense.title} returns one and the same residual at {self.site}"
+            words = f"{defense.title} returns nearly one and the same residual at {self.site}"
             yield finding("constant-residual", f"{words}, whatever enters", level)
         edited_S, S = self.edited_S, len(self.latents.features)
         reach = torch.cat([self.latents.decoder_SD, self.latents.columns_DS.T])
@@ -128,6 +129,11 @@ class Edits:
         if rank > LARGEST_RANK * width:
             words = f"{defense.title} edits latents of rank {rank} of {width} at {self.site}"
             yield finding("constraint-rank", f"{words}: {rank / width:.0%} are forbidden")
+
+
+def _spread(rows_ND: Tensor) -> float:
+    """How far rows lie from their mean, over their length."""
+    return float((rows_ND - rows_ND.mean(0)).norm() / rows_ND.norm().clamp_min(1e-30))
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ def check_examples(target: Target, task: Task, found: Splits) -> Iterator[Findin
         yield finding("ids-not-unique", f"{words}, such as {repeated[0]!r}")
     if not found["retain"]:
         yield finding("no-retain-examples", f"{task.title} has no retain examples")
+    alone = sum(len(set(example.candidates)) < 2 for example in found["retain"])
+    if 2 * alone > len(found["retain"]):
+        words = f"{task.title} has {alone} retain examples with one candidate"
+        yield finding("no-retain-examples", f"{words}, which nothing can break")
     content = _contents(target, found)
     for one, other in combinations(found, 2):
         yield from _overlap(task, one, other, found, content)

@@ -17,6 +17,7 @@ from saebench_recovery.scoring.setting import Setting
 
 AGREES, MOSTLY_AGREES = 0.95, 0.5  # shares of outputs
 ALONE = 4  # outputs that are judged one by one, too
+PARTS = (0.25, 0.5)  # of the way from a defended output to the clean one
 SOMETIMES_SHOWN, MOSTLY_SHOWN = 0.1, 0.5  # of valid flips
 
 
@@ -24,7 +25,7 @@ def check_outputs(setting: Setting, examples: Sequence[Example]) -> Iterator[Fin
     """What is wrong with the verdicts on real outputs, clean and defended."""
     task, batch = setting.task, setting.target.batch(examples)
     clean, defended = (whole_pass(model, task, batch) for model in (setting.bare, setting.active))
-    between = [] if task.new_tokens else [_between(clean, defended)]
+    between = [] if task.new_tokens else [_between(defended, clean, part) for part in PARTS]
     for output in (clean, defended, *between):
         how = next(
             (how for how, again in _again(task, output) if _differs(task, output, again)), ""
@@ -43,6 +44,7 @@ def check_outputs(setting: Setting, examples: Sequence[Example]) -> Iterator[Fin
         yield finding("shown-and-stopped", words)
     if not task.new_tokens:
         yield from _agreement(task, shown, torch.cat([task.objective(o) for o in outputs]) > 0)
+    yield from _ways(task, clean, defended, between)
     yield from _wrong_targets(setting, examples, clean, defended)
 
 
@@ -52,6 +54,22 @@ def _agreement(task: Task, shown: Tensor, positive: Tensor) -> Iterator[Finding]
         words = f"{task.title}: the objective's sign is the behaviour on {share:.0%} of outputs"
         level: Level = "invalid" if share < MOSTLY_AGREES else "caution"
         yield finding("objective-disagrees", words, level)
+
+
+def _ways(
+    task: Task, clean: Output, defended: Output, between: Sequence[Output]
+) -> Iterator[Finding]:
+    """Whether what a task measures changes on the way from a stopped output to a shown one."""
+    flips_E = task.behaviour(clean) & task.stopped(defended)
+    count = int(flips_E.sum())
+    start_E = task.objective(defended)
+    fallen = [int((flips_E & (task.objective(part) <= start_E)).sum()) for part in between]
+    if 2 * max(fallen, default=0) > count:
+        words = f"{task.title}: the objective does not rise from stopped outputs to shown ones"
+        yield finding("objective-disagrees", f"{words}, on {max(fallen)} of {count}")
+    near_E = task.fidelity(defended, clean) >= task.fidelity(clean, clean)
+    if 2 * int((flips_E & near_E).sum()) > count:
+        yield finding("fidelity-blind", f"{task.title} finds stopped outputs like the clean ones")
 
 
 def _wrong_targets(
@@ -100,17 +118,19 @@ def _again(task: Task, output: Output) -> Iterator[tuple[str, Output]]:
     yield "with gradients", replace(output, scores_EC=grown)
 
 
-def _between(clean: Output, defended: Output) -> Output:
-    """Half way, where perturbed outputs lie: a detector that is lenient at times shows there."""
+def _between(defended: Output, clean: Output, part: float) -> Output:
+    """Part of the way, where perturbed outputs lie: a lenient detector shows there."""
 
-    def half(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-        return None if one is None or other is None else (one + other) / 2
+    def moved(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if one is None or other is None else one + part * (other - one)
 
+    scores_EC = moved(defended.scores_EC, clean.scores_EC)
+    assert scores_EC is not None
     return replace(
         clean,
-        scores_EC=(clean.scores_EC + defended.scores_EC) / 2,
-        logprobs_EV=half(clean.logprobs_EV, defended.logprobs_EV),
-        pooled_ED=half(clean.pooled_ED, defended.pooled_ED),
+        scores_EC=scores_EC,
+        logprobs_EV=moved(defended.logprobs_EV, clean.logprobs_EV),
+        pooled_ED=moved(defended.pooled_ED, clean.pooled_ED),
     )
 
 
