@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -38,8 +39,11 @@ def new(
     name = stem.replace("_", "-")
     if name in registry.listing(cast(Kind, kind)):
         raise UserError(f"{kind} name {name!r} is taken; choose another file name")
+    made = stem.title().replace("_", "")
+    if keyword.iskeyword(made) or re.search(rf"\b{made}\b", text):
+        raise UserError(f"a class {made!r} would hide what plugins use; choose another file name")
     text = text.replace(f"my_{kind}.py", file.name).replace(f"my-{kind}", name)
-    text = text.replace(f"My{kind.capitalize()}", stem.title().replace("_", ""))
+    text = text.replace(f"My{kind.capitalize()}", made)
     try:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saebench_recovery.base.printable import printable
+from saebench_recovery.cli.interrupt import stoppable
 from saebench_recovery.cli.options import Json
 
 if TYPE_CHECKING:
@@ -94,8 +95,12 @@ def train(
     from saebench_recovery.training.run import train_on_target
 
     named_code.allow(target)
-    with progress_bar(wanted=not json) as progress:
-        found = train_on_target(recipe, out, device, progress)
+    with stoppable(), progress_bar(wanted=not json) as progress:
+        try:
+            found = train_on_target(recipe, out, device, progress)
+        except KeyboardInterrupt as stop:
+            line = f"the same command goes on from what {str(out)!r} holds"
+            raise type(stop)(line) from None
     _print([found], json=json)
     if not json:
         print(f"\n{printable(str(out))}")
@@ -139,7 +144,9 @@ def evaluate(
     loaded = load_target(name, device, force_sae=force_sae)
     if not loaded.dictionaries:
         raise UserError(f"{target} has no SAE of its own; give it one with --sae PLACE")
-    _print([quality(loaded, site, documents(text)) for site in loaded.dictionaries], json=json)
+    with stoppable():
+        found = [quality(loaded, site, documents(text)) for site in loaded.dictionaries]
+    _print(found, json=json)
 
 
 def _print(every: list[Quality], *, json: bool) -> None:

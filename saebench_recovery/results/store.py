@@ -35,6 +35,7 @@ READ = (
 )
 CHUNKS, EVIDENCE, TEXTS = "chunks.jsonl", "evidence", "texts.jsonl"
 FAILURES = "failures.jsonl"
+REPEAT = "delete it to run again"
 
 Model = TypeVar("Model", bound=Stored)
 
@@ -111,7 +112,9 @@ def read_result(path: Path) -> RunResult:
         raise UserError(f"the run at {str(path)!r} is not complete; repeat its command to go on")
     if not os.path.exists(file):
         raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist")
-    result = read_model(file, RunResult)
+    # Of another name it may be anything, such as the records, and is not to be deleted.
+    remedy = REPEAT if file.name == RESULT else f"give the folder of a run, or its {RESULT}"
+    result = read_model(file, RunResult, remedy)
     _check_spec(result, file)
     return result
 
@@ -180,13 +183,12 @@ def _check_spec(result: RunResult, file: Path) -> None:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in ("spec", *problem["loc"]))
         raise UserError(
-            f"{str(file)!r} does not follow its schema at {where}: {problem['msg']}; delete it to "
-            "run again"
+            f"{str(file)!r} does not follow its schema at {where}: {problem['msg']}; {REPEAT}"
         ) from None
     except RecursionError:
         raise UserError(f"cannot read {str(file)!r}: its spec is nested too deep") from None
     if missing := [name for name in READ if name not in result.spec]:
-        raise UserError(f"{str(file)!r} does not say spec.{missing[0]}; delete it to run again")
+        raise UserError(f"{str(file)!r} does not say spec.{missing[0]}; {REPEAT}")
     unsettled = [row.task for row in result.rows if row.task not in spec.resolved]
     if spec.resolved and unsettled:
         raise UserError(f"{str(file)!r} has no settings for its row {unsettled[0]!r}")
@@ -196,7 +198,7 @@ class _Versioned(BaseModel):
     schema_version: int
 
 
-def read_model(file: Path, model: type[Model], remedy: str = "delete it to run again") -> Model:
+def read_model(file: Path, model: type[Model], remedy: str = REPEAT) -> Model:
     """A file that names the version of its schema; `remedy` ends the line where it is broken.
 
     Raises:

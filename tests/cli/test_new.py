@@ -48,6 +48,8 @@ def test_a_new_plugin_passes_its_check_and_gets_a_row(
         (("new", "defense", "a.txt"), "does not name a plugin file; use small letters"),
         (("new", "defense", "1a.py"), "does not name a plugin file; use small letters"),
         (("new", "defense", "clamp.py"), "defense name 'clamp' is taken"),
+        (("new", "task", "none.py"), "a class 'None' would hide what plugins use"),
+        (("new", "attack", "residual_delta.py"), "a class 'ResidualDelta' would hide what plugins"),
         (("new", "task", "there.py"), "'there.py' exists; choose another name"),
         (("list", "defenses", "clmp"), "unknown defense 'clmp'; did you mean 'clamp'"),
         (("list", "targets", "organsm"), "unknown target 'organsm'; did you mean 'organism'"),

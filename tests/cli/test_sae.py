@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli import app
+from saebench_recovery.cli.interrupt import Terminated
 from tests.cli.test_cli import saebench
 
 HOOK = "blocks.2.hook_resid_post"
@@ -84,3 +85,22 @@ def test_help_names_both() -> None:
 def test_a_target_without_sae_or_of_unknown_name_is_not_measured() -> None:
     with pytest.raises(UserError, match="organism"):
         app(["sae", "eval", "--text", "a.txt", "--target", "organsm"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupted_training_says_how_it_goes_on(
+    stop: type[BaseException],
+    code: int,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("saebench_recovery.training.run.train_on_target", interrupted)
+    words = ["--hook", HOOK, "--text", source, "--out", str(tmp_path / "mine")]
+    assert saebench(monkeypatch, "sae", "train", *words) == code
+    line = f"stopped: the same command goes on from what {str(tmp_path / 'mine')!r} holds\n"
+    assert capsys.readouterr() == ("", line)
