@@ -13,7 +13,7 @@ from saebench_recovery import registry
 from saebench_recovery.base import named_code
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.progress import Progress
+from saebench_recovery.base.progress import Progress, silent
 from saebench_recovery.base.settings import validate
 from saebench_recovery.protocols.apply import fill
 from saebench_recovery.results.chunks import RunJournal
@@ -205,7 +205,7 @@ def carried_out(
     _ = plan.matchups  # before the folder: settings that do not fit leave nothing
     with folder.writing(anew=force) as place:
         journal = RunJournal(place, keep_texts=keep_text)
-        told = progress or (lambda what, done, total: None)
+        told = progress or silent
         work = _Work(plan, place, journal, shared, sharing, told)
         try:
             return work.finish()

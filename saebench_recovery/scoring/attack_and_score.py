@@ -23,7 +23,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.controls import Ladder, climbed
-from saebench_recovery.scoring.integrity import fingerprint, replaced
+from saebench_recovery.scoring.integrity import fingerprint, others_at_hand, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.misled import misled
@@ -48,14 +48,16 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    before, made, rules = fingerprint(*judges), rows_made(), _rules(setting)
+    watched = others_at_hand(setting.attack, *judges)  # the package alone replaces nothing
+    before, made, rules = fingerprint(*judges) if watched else {}, rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, shown)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     uncounted = attacking.forward != rows_made() - made
-    patched = uncounted or rules != _rules(setting) or bool(replaced(before, *judges))
+    patched = uncounted or rules != _rules(setting)
+    patched = patched or (watched and bool(replaced(before, *judges)))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)

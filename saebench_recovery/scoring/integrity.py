@@ -8,13 +8,15 @@ is that its rows are recomputed elsewhere.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from types import FunctionType, ModuleType
 
 import torch
 
-from saebench_recovery.scoring.source_code import is_planted, modules, otherwise
+from saebench_recovery.base.plugin import PLUGIN_FILES
+from saebench_recovery.scoring.source_code import PACKAGE, is_planted, modules, otherwise
 
 CALCULATES: tuple[ModuleType | type, ...] = (
     torch,
@@ -22,6 +24,12 @@ CALCULATES: tuple[ModuleType | type, ...] = (
     torch.nn.functional,
     torch.linalg,
 )
+
+
+def others_at_hand(*plugins: object) -> bool:
+    """Whether this process runs code of others: a plugin of theirs, or a file that was imported."""
+    own = all(type(plugin).__module__.startswith(f"{PACKAGE}.") for plugin in plugins)
+    return not own or any(name.startswith(PLUGIN_FILES) for name in list(sys.modules))
 
 
 def fingerprint(*judges: object) -> dict[str, int]:
