@@ -85,7 +85,6 @@ def job(
         monkeypatch.setattr(loading, "load_target", lambda *_, **__: target)
         steps = {"steps": 2}
         options = {"tasks": ["ioi"], "limit": 4, "batch_size": 1, "attack_config": steps}
-        request.getfixturevalue("one_thread")
     else:
         request.getfixturevalue("engine")
 
