@@ -43,7 +43,10 @@ def check_outputs(setting: Setting, examples: Sequence[Example]) -> Iterator[Fin
         words = f"{task.title} takes {both} of {len(shown)} outputs for shown and for stopped"
         yield finding("shown-and-stopped", words)
     if not task.new_tokens:
-        yield from _agreement(task, shown, torch.cat([task.objective(o) for o in outputs]) > 0)
+        positive = torch.cat([task.objective(o) for o in outputs]) > 0
+        if disagrees := list(_agreement(task, shown, positive)):
+            yield from disagrees
+            between = []  # nothing more is said of the objective
     yield from _ways(task, clean, defended, between)
     yield from _wrong_targets(setting, examples, clean, defended)
 
