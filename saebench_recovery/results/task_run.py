@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,19 +68,31 @@ def read_run(path: Path, name: str = "") -> tuple[RunResult, dict[str, TaskRun]]
 def names(runs: Sequence[TaskRun]) -> list[str]:
     """Each run's own name; else defense against attack, with settings where that is no name."""
     short = [run.name or f"{run.row.defense} against {run.row.attack}" for run in runs]
+    count = Counter(short)
+    alike = len(count) < len(runs)
+    settings = [_settings(run) if alike else {} for run in runs]
+    values: dict[tuple[str, str], set[str]] = {}
+    for of_run in settings:
+        for setting, value in of_run.items():
+            values.setdefault(setting, set()).add(value)
     return [
         name
-        if run.name or short.count(name) == 1
-        else " ".join([name, *_differing_settings(run, runs), f"({run.run.identity[:8]})"])
-        for name, run in zip(short, runs, strict=True)
+        if run.name or count[name] == 1
+        else " ".join(
+            [
+                name,
+                *(f"{s[1]}={value}" for s, value in own.items() if len(values[s]) > 1),
+                f"({run.run.identity[:8]})",
+            ]
+        )
+        for name, run, own in zip(short, runs, settings, strict=True)
     ]
 
 
-def _differing_settings(run: TaskRun, runs: Sequence[TaskRun]) -> list[str]:
-    """The run's own value of every setting of defense and attack in which any two runs differ."""
-    return [
-        f"{key}={canonical_json(value)}"
+def _settings(run: TaskRun) -> dict[tuple[str, str], str]:
+    """Every setting of defense and attack, by its kind and name, as text."""
+    return {
+        (kind, key): canonical_json(value)
         for kind in ("defense", "attack")
         for key, value in run.config[kind].items()
-        if any(other.config[kind].get(key, value) != value for other in runs)
-    ]
+    }
