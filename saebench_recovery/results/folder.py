@@ -146,7 +146,7 @@ class RunFolder:
             # Unless a live process is between the two renamings of `_swap`.
             with suppress(OSError), _lock(self._old):
                 os.replace(self._old, self.path)
-        if any(self._leftovers()):
+        if any(self._leftovers()) or (self.path / WRITER).exists():
             with suppress(UserError, OSError), self._locked():
                 self._clear()
 

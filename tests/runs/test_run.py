@@ -177,6 +177,9 @@ def test_leftovers_of_a_dead_process_are_cleared(engine: Engine, tmp_path: Path)
         (folder / name).touch()
     assert run(out=tmp_path) == result
     assert contents(folder) == before
+    (folder / ".writer.json").write_text("{}")  # of one that was killed just before its end
+    assert run(out=tmp_path) == result
+    assert contents(folder) == before
     assert [file.name for file in tmp_path.iterdir()] == [result.identity]
 
 
