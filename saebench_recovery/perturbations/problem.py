@@ -183,8 +183,8 @@ class Problem:
         if self._engine.rounded:  # what it says of the behaviour is not what is scored
             return objective_N, grads
         own = grads if self._engine.active.backward == "own" else None
-        sighting = Sighting(self._engine, delta, objective_N, own, self.pooled_radius_N)
-        self._engine.witness.see(sighting)
+        length_N = self.pooled_radius_N if self.space.has_norm else None
+        self._engine.witness.see(Sighting(self._engine, delta, objective_N, own, length_N))
         return self._engine.reached(objective_N, self.goal_N), grads
 
     def has_no_gradient(self) -> Tensor:
