@@ -58,11 +58,10 @@ class Replay:
             self.figures["perplexity"] = perplexity(bare, output)
         C = batch.rows_per_example
         column_EQ = _columns(batch, longer, perturbation.inserted_at_E())
-        # Where a delta is, whatever the attack says of it by now.
-        if isinstance(perturbation, ResidualDelta):
+        positions_EP = setting.positions(examples)
+        # Where a delta is, whatever the attack says of it by now; a suffix is put in, not added.
+        if type(perturbation) is ResidualDelta:
             positions_EP = perturbation.positions_EP
-        else:
-            positions_EP = setting.positions(examples)
         positions_EP = positions_EP.to(column_EQ.device)
         self.drift = drift(
             _reading(defended_trace, watch, C),
