@@ -209,7 +209,7 @@ def test_nan_is_refused(folder: Path, file: str) -> None:
     number = text.index('"fidelity":') + len('"fidelity":')
     end = min(text.index(mark, number) for mark in (",", "}"))
     (folder / file).write_text(text[:number] + "NaN" + text[end:])
-    with pytest.raises(UserError, match=r"broken|does not f|not a result"):
+    with pytest.raises(UserError, match=r"broken|does not f|not a result|not a finite number"):
         read_consistent(folder)
 
 
