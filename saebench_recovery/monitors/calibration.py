@@ -29,6 +29,8 @@ DETECTORS: Mapping[MonitorName, Detector] = {
     "mahalanobis": mahalanobis,
     "probe": probe,
 }
+# A token that set the threshold and comes again must not ring by rounding.
+MARGIN = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,8 @@ def calibrated(
         for site, sides in seen.items():
             for worst_E, resid_ND in zip(worst_2E, sides, strict=True):
                 worst_E.scatter_reduce_(0, prompt_N, scores[site](resid_ND), "amax")
-    entering, leaving = worst_2E.sort(1).values[:, rank - 1].tolist()
+    worst_2 = worst_2E.sort(1).values[:, rank - 1]
+    entering, leaving = (worst_2 + MARGIN * worst_2.abs()).tolist()
     return Monitor(scores, {True: entering, False: leaving})
 
 

@@ -78,12 +78,13 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
         UserError: the plugins do not fit the target, or the model computes NaN.
     """
     target, task, defense = setting.target, setting.task, setting.defense
-    for split in get_args(Split):  # some ask the clean model, and only once: it is no row's cost
+    progress(f"{task.label}: fitting {defense.name}", 0, 1)
+    # What a task does once for all its variants and for whoever asks first is no row's cost.
+    for split in get_args(Split):
         task.examples(target, split)
+    task.fit(target, target.site_for(task.name, defense.config.site))
     meter = Meter()
     with meter.counting():
-        progress(f"{task.label}: fitting {defense.name}", 0, 1)
-        task.fit(target, target.site_for(task.name, defense.config.site))
         examples = evaluation_examples(setting)
         fit(setting)
         checks = preflight(setting, examples)

@@ -150,7 +150,7 @@ def test_what_one_process_began_others_go_on_with(
 
 
 def test_real_tasks_cost_and_find_the_same_side_by_side(tmp_path: Path) -> None:
-    options = {"tasks": ["ioi", "unlearning"], "limit": 4, "attack_config": {"steps": 2}}
+    options = {"tasks": ["tpp", "unlearning"], "limit": 2, "attack_config": {"steps": 2}}
     spec = requested((), options, ())
     made = execute(spec, tmp_path / "alone")
     execute(spec, tmp_path / "together", sharing=Sharing(2))

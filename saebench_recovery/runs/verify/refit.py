@@ -14,6 +14,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import silent
 from saebench_recovery.results.consistency import COUNTED, StoredRun
 from saebench_recovery.runs.plan import Matchup
+from saebench_recovery.runs.verify.identity import same_harness
 from saebench_recovery.runs.verify.report import Findings, Place
 from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.scoring.journal import Chunk, Written
@@ -77,8 +78,10 @@ def refitted(
     pairs = [flat(f.model_dump(mode="json", exclude=skipped)) for f in (facts, found)]
     for name in dict.fromkeys([*pairs[0], *pairs[1]]):
         place.close(f"facts.{name}", pairs[0].get(name), pairs[1].get(name), FLOOR)
-    # What the search learned beside its chunks depends on how many flips the memory holds.
-    for role in ("attack", "scoring") if not facts.examples.learned else ():
+    # Another version may take other passes to the same figures, and what the search learned beside
+    # its chunks depends on how many flips the memory holds.
+    comparable = same_harness(stored.result) and not facts.examples.learned
+    for role in ("attack", "scoring") if comparable else ():
         costs = [getattr(f.compute, role) for f in (facts, found)]
         for name in COUNTED:
             values = [getattr(cost, name) for cost in costs]
