@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from saebench_recovery.base.plugin import PLUGIN_FILES
 from saebench_recovery.cli import progress
 from tests.fake_engine import Engine
 
@@ -44,6 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def whole(request: pytest.FixtureRequest) -> bool:
     """Whether all cases are wanted of what the suite tries by sample."""
     return bool(request.config.getoption("--whole"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_plugin_files() -> None:
+    """Beside code of others, what a test puts in the place of a part of the package is named.
+
+    So the files that tests of another module have imported are not to be seen here.
+    """
+    for name in [name for name in sys.modules if name.startswith(PLUGIN_FILES)]:
+        del sys.modules[name]
 
 
 @pytest.fixture
