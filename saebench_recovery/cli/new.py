@@ -39,11 +39,11 @@ def new(
     name = stem.replace("_", "-")
     if name in registry.listing(cast(Kind, kind)):
         raise UserError(f"{kind} name {name!r} is taken; choose another file name")
-    made = stem.title().replace("_", "")
-    if keyword.iskeyword(made) or re.search(rf"\b{made}\b", text):
+    made, own = stem.title().replace("_", ""), f"My{kind.capitalize()}"
+    if keyword.iskeyword(made) or re.search(rf"\b{made}\b", text.replace(own, "")):
         raise UserError(f"a class {made!r} would hide what plugins use; choose another file name")
     text = text.replace(f"my_{kind}.py", file.name).replace(f"my-{kind}", name)
-    text = text.replace(f"My{kind.capitalize()}", made)
+    text = text.replace(own, made)
     try:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)
