@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from saebench_recovery.base.plain_tensors import PLAIN
+
 KIND = "lazy"  # a type of device that every build of torch names and none has
 FIRST, SECOND = f"{KIND}:0", f"{KIND}:1"
 _float64 = True
@@ -48,6 +50,9 @@ class Placed(Tensor):
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return _run(function, args, kwargs or {})
+
+
+PLAIN.add(Placed)
 
 
 class _Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ what is computed at each step is computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,6 +22,14 @@ def has_float64(device: torch.device) -> bool:
 def finest(device: torch.device) -> torch.dtype:
     """The most precise floating-point type of a device."""
     return torch.float64 if has_float64(device) else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Products in the tensors' own precision, also inside of a pass that rounds them."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def fine(tensor: Tensor) -> Tensor:

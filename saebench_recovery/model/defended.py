@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.plugin import PluginError
+from saebench_recovery.base.precision import without_autocast
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.backward import Backward, passed_by
 from saebench_recovery.model.batch import Batch
@@ -110,7 +111,7 @@ class DefendedModel:
         def edit(resid_RQD: Tensor) -> Tensor:
             # Rounded to a bfloat16 model's precision, a delta would move latents that it must not.
             before = resid_RQD.float()
-            with torch.autocast(before.device.type, enabled=False):
+            with without_autocast(before.device):
                 return at_site(before).to(resid_RQD.dtype)
 
         def at_site(before: Tensor) -> Tensor:

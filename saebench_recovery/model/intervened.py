@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import Parameter
+
+from saebench_recovery.base.plain_tensors import is_plain
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,8 @@ def fault_of(returned: object, resid: Tensor) -> Fault | None:
     """What is wrong with what came back for a residual [B, T, D]; looks at no value."""
     if returned is None:
         return Fault("returns-none", "returned None, not a residual; does it end without a return?")
-    # A class of its own could calculate as it likes.
-    if type(returned) not in (Tensor, Parameter):
+    if not (isinstance(returned, Tensor) and is_plain(returned)):
         return Fault("wrong-type", f"returned a {type(returned).__name__}, not a plain tensor")
-    assert isinstance(returned, Tensor)
     if returned.shape != resid.shape:
         shapes = f"{list(returned.shape)} for a residual of shape {list(resid.shape)}"
         return Fault("wrong-shape", f"returned the shape {shapes}")

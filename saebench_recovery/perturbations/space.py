@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from saebench_recovery.base.plain_tensors import is_plain
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.examples import Example
@@ -38,7 +39,6 @@ class Reach(Protocol):
     def positions(self, task: Any, example: Example) -> tuple[int, ...]: ...
 
 
-PLAIN = (Tensor, torch.nn.Parameter, dict)
 Shape = TypeVar("Shape", bound=Perturbation)
 Lessons = tuple[tuple[Example, ...], tuple[Example, ...]]
 """Selection examples to learn the behaviour from, and the same ones with wrong answers."""
@@ -195,8 +195,8 @@ def checked_shape(perturbation: Perturbation, wanted: type[Shape]) -> Shape:
         )
     for held in vars(perturbation).values():
         for value in (held, *(held.values() if isinstance(held, Mapping) else ())):
-            own = isinstance(value, Tensor | Mapping) and type(value) not in PLAIN
-            if own:
+            tensor, mapping = isinstance(value, Tensor), isinstance(value, Mapping)
+            if (tensor and not is_plain(value)) or (mapping and type(value) is not dict):
                 raise TypeError(f"the attack returned a {type(value).__name__} of its own")
     return perturbation
 
