@@ -232,3 +232,17 @@ def test_a_defense_without_latents_is_refused_in_one_line() -> None:
     made: Defense = weak(NoLatents)
     with pytest.raises(UserError, match="declares no latents"):
         run(made, orthogonal())
+
+
+class AsksForHiddenStates(Clamp):
+    """What a user's fit may do: the library then leaves hooks of its own on the model."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        example = task.examples(target, "selection")[0]
+        target.model(torch.tensor([example.prompt]), output_hidden_states=True)
+
+
+def test_asking_for_hidden_states_is_no_change() -> None:
+    defense = AsksForHiddenStates(Clamp.Config(latents=4))
+    assert "target-changed" not in run(defense, orthogonal()).row.flag_names
