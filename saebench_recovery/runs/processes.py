@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -111,6 +111,16 @@ class Processes(Generic[Piece, Answer]):
     environments: Sequence[Environment]
     begin: Callable[[Tell], Callable[[Piece], Answer]]
     hear: Tell = lambda what: None
+    _ahead: deque[_Worker[Piece]] = field(default_factory=deque)
+
+    def start(self, most: int) -> None:
+        """Let processes begin before what they are to do is known, `most` of them at most."""
+        self._ahead.extend(self._started(place) for place in self.environments[:most])
+
+    def stop(self) -> None:
+        """End those that were started and given nothing."""
+        _end(self._ahead)
+        self._ahead.clear()
 
     def answers(self, groups: Sequence[Sequence[Piece]]) -> Iterator[tuple[Piece, Answer | Death]]:
         """Each piece with its answer, in any order, as they come; a group is of one process.
@@ -119,7 +129,11 @@ class Processes(Generic[Piece, Answer]):
             UserError: a process cannot begin.
         """
         waiting = deque(groups)
-        workers = [self._started(place) for place in self.environments[: len(waiting)]]
+        workers = [
+            self._ahead.popleft() if self._ahead else self._started(place)
+            for place in self.environments[: len(waiting)]
+        ]
+        self.stop()
         try:
             while workers:
                 ready = wait([worker.connection for worker in workers])
@@ -144,9 +158,7 @@ class Processes(Generic[Piece, Answer]):
                         worker.dismiss()
                         workers.remove(worker)
         finally:
-            for worker in workers:  # of work that is stopped
-                worker.process.terminate()
-                worker.process.join()
+            _end(workers)  # of work that is stopped
 
     def _started(self, environment: Environment) -> _Worker[Piece]:
         context = get_context("spawn")  # a fork of a process with threads may hang
@@ -157,6 +169,12 @@ class Processes(Generic[Piece, Answer]):
             process.start()
         theirs.close()  # so that its death ends the pipe
         return _Worker(process, ours, environment)
+
+
+def _end(workers: Iterable[_Worker[Piece]]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+        worker.process.join()
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from saebench_recovery import registry
 from saebench_recovery.base import named_code
@@ -29,13 +29,10 @@ from saebench_recovery.results.store import (
 from saebench_recovery.runs.plan import Matchup, Plan, check_names
 from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sharing import ALONE, Sharing
+from saebench_recovery.runs.tasks import SideBySide
 from saebench_recovery.schema import Facts, RunResult, RunState
 from saebench_recovery.spec import OPTIONS, RunSpec
 from saebench_recovery.targets.presets import PARTS
-
-if TYPE_CHECKING:
-    from saebench_recovery.runs.tasks import Evaluated
-    from saebench_recovery.targets.target import Target
 
 POSITIONAL = ("target", "defense", "attack", "tasks")
 PLUGINS: dict[str, Kind] = {"defense": "defense", "attack": "attack", "tasks": "task"}
@@ -256,6 +253,13 @@ class _Work:
     def _evaluated(self, earlier: RunState | None, facts: Mapping[str, Facts]) -> RunState:
         """The state with the facts of every task, stored after each of them."""
         self.progress("loading", 0, 1)
+        missing = [task for task in self.matchups if task not in facts]
+        with SideBySide(self.plan, missing, self.sharing, self.journal, self.progress) as work:
+            return self._scored(work, earlier, dict(facts))
+
+    def _scored(
+        self, work: SideBySide, earlier: RunState | None, facts: dict[str, Facts]
+    ) -> RunState:
         # It imports torch and transformers, which a complete run does without.
         from saebench_recovery.runs.provenance import provenance
 
@@ -265,7 +269,6 @@ class _Work:
         # Before the first task is scored: data that cannot be read must not cost finished work.
         made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
         commits = dict(earlier.provenance.commits) if earlier else {}
-        facts = dict(facts)
 
         def state() -> RunState:
             made = {"commits": commits, "seconds": time.monotonic() - started}
@@ -278,34 +281,8 @@ class _Work:
             )
 
         write_model(self.place / STATE, state())
-        for found in self._each([task for task in self.matchups if task not in facts], target):
+        for found in work.each(self.shared):
             facts[found.task] = found.facts
             commits |= {**target.commits, **found.commits}
             write_model(self.place / STATE, state())
         return state()
-
-    def _each(self, tasks: Sequence[str], target: Target) -> Iterator[Evaluated]:
-        # It imports torch too.
-        from saebench_recovery.runs.tasks import SideBySide, one_after_another
-
-        limit = self.plan.spec.limit
-        evaluation = {
-            task: len(matchup.task.examples(target, "evaluation")[:limit])
-            for task, matchup in self.matchups.items()
-        }
-        # Of all tasks, also those that are done: as many threads give the same bits.
-        places = self.sharing.places(
-            target.device,
-            groups=len(self.matchups),
-            flips=sum(evaluation.values()),
-            loaded_bytes=target.model_bytes,
-        )
-        if not places:
-            return one_after_another(self.plan, self.shared, tasks, self.journal, self.progress)
-        work = SideBySide(self.plan, places, self.sharing.prepare(), self.journal, self.progress)
-
-        def cost(task: str) -> tuple[int, int]:
-            return self.matchups[task].task.new_tokens, evaluation[task]
-
-        # What takes longest comes first, so that it is not waited for alone.
-        return work.each(sorted(tasks, key=cost, reverse=True))

@@ -6,13 +6,14 @@ Processes only compute. What is to be kept goes to the one that began them, the 
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import one_line
@@ -20,8 +21,9 @@ from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.results.chunks import RunJournal, read_failures, read_log, written_in
 from saebench_recovery.results.packed import Packed, pack
 from saebench_recovery.runs.plan import Plan
-from saebench_recovery.runs.processes import Death, Environment, Processes, Tell
+from saebench_recovery.runs.processes import Death, Processes, Tell
 from saebench_recovery.runs.shared import Shared
+from saebench_recovery.runs.sharing import Sharing
 from saebench_recovery.schema import Facts, StoredFailure
 from saebench_recovery.scoring.journal import Chunk, Journal, Written
 
@@ -69,32 +71,66 @@ def one_after_another(
         yield evaluated(plan, shared, task, journal, told)
 
 
-@dataclass
 class SideBySide:
     """Evaluates tasks in processes, each of which takes one task at a time.
 
-    `prepare` is called in each of them first.
+    Processes that will be wanted whatever the target's size begin at once, so that they import
+    while this one loads. To be left as a context is, which ends them.
     """
 
-    plan: Plan
-    places: Sequence[Environment]
-    prepare: Callable[[], None]
-    journal: RunJournal
-    progress: Progress
+    def __init__(
+        self,
+        plan: Plan,
+        tasks: Sequence[str],
+        sharing: Sharing,
+        journal: RunJournal,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._tasks, self._sharing = plan, tasks, sharing
+        self._journal, self._progress = journal, progress
+        self._shares = {task: float(task not in tasks) for task in plan.matchups}
+        limit = plan.spec.limit
+        self._processes = self._among(
+            flips=sys.maxsize if limit is None else limit * len(plan.matchups), loaded_bytes=0
+        )
+        self._processes.start(len(tasks))
 
-    def __post_init__(self) -> None:
-        self._shares = dict.fromkeys(self.plan.matchups, 1.0)
+    def __enter__(self) -> Self:
+        return self
 
-    def each(self, tasks: Sequence[str]) -> Iterator[Evaluated]:
-        """Evaluate tasks, begun in this order; they come in any.
+    def __exit__(self, *raised: object) -> None:
+        self._processes.stop()
+
+    def each(self, shared: Shared) -> Iterator[Evaluated]:
+        """Evaluate the tasks, what takes longest first; they come in any order.
+
+        They are done here, one after the other, where this process is enough.
 
         Raises:
             UserError: see `evaluated`, or a process ended.
         """
-        self._shares |= dict.fromkeys(tasks, 0.0)
-        begin = partial(_begun, self.prepare, self.plan.fresh(), self.journal.folder)
-        work = Processes[str, Evaluated | Exception](self.places, begin, self._hear)
-        for task, answer in work.answers([[task] for task in tasks]):
+        target, matchups = shared.target(self._plan), self._plan.matchups
+        limit = self._plan.spec.limit
+        flips = {
+            task: len(matchup.task.examples(target, "evaluation")[:limit])
+            for task, matchup in matchups.items()
+        }
+        wanted = self._among(flips=sum(flips.values()), loaded_bytes=target.model_bytes)
+        if wanted.environments != self._processes.environments:
+            self._processes.stop()
+            self._processes = wanted
+        if not wanted.environments:
+            yield from one_after_another(
+                self._plan, shared, self._tasks, self._journal, self._progress
+            )
+            return
+
+        def cost(task: str) -> tuple[int, int]:
+            return matchups[task].task.new_tokens, flips[task]
+
+        # What takes longest comes first, so that it is not waited for alone.
+        groups = [[task] for task in sorted(self._tasks, key=cost, reverse=True)]
+        for task, answer in self._processes.answers(groups):
             if isinstance(answer, Death):
                 raise UserError(
                     f"{task}: its process ended ({answer.how}); what was done is kept; if memory "
@@ -104,16 +140,30 @@ class SideBySide:
                 raise answer
             yield answer
 
+    def _among(self, *, flips: int, loaded_bytes: int) -> Processes[str, Evaluated | Exception]:
+        """The processes for so much work, not begun.
+
+        Of all tasks, also those that are done: as many threads give the same bits.
+        """
+        places = self._sharing.places(
+            self._plan.spec.device,
+            groups=len(self._plan.matchups),
+            flips=flips,
+            loaded_bytes=loaded_bytes,
+        )
+        begin = partial(_begun, self._sharing.prepare(), self._plan.fresh(), self._journal.folder)
+        return Processes(places, begin, self._hear)
+
     def _hear(self, told: Packed | StoredFailure | _Progress) -> None:
         if isinstance(told, Packed):
-            self.journal.keep(told)
+            self._journal.keep(told)
         elif isinstance(told, StoredFailure):
-            self.journal.fail(told.task, told.attack, told.line)
+            self._journal.fail(told.task, told.attack, told.line)
         else:
             self._shares[told.task] = told.share
             done = sum(share == 1 for share in self._shares.values())
             what = f"{done} of {len(self._shares)} tasks done, {told.what}"
-            self.progress(what, sum(self._shares.values()), len(self._shares))
+            self._progress(what, sum(self._shares.values()), len(self._shares))
 
 
 @dataclass(frozen=True)
@@ -148,6 +198,8 @@ def _begun(
 ) -> Callable[[str], Evaluated | Exception]:
     """What evaluates one task after the other, and shares between them."""
     prepare()
+    import saebench_recovery.scoring.evaluate  # noqa: F401 -- slow, and there is nothing to do yet
+
     shared, journal = Shared(), _ToldJournal(folder, tell)
 
     def answer(task: str) -> Evaluated | Exception:
