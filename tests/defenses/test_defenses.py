@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,7 +19,7 @@ from saebench_recovery import registry
 from saebench_recovery.base.catalogue import BUILT_IN
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import Defense
+from saebench_recovery.interfaces import Defense, Example, Split
 from saebench_recovery.perturbations.constraints import Tangent, gradients
 from saebench_recovery.sae.latents import Dictionary
 from saebench_recovery.selection.latent_scores import content_residuals
@@ -29,6 +29,11 @@ from tests.tiny import SITES, WIDTH, TinyTask, shared_target, tiny_dictionary, t
 DEFENSES = tuple(BUILT_IN["defense"])
 SITE, LATER = map(Site.parse, SITES)
 NORMALISING = ("layer_norm", "constant_norm_rescale")
+
+
+class NothingRetained(TinyTask):
+    def examples(self, target: Target, split: Split) -> Sequence[Example]:
+        return [] if split == "retain" else super().examples(target, split)
 
 
 def made(name: str, **config: Any) -> Defense:
@@ -228,6 +233,23 @@ class TestConditional:
         threshold = defense._threshold[SITE]
         share, lower = ((loud_N > t).double().mean() for t in (threshold, 0.99 * threshold))
         assert share <= opens < lower
+
+    def test_a_direction_opens_it_where_selection_prompts_are_told_from_retained_ones(self) -> None:
+        target, task = shared_target("llama"), TinyTask()
+        defense = made("conditional", gate="direction", opens=0.02)
+        defense.fit(target, task)
+        assert isinstance(defense, Conditional)
+        open_share = {}
+        for split in ("selection", "retain"):
+            prompts = [e.prompt for e in task.examples(target, split)]
+            x = torch.cat([x for _, x in content_residuals(target, SITE, prompts)])[None]
+            changed = (defense.intervene(SITE, x) != x).any(-1)
+            open_share[split] = float(changed.double().mean())
+        assert open_share["retain"] <= 0.02 < 0.3 < open_share["selection"]
+
+    def test_a_direction_needs_something_to_tell_apart(self) -> None:
+        with pytest.raises(UserError, match="nothing to tell apart"):
+            made("conditional", gate="direction").fit(shared_target("llama"), NothingRetained())
 
 
 class TestPairedShift:
