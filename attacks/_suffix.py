@@ -20,6 +20,11 @@ class SuffixAttack(Attack):
             description="from an ordinary token, repeated, and for what is not done from random "
             "suffixes; an allowance of FLOPs is spent on the first",
         )
+        drift_penalty: float = Field(
+            default=0.0,
+            ge=0,
+            description="cost of moving the defended latents by their own norm, in clean margins",
+        )
 
     config: Config
 

@@ -23,7 +23,7 @@ ASCENT: dict[str, Any] = TASK | {
     "through": "defense",
 }
 EXACT = {"method": "exact", "refresh": 10, "drift": 0.02, "directions": 16, "weight": 1.0}
-SOFT = {"length": 8, "starts": 1, "steps": 20, "lr": 0.2, "margin": 1.0, "obfuscation": 1.0}
+SOFT = {"length": 8, "starts": 1, "steps": 20, "lr": 0.2, "margin": 1.0, "drift_penalty": 1.0}
 TOKENS = {
     "length": 8,
     "starts": 1,

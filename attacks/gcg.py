@@ -54,11 +54,6 @@ class GreedyCoordinateGradient(SuffixAttack):
         margin: float = Field(
             default=0.5, gt=0, description="stop at this share of the clean model's own margin"
         )
-        drift_penalty: float = Field(
-            default=0.0,
-            ge=0,
-            description="cost of moving the defended latents by their own norm, in clean margins",
-        )
 
         @property
         def each(self) -> int:

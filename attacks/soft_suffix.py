@@ -33,17 +33,12 @@ class SoftSuffixAscent(SuffixAttack):
         margin: float = Field(
             default=1.0, gt=0, description="stop at this share of the clean model's own margin"
         )
-        obfuscation: float = Field(
-            default=0.0,
-            ge=0,
-            description="cost of moving the defended latents by their own norm, in clean margins",
-        )
 
     config: Config
 
     def search(self, problem: Problem) -> ResidualDelta:
         config = self.config
-        problem = SuffixEmbeddings.penalised(problem, config.obfuscation, config.margin)
+        problem = SuffixEmbeddings.penalised(problem, config.drift_penalty, config.margin)
         ascent = ResidualAscent.Config(steps=config.steps, lr=config.lr, margin=config.margin)
         found = ascend(problem, ascent)
         for number in self.restarts(problem):

@@ -24,7 +24,7 @@ from saebench_recovery.model.meter import Meter, Trail
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Judge
 from saebench_recovery.perturbations.drift import DriftRule
-from saebench_recovery.perturbations.obfuscation import DriftPenalty
+from saebench_recovery.perturbations.drift_penalty import DriftPenalty
 
 T = TypeVar("T")
 LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept, evenly over all

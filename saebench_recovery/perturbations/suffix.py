@@ -20,7 +20,7 @@ from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.roles import Judge
-from saebench_recovery.perturbations.obfuscation import DriftPenalty
+from saebench_recovery.perturbations.drift_penalty import DriftPenalty
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.retokenise import vocabulary
 from saebench_recovery.perturbations.space import Posing

@@ -221,11 +221,11 @@ def test_a_suffix_cannot_move_what_comes_before_it(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("kind", ["soft", "tokens"])
-def test_obfuscation_lowers_drift(kind: str) -> None:
+def test_a_drift_penalty_lowers_drift(kind: str) -> None:
     def attack(weight: float) -> Attack:
         if kind == "tokens":
             return gcg(drift_penalty=weight)
-        return Soft(Soft.Config(length=LENGTH, steps=10, obfuscation=weight))
+        return Soft(Soft.Config(length=LENGTH, steps=10, drift_penalty=weight))
 
     without, held = (run(attack(weight), limit=32, budget=2.0) for weight in (0.0, 3.0))
     drifts = [[line.drift["readout"]["l2"] for line in r.records] for r in (without, held)]

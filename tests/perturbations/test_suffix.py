@@ -151,10 +151,10 @@ def displaced(problem: Problem, size: float = 0.5) -> SoftSuffix:
     return replace(bare, values=values)
 
 
-@pytest.mark.parametrize("obfuscation", [0.0, 2.0])
+@pytest.mark.parametrize("drift_penalty", [0.0, 2.0])
 @every_shape
-def test_soft_gradients_are_finite_differences(shape: str, obfuscation: float) -> None:
-    problem = SuffixEmbeddings.penalised(posed("gpt2", shape, "embeddings"), obfuscation, 100.0)
+def test_soft_gradients_are_finite_differences(shape: str, drift_penalty: float) -> None:
+    problem = SuffixEmbeddings.penalised(posed("gpt2", shape, "embeddings"), drift_penalty, 100.0)
     soft = displaced(problem)
     _, grads = problem.gradient(soft)
     (value,), (grad,) = soft.values.values(), grads.values()
