@@ -58,10 +58,13 @@ def rank(
       saebench leaderboard runs/* --out leaderboards/
       saebench leaderboard leaderboards/evidence/*
     """
+    from saebench_recovery.base.uncollected import uncollected
     from saebench_recovery.results.leaderboard import build
     from saebench_recovery.results.pages import write_boards
 
-    for path in write_boards(build(runs), out, parquet=parquet):
+    with uncollected():
+        written = write_boards(build(runs), out, parquet=parquet)
+    for path in written:
         print(printable(str(path)))
 
 

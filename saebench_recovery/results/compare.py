@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.notebook import Shown
+from saebench_recovery.base.uncollected import uncollected
 from saebench_recovery.results import circumstances
 from saebench_recovery.results.named_run import NamedRun, read_runs
 from saebench_recovery.results.paired import PairedDifference, paired_difference
@@ -59,6 +61,7 @@ class Comparisons(tuple[Comparison, ...], Shown):
     __slots__ = ()
 
 
+@uncollected()
 def compare(
     runs: Sequence[str | Path | NamedRun],
     *,
@@ -120,6 +123,7 @@ class _CommonFlips:
     records: Sequence[Record]
     flops: float | None
 
+    @cached_property
     def values(self) -> dict[str, Values]:
         """Of every measure, and the drift, each flip's own value.
 
@@ -160,6 +164,10 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     differences = _differences(flips, [run.name for run in compared])
     unequal = [*circumstances.differences(runs), *_other_flips(compared, len(common))]
     costs = _unequal_costs(compared)
+    of_run = {run.name: list[PairedDifference]() for run in compared}
+    for pair in differences:
+        of_run[pair.run].append(pair)
+    in_what = [line.partition(": ")[0] for line in unequal]
     return Comparison(
         task=task,
         flips=len(common),
@@ -172,9 +180,9 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
             verdict(
                 compared[0].name,
                 run.name,
-                [pair for pair in differences if pair.run == run.name],
+                of_run[run.name],
                 _cost(compared[0], run, limit),
-                [line.partition(": ")[0] for line in unequal],
+                in_what,
             )
             for run in compared[1:]
         ),
@@ -182,7 +190,7 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
 
 
 def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
-    values, clusters = flips.values(), _clusters(flips)
+    values, clusters = flips.values, _clusters(flips)
     return ComparedRun(
         name=name,
         identity=flips.run.run.identity,
@@ -201,7 +209,7 @@ def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
 def _differences(flips: Sequence[_CommonFlips], names: Sequence[str]) -> list[PairedDifference]:
     """Every run beside the first one, on every measure that means the same in all."""
     clusters = _clusters(flips[0])
-    first, *others = [own.values() for own in flips]
+    first, *others = [own.values for own in flips]
     kinds = {own.run.row.perturbation.kind for own in flips}
     mixed = {m.name for m in measures.MEASURES if m.per_space and len(kinds) > 1}
     paired = [

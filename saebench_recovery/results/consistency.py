@@ -6,13 +6,13 @@ intervals are only held to their order. `runs.verify` adds up whole rows and rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import check_file
@@ -37,6 +37,7 @@ from saebench_recovery.scoring.suite import standings, unbroken, worst_case
 from saebench_recovery.spec import RunSpec
 
 ROUNDING = 1e-9  # relative, of sums that are added up in another order
+LEAVES = {str, int, float, bool, type(None)}
 COUNTED = ("forward", "backward", "token_layers", "flops")
 # What a row repeats of the facts, and the facts of the spec.
 FROM_FACTS = tuple(
@@ -144,14 +145,18 @@ def _impossible(row: Row) -> Iterator[Mismatch]:
 
 
 def _summaries(value: Any, field: str) -> Iterator[tuple[str, Rate | Mean]]:
-    """Every rate and mean of a row with its place."""
-    if isinstance(value, (Rate, Mean)):
-        yield field, value
-        return
-    inside: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, tuple) else value
-    for name, one in inside.items() if isinstance(inside, dict) else inside:
-        if isinstance(one, (BaseModel, dict, tuple)):  # leaves are the most by far
-            yield from _summaries(one, f"{field}.{name}".lstrip("."))
+    """Every rate and mean inside a row, or inside a part of it, with its place."""
+    inside = enumerate(value) if isinstance(value, tuple) else _named(value).items()
+    for name, one in inside:
+        kind = type(one)  # `isinstance` takes five times as long, and most values are leaves
+        if kind is Rate or kind is Mean:
+            yield f"{field}{name}", one
+        elif kind not in LEAVES:
+            yield from _summaries(one, f"{field}{name}.")
+
+
+def _named(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else vars(value)
 
 
 def _wrong_rate(rate: Rate) -> str:

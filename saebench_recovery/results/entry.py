@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,32 +122,29 @@ def _sources(run: TaskRun) -> dict[str, str]:
     return found
 
 
-def labels(entries: Sequence[Entry], kind: str) -> Callable[[Entry], str]:
+def labels(entries: Sequence[Entry], kind: str) -> list[str]:
     """What each entry's defense or attack is called among these.
 
     Its name, settings in which namesakes differ, and of a plugin always its source's hash: so two
     versions are never called the same.
     """
-    values: dict[str, dict[str, set[str]]] = {}
-    count: Counter[str] = Counter()
+    names: list[str] = [getattr(entry.row, kind) for entry in entries]
+    versions = [_told_apart_by(entry, kind) for entry in entries]
+    values: dict[tuple[str, str], set[str]] = {}
     having: Counter[tuple[str, str]] = Counter()
-    for entry in entries:
-        name = getattr(entry.row, kind)
-        count[name] += 1
-        for key, value in _told_apart_by(entry, kind).items():
-            values.setdefault(name, {}).setdefault(key, set()).add(value)
+    for name, version in zip(names, versions, strict=True):
+        for key, value in version.items():
+            values.setdefault((name, key), set()).add(value)
             having[name, key] += 1
+    count = Counter(names)
 
-    def label(entry: Entry) -> str:
-        name: str = getattr(entry.row, kind)
-        differing = [
-            f"{key}={value}"
-            for key, value in _told_apart_by(entry, kind).items()
-            if key == "source" or len(values[name][key]) > 1 or having[name, key] < count[name]
-        ]
-        return " ".join([name, *differing])
+    def differs(name: str, key: str) -> bool:
+        return key == "source" or len(values[name, key]) > 1 or having[name, key] < count[name]
 
-    return label
+    return [
+        " ".join([name, *(f"{k}={value}" for k, value in version.items() if differs(name, k))])
+        for name, version in zip(names, versions, strict=True)
+    ]
 
 
 def _told_apart_by(entry: Entry, kind: str) -> dict[str, str]:

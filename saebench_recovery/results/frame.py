@@ -10,6 +10,7 @@ from pandas import DataFrame
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.base.uncollected import uncollected
 from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.results.store import RESULT
 from saebench_recovery.results.summary import estimate_columns, worst_drift
@@ -21,6 +22,7 @@ NORMS = ("median_norm_recovers", "median_norm_injects", "recovery_advantage")
 SIDE_EFFECTS = ("retain_known", "retain_kept", "kl", "ce_increase")
 
 
+@uncollected()
 def load_runs(folder: str | Path) -> DataFrame:
     """All complete runs in a folder as a data frame, a line for each row.
 

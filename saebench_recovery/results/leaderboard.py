@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from saebench_recovery.base.settings import canonical_json
+from saebench_recovery.base.uncollected import uncollected
 from saebench_recovery.results.entry import Entry, Scored, read_entries
 from saebench_recovery.results.ranked import Pair, in_order, ranked
 from saebench_recovery.results.standings import DefenseStanding
@@ -54,6 +55,7 @@ class Leaderboard(Stored):
     groups: tuple[Group, ...]
 
 
+@uncollected()
 def build(runs: Sequence[Path]) -> list[Leaderboard]:
     """Rank what stands in the folders of complete runs; their order does not matter.
 

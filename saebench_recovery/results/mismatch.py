@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -30,19 +30,24 @@ class Mismatch(Stored):
 
 def differing(
     field: str, stored: Any, found: Any, *, task: str = "", example: str = ""
-) -> Iterator[Mismatch]:
+) -> Sequence[Mismatch]:
     """A mismatch for every leaf in which two values differ."""
     if stored == found:
-        return  # most are; making them plain takes longer than all else that reading a run does
+        return ()  # most are; making them plain takes longer than all else that reading a run does
     stored, found = _plain(stored), _plain(found)
     if isinstance(stored, dict) and isinstance(found, dict):
-        for name in dict.fromkeys([*stored, *found]):
-            pair = stored.get(name), found.get(name)
-            yield from differing(f"{field}.{name}", *pair, task=task, example=example)
-    elif stored != found:
-        yield Mismatch(
-            task=task, example=example, field=field, stored=shown(stored), found=shown(found)
-        )
+        return [
+            mismatch
+            for name in dict.fromkeys([*stored, *found])
+            for mismatch in differing(
+                f"{field}.{name}", stored.get(name), found.get(name), task=task, example=example
+            )
+        ]
+    if stored == found:
+        return ()
+    return [
+        Mismatch(task=task, example=example, field=field, stored=shown(stored), found=shown(found))
+    ]
 
 
 def shown(value: Any) -> str:

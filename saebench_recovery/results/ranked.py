@@ -71,18 +71,17 @@ def _table(
 ) -> tuple[dict[str, dict[str, list[Scored]]], Demand]:
     """Entries by the labels of defense and attack, at most one for each target of the task."""
     every = [scored.entry for scored in entries]
-    defense, attack = labels(every, "defense"), labels(every, "attack")
+    attacks = labels(every, "attack")
     table: dict[str, dict[str, dict[str, Scored]]] = {}
-    for scored in entries:
-        of_attack = table.setdefault(defense(scored.entry), {})
-        of_task = of_attack.setdefault(attack(scored.entry), {})
+    for scored, defense, attack in zip(entries, labels(every, "defense"), attacks, strict=True):
+        of_task = table.setdefault(defense, {}).setdefault(attack, {})
         earlier = of_task.get(scored.row.task)
         if earlier is None or _stronger(scored, earlier):
             of_task[scored.row.task] = scored
     demand = Demand(
         tasks=tuple(sorted({entry.row.task for entry in every})),
-        attacks=tuple(sorted({attack(entry) for entry in every})),
-        counted=counted_attacks(entries, {entry.identity: attack(entry) for entry in every}),
+        attacks=tuple(sorted(set(attacks))),
+        counted=counted_attacks(entries, attacks),
     )
     return {
         name: {a: [of_task[t] for t in sorted(of_task)] for a, of_task in of_attack.items()}

@@ -207,15 +207,18 @@ def _freedom_hurts(rows: Sequence[Row]) -> bool:
     )
 
 
-def counted_attacks(entries: Sequence[Scored], label: Mapping[str, str]) -> tuple[str, ...]:
-    """The attacks that ranks go by, by their labels; see `Demand`.
+def counted_attacks(entries: Sequence[Scored], labels: Sequence[str]) -> tuple[str, ...]:
+    """The attacks that ranks go by, by their labels, one for each entry; see `Demand`.
 
     Of several versions of the standard suite, the latest counts.
     """
     suites = {s.row.attack for s in entries if s.entry.standard_suite}
-    if suites:
-        latest = max(suites, key=lambda name: (len(name), name))
-        chosen = [s for s in entries if s.entry.standard_suite and s.row.attack == latest]
-    else:
-        chosen = [s for s in entries if s.row.attack not in CONTROLS]
-    return tuple(sorted({label[s.entry.identity] for s in chosen}))
+    latest = max(suites, key=lambda name: (len(name), name), default=None)
+
+    def counts(one: Scored) -> bool:
+        if latest is None:
+            return one.row.attack not in CONTROLS
+        return one.entry.standard_suite and one.row.attack == latest
+
+    pairs = zip(entries, labels, strict=True)
+    return tuple(sorted({label for one, label in pairs if counts(one)}))

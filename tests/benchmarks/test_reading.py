@@ -1,13 +1,15 @@
 """What a board and a comparison cost, in what must not grow: how often each file is read.
 
-`python -m pytest tests/benchmarks/test_reading.py --benchmark-only` times a board of 5,000 rows.
+`python -m pytest tests/benchmarks/test_reading.py --benchmark-only` times 5,000 rows.
 """
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from saebench_recovery import run
 from saebench_recovery.results.compare import compare
+from saebench_recovery.results.frame import load_runs
 from saebench_recovery.results.leaderboard import build
 
 ROWS = 5_000
@@ -55,16 +58,52 @@ def test_a_comparison_reads_each_file_once(
     assert len(reads) == 8
 
 
-@pytest.mark.benchmark(timer=time.process_time)
-def test_board(stored: Path, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize("read", [build, compare, lambda runs: load_runs(runs[0].parent)])
+def test_nothing_looks_for_garbage_meanwhile(
+    read: Callable[[list[Path]], object], stored: Path, tmp_path: Path
+) -> None:
+    """With thousands of runs in memory that would take longer than all else."""
+    runs = _copies(stored, tmp_path, 2)
+    phases: list[str] = []
+
+    def heard(phase: str, info: dict[str, int]) -> None:
+        phases.append(phase)
+
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.callbacks.append(heard)
+    try:
+        gc.set_threshold(50)
+        read(runs)
+        gc.set_threshold(0)
+    finally:
+        gc.callbacks.remove(heard)
+        gc.set_threshold(*thresholds)
+    assert phases.count("start") <= 1  # one when it is over
+
+
+def _copies(stored: Path, place: Path, count: int) -> list[Path]:
     """As many runs of one row, alike but for their identities and seeds."""
     runs = []
-    for number in range(ROWS):
-        folder = tmp_path / f"{number:016x}"
+    for number in range(count):
+        folder = place / f"{number:016x}"
         shutil.copytree(stored, folder)
         for name in ("result.json", "run.json"):
             text = (folder / name).read_text("utf-8").replace(stored.name, folder.name)
             (folder / name).write_text(text.replace('"seed": 0', f'"seed": {number % 50}'), "utf-8")
         runs.append(folder)
+    return runs
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_board(stored: Path, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
+    runs = _copies(stored, tmp_path, ROWS)
     boards = benchmark.pedantic(build, args=(runs,), rounds=1)
     assert sum(len(group.entries) for board in boards for group in board.groups) == ROWS
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_comparison(stored: Path, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
+    runs = _copies(stored, tmp_path, ROWS)
+    (comparison,) = benchmark.pedantic(compare, args=(runs,), rounds=1)
+    assert len(comparison.runs) == ROWS

@@ -38,11 +38,14 @@ def heading(board: Leaderboard, group: Group) -> str:
     among = [other for other in board.groups if terms(other) == terms(group)]
     differing = []
     for name in ("limit", "limits", "task_config", "target_hash"):
-        values = [canonical_json(other.model_dump(mode="json")[name]) for other in among]
-        if len(set(values)) > 1:
-            own = canonical_json(group.model_dump(mode="json")[name])
-            differing.append(f"{name.replace('_', ' ')} {own}")
+        values = {_as_json(other, name) for other in among}
+        if len(values) > 1:
+            differing.append(f"{name.replace('_', ' ')} {_as_json(group, name)}")
     return ", ".join([board.task, *differing])
+
+
+def _as_json(group: Group, name: str) -> str:
+    return canonical_json(group.model_dump(mode="json", include={name})[name])
 
 
 def counted(group: Group) -> str:
