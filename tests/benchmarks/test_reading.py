@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def _copies(stored: Path, place: Path, count: int) -> list[Path]:
     """As many runs of one row, alike but for their identities and seeds."""
     runs = []
     for number in range(count):
-        folder = place / f"{number:016x}"
+        folder = place / sha256(str(number).encode()).hexdigest()[: len(stored.name)]
         shutil.copytree(stored, folder)
         for name in ("result.json", "run.json"):
             text = (folder / name).read_text("utf-8").replace(stored.name, folder.name)
