@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+
+EVERY = 0.5  # seconds between two words that one process sends to another
 
 Progress = Callable[[str, float, float], None]
 """Called with what is being done, and how much of how much is done."""
@@ -18,5 +21,19 @@ def part(progress: Progress, begin: float, end: float, before: str = "") -> Prog
     def told(what: str, done: float, total: float) -> None:
         share = done / total if total else 0.0
         progress(before + what, begin + share * (end - begin), 1)
+
+    return told
+
+
+def seldom(progress: Progress) -> Progress:
+    """Tells of the work, but not of each of a thousand steps a second."""
+    last = -EVERY
+
+    def told(what: str, done: float, total: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY or done == total:
+            last = now
+            progress(what, done, total)
 
     return told

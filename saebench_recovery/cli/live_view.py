@@ -22,6 +22,7 @@ class View:
 
     def __init__(self, total: int, bars: Bars | None) -> None:
         self.total, self.done, self.failed, self.flips = total, 0, 0, 0
+        self._said = ""
         self.started = time.monotonic()
         self._bars = bars
         self._cells = bars.add_task(self.line(), total=total) if bars else None
@@ -42,16 +43,21 @@ class View:
             ]
         return ", ".join(words)
 
+    def line_with_cell(self) -> str:
+        """The same, and what a cell that is under way said last."""
+        return "; ".join([self.line(), self._said] if self._said else [self.line()])
+
     def finished(self, outcome: Outcome) -> None:
-        self.done += 1
+        self.done, self._said = self.done + 1, ""
         self.failed += outcome.error is not None
         self.flips += outcome.flips
         if self._bars and self._cells is not None:
             self._bars.update(self._cells, completed=self.done, description=self.line())
 
     def told(self, what: str, done: float, total: float) -> None:
+        self._said = printable(what)
         if self._bars and self._now is not None:
-            self._bars.update(self._now, description=printable(what), completed=done, total=total)
+            self._bars.update(self._now, description=self._said, completed=done, total=total)
 
 
 @contextmanager
@@ -68,5 +74,5 @@ def live_view(total: int, *, wanted: bool) -> Iterator[View]:
             yield View(total, bars)
     else:
         view = View(total, None)
-        with spoken(view.line):
+        with spoken(view.line_with_cell):
             yield view

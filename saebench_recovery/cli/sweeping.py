@@ -101,7 +101,8 @@ def _engine(left: Sequence[Plan], sending: Sending, told: Progress) -> Iterator[
     check_writable(orders.out)
     places = environments(left[0].spec.device, sending.jobs) if sending.jobs != 1 else []
     if len(places[: len(left)]) > 1:
-        yield SeveralProcesses(orders, places[: len(left)], prepared), min(len(places), len(left))
+        places = places[: len(left)]
+        yield SeveralProcesses(orders, places, prepared, told), len(places)
     else:
         yield ThisProcess(orders, told), 1
 

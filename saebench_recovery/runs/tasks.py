@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import one_line
-from saebench_recovery.base.progress import Progress, part
+from saebench_recovery.base.progress import Progress, part, seldom
 from saebench_recovery.results.chunks import RunJournal, read_failures, read_log, written_in
 from saebench_recovery.results.packed import Packed, pack
 from saebench_recovery.runs.plan import Plan
@@ -26,8 +25,6 @@ from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sharing import Sharing
 from saebench_recovery.schema import Facts, StoredFailure
 from saebench_recovery.scoring.journal import Chunk, Journal, Written
-
-EVERY = 0.5  # seconds between two words of a process on how far it has come
 
 
 @dataclass(frozen=True)
@@ -204,25 +201,17 @@ def _begun(
 
     def answer(task: str) -> Evaluated | Exception:
         try:
-            return evaluated(plan, shared, task, journal, _seldom(task, tell))
+            return evaluated(plan, shared, task, journal, _telling(task, tell))
         except Exception as error:  # the other process decides what becomes of it
             return _sendable(error)
 
     return answer
 
 
-def _seldom(task: str, tell: Tell) -> Progress:
-    """Tells of a task, but not of each of a thousand steps a second."""
-    last = -EVERY
-
-    def told(what: str, done: float, total: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= EVERY or done == total:
-            last = now
-            tell(_Progress(task, what, done / total if total else 0.0))
-
-    return told
+def _telling(task: str, tell: Tell) -> Progress:
+    return seldom(
+        lambda what, done, total: tell(_Progress(task, what, done / total if total else 0.0))
+    )
 
 
 def _sendable(error: Exception) -> Exception:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from saebench_recovery import run
-from saebench_recovery.base.progress import part
+from saebench_recovery.base.progress import part, seldom
 from saebench_recovery.cli import progress
 from saebench_recovery.cli.progress import Told, progress_bar
 from saebench_recovery.model.meter import counted, ticking
@@ -38,6 +38,19 @@ def test_a_part_of_a_part() -> None:
     outer = part(lambda *said: told.append(said), 0.5, 1, "task 2 of 2, ")
     part(outer, 0.25, 0.75, "attack 2 of 3, ")("clamp", 1, 2)
     assert told == [("task 2 of 2, attack 2 of 3, clamp", 0.75, 1)]
+
+
+def test_few_of_many_words_and_always_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[float]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = seldom(lambda what, done, total: told.append(done))
+    for step in range(11):
+        now[0] = step / 10
+        progress("working", step, 10)
+    assert told == [0, 5, 10]
+    progress("working", 3, 10)
+    progress("working", 10, 10)
+    assert told == [0, 5, 10, 10]
 
 
 def test_each_pass_of_the_model_is_told() -> None:

@@ -172,6 +172,15 @@ def test_off_a_terminal_a_line_is_printed_now_and_then(monkeypatch: Patch, capsy
     )
 
 
+def test_a_log_says_how_far_the_cell_under_way_is() -> None:
+    view = live_view.View(3, None)
+    assert view.line_with_cell() == "0 of 3 cells"
+    view.told("ioi: clamp against gcg, 3 of 64 flips", 3, 64)
+    assert view.line_with_cell() == "0 of 3 cells; ioi: clamp against gcg, 3 of 64 flips"
+    view.finished(Outcome("a", None, 64))
+    assert "gcg" not in view.line_with_cell()
+
+
 def test_a_kind_of_cell_that_cannot_be_tried_has_no_estimate(
     engine: Engine, grid: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:

@@ -14,9 +14,9 @@ from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import build
 from saebench_recovery.results.published import entries_in, publish, read_entry, strays
-from saebench_recovery.runs.verify import recompute
+from saebench_recovery.runs.verify import identity, recompute
 from saebench_recovery.runs.verify import verify as module
-from saebench_recovery.runs.verify.verify import runs_in, verify
+from saebench_recovery.runs.verify.verify import hold_together, runs_in, verify
 from saebench_recovery.targets.loading import load_target
 from tests.cli.test_cli import saebench
 from tests.forged import Forger, edited, put
@@ -255,3 +255,19 @@ def test_the_ranking_needs_no_word(genuine: Path, tmp_path: Path, monkeypatch: P
         assert saebench(monkeypatch, "leaderboard", *words, str(genuine), "--out", str(out)) == 0
         assert json.loads((out / "organism-ioi.json").read_text())["task"] == "ioi"
     assert saebench(monkeypatch, "leaderboard", "--out", str(out), str(genuine)) == 0
+
+
+def test_the_code_is_hashed_once_for_all_entries(
+    board: Path, on_paper: None, monkeypatch: Patch
+) -> None:
+    hashed: list[str] = []
+    of_code = identity.harness_fingerprint
+
+    def counting() -> str:
+        hashed.append(of_code())
+        return hashed[-1]
+
+    identity._harness.cache_clear()
+    monkeypatch.setattr(identity, "harness_fingerprint", counting)
+    assert not any(hold_together(file).mismatches for file in entries_in(board))
+    assert len(hashed) == 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from saebench_recovery.base.progress import Progress, seldom, silent
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.processes import Death, Environment, Processes, Tell
 from saebench_recovery.runs.shared import Shared
@@ -15,11 +16,15 @@ from saebench_recovery.runs.sweep.engine import Orders, Outcome, attempt
 
 @dataclass(frozen=True)
 class SeveralProcesses:
-    """One process for each environment; `prepare` is called in each before anything else."""
+    """One process for each environment; `prepare` is called in each before anything else.
+
+    `progress` hears of all cells, now of one and now of another.
+    """
 
     orders: Orders
     environments: Sequence[Environment]
     prepare: Callable[[], None]
+    progress: Progress = silent
 
     def outcomes(self, groups: Groups) -> Iterator[Outcome]:
         """See `Engine`.
@@ -28,7 +33,7 @@ class SeveralProcesses:
             UserError: a process cannot begin.
         """
         begin = partial(_begun, self.orders, self.prepare)
-        each = Processes[Plan, Outcome](self.environments, begin)
+        each = Processes[Plan, Outcome](self.environments, begin, lambda told: self.progress(*told))
         for plan, outcome in each.answers([[plan.fresh() for plan in group] for group in groups]):
             if isinstance(outcome, Death):
                 line = f"its process ended ({outcome.how}); if memory is short, try fewer --jobs"
@@ -40,5 +45,5 @@ class SeveralProcesses:
 def _begun(orders: Orders, prepare: Callable[[], None], tell: Tell) -> Callable[[Plan], Outcome]:
     """What carries out a cell after the other, and shares between them."""
     prepare()
-    shared = Shared()
-    return lambda plan: attempt(plan, orders, shared)
+    shared, progress = Shared(), seldom(lambda *told: tell(told))
+    return lambda plan: attempt(plan, orders, shared, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from saebench_recovery.base.errors import UserError
@@ -27,7 +28,13 @@ HASH_SHOWN = 8  # hex digits of a harness
 
 def same_harness(result: RunResult) -> bool:
     """Whether this very version of the harness made a run."""
-    return environment_of(result).get("harness") == harness_fingerprint()
+    return environment_of(result).get("harness") == _harness()
+
+
+@cache
+def _harness() -> str:
+    """Of the code that this process runs, read once for all entries of a board."""
+    return harness_fingerprint()
 
 
 def environment_of(result: RunResult) -> Mapping[str, Any]:

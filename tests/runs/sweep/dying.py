@@ -24,6 +24,8 @@ def prepare(marks: Path | None = None) -> None:
         file = (marks or out) / f"{plan.identity}.tried"
         first, seed = not file.exists(), plan.spec.seed
         file.touch()
+        if options["progress"] is not None:
+            options["progress"](f"seed {seed}", 0, 1)
         if seed == 3 or (seed == 1 and first):
             os.kill(os.getpid(), signal.SIGKILL)
         if seed == 2:

@@ -147,10 +147,16 @@ def test_a_process_that_dies_costs_an_attempt_of_one_cell(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT)  # where a new process finds the tests
     plans = planned(specs_of({"tasks": ["alpha"], "seed": [0, 1, 2, 3, 4]}))
-    told: list[Outcome] = []
-    each = SeveralProcesses(Orders(tmp_path), [{"OMP_NUM_THREADS": "3"}] * 2, dying.prepare)
+    told, heard = list[Outcome](), list[str]()
+    each = SeveralProcesses(
+        Orders(tmp_path),
+        [{"OMP_NUM_THREADS": "3"}] * 2,
+        dying.prepare,
+        lambda what, done, total: heard.append(what),
+    )
     final = sweep(plans, each, 2, told.append)
     assert len(told) == len(plans)
+    assert {"seed 0", "seed 3"} <= set(heard)  # the first of each process
     assert [final[plan.identity].error for plan in plans] == [
         None,
         None,
