@@ -14,6 +14,7 @@ from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.leaderboard import build
 from saebench_recovery.results.published import entries_in, publish, read_entry, strays
+from saebench_recovery.runs.fingerprint import harness_fingerprint
 from saebench_recovery.runs.verify import identity, recompute
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.verify import hold_together, runs_in, verify
@@ -261,7 +262,7 @@ def test_the_code_is_hashed_once_for_all_entries(
     board: Path, on_paper: None, monkeypatch: Patch
 ) -> None:
     hashed: list[str] = []
-    of_code = identity.harness_fingerprint
+    of_code = harness_fingerprint
 
     def counting() -> str:
         hashed.append(of_code())
