@@ -156,7 +156,7 @@ def test_a_process_that_dies_costs_an_attempt_of_one_cell(
     )
     final = sweep(plans, each, 2, told.append)
     assert len(told) == len(plans)
-    assert {"seed 0", "seed 3"} <= set(heard)  # the first of each process
+    assert "seed 0" in heard  # the first word of a process; which of them takes what is left open
     assert [final[plan.identity].error for plan in plans] == [
         None,
         None,
