@@ -15,6 +15,13 @@ from saebench_recovery.targets.phase import fitting, visible
 from saebench_recovery.targets.target import Target
 
 
+def fit_task(setting: Setting) -> None:
+    """Let the setting's task make what it learns for all who ask; no defense is fitted yet."""
+    target, task = setting.target, setting.task
+    remember(target)
+    task.fit(target, target.site_for(task.name, setting.defense.config.site))
+
+
 def fit(setting: Setting) -> None:
     """Fit the setting's defense, and its monitor if it has one.
 
@@ -40,7 +47,7 @@ def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) ->
 
     Raises:
         UserError: there are none, or they are not latents of the target's SAE at that site, of
-            another class, or with other directions than it has.
+            another class, or read otherwise than it does.
     """
     if not getattr(defense, "latents", None):
         raise UserError(f"{defense.title} declares no latents; set `latents` in fit")
@@ -51,7 +58,9 @@ def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) ->
                 "them from target.dictionary(site).defended(indices)"
             )
     for site in misread(defense.latents):
-        raise UserError(f"{defense.title} has written other directions into its latents at {site}")
+        raise UserError(
+            f"{defense.title} has latents at {site} that read other directions than their SAE has"
+        )
 
 
 def _restricted(task: Task, defense: str) -> Task:
