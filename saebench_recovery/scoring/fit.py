@@ -9,6 +9,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Split, Task
 from saebench_recovery.sae.latents import Dictionary, Latents
+from saebench_recovery.scoring.integrity import fingerprint, others_at_hand, replaced_since
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.unchanged import changed, misread, remember
 from saebench_recovery.targets.phase import fitting, visible
@@ -26,14 +27,20 @@ def fit(setting: Setting) -> None:
     """Fit the setting's defense, and its monitor if it has one.
 
     Raises:
-        UserError: it reads the evaluation split, defends latents of its own, or see `Defense.fit`.
+        UserError: it reads the evaluation split, defends latents of its own, changes the target or
+            what judges it, or see `Defense.fit`.
     """
     dictionaries = dict(setting.target.dictionaries)
+    judge, before = setting.task, {}
     remember(setting.target)
+    if watched := others_at_hand(setting.defense, judge):  # the package alone replaces nothing
+        before = fingerprint(judge)
     with fitting():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
         setting.defense.watch(setting.target, task)
+    if watched and (names := replaced_since(before, judge)):
+        raise UserError(f"{setting.defense.title} replaces {names[0]} in fit, which judges it")
     _refuse_others(setting.defense, dictionaries)
     if parts := changed(setting.target):
         raise UserError(

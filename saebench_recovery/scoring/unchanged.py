@@ -107,11 +107,26 @@ def _contents(target: Target) -> Iterator[tuple[str, object]]:
         yield f"hooks of {name or 'the model'}", _hooks(part)
     for name in GLOBAL_HOOKS:
         yield name, tuple(map(id, getattr(of_all_modules, name).values()))
+    yield "the modes of torch", _modes()
     yield "functions of the tokenizer", _own_functions(target.tokenizer)
     texts = (target.neutral_texts, target.retained)
     yield "neutral texts or retained questions", hashlib.sha256(repr(texts).encode()).hexdigest()
     for site, dictionary in target.dictionaries.items():
         yield from _checksums(f"the SAE at {site}", dictionary)
+
+
+def _modes() -> tuple[object, ...]:
+    """What all of torch goes by, and a plugin may leave switched on."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch._C._len_torch_function_stack(),
+        torch._C._len_torch_dispatch_stack(),
+    )
 
 
 def _hooks(part: nn.Module) -> tuple[object, ...]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
-from saebench_recovery.interfaces import ResidualDelta, Task
+from saebench_recovery.interfaces import Output, ResidualDelta, Task
 from saebench_recovery.model.hooks import blocks
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.sae.activations import Threshold
@@ -171,3 +174,66 @@ class AsksForHiddenStates(Clamp):
 def test_asking_for_hidden_states_is_no_change() -> None:
     defense = AsksForHiddenStates(Clamp.Config(latents=4))
     assert "target-changed" not in run(defense, orthogonal()).row.flag_names
+
+
+# --- what judges, and how torch calculates --------------------------------------------------
+
+
+class Reversing(TorchFunctionMode):
+    """Gives every gradient the other sign."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        return tuple(-grad for grad in found) if func is torch.autograd.grad else found
+
+
+def another_detector(task: Task) -> None:
+    """On the task that scores, which the one that is handed out was made of."""
+    (real,) = (
+        cell.cell_contents.__self__
+        for cell in vars(task)["examples"].__closure__
+        if hasattr(cell.cell_contents, "__self__")
+    )
+    real.behaviour = partial(never, real)
+
+
+def another_class(task: Task) -> None:
+    cls: Any = type(task)
+    cls.stopped = never
+
+
+def never(task: Task, output: Output) -> Tensor:
+    return torch.zeros(len(output.examples), dtype=torch.bool)
+
+
+class Misjudged(TinyTask):
+    """Its class may be written to."""
+
+
+@pytest.mark.parametrize("change", [another_detector, another_class])
+def test_a_defense_that_replaces_a_detector_is_refused(change: Callable[[Task], None]) -> None:
+    class Replacing(Clamp):
+        def fit(self, target: Target, task: Task) -> None:
+            super().fit(target, task)
+            change(task)
+
+    with pytest.raises(UserError, match="in fit, which judges it"):
+        run(Replacing(Clamp.Config(**FEW_LATENTS)), orthogonal(), task=Misjudged())
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, torch.no_grad, Reversing, lambda: torch.autocast("cpu")]
+)
+def test_a_mode_of_torch_that_a_defense_leaves_on_is_refused(mode: Callable[[], Any]) -> None:
+    entered = mode()
+
+    class Entering(Clamp):
+        def fit(self, target: Target, task: Task) -> None:
+            super().fit(target, task)
+            entered.__enter__()
+
+    try:
+        with pytest.raises(UserError, match=r"changes the target in fit \((the modes|what)"):
+            run(Entering(Clamp.Config(**FEW_LATENTS)), orthogonal())
+    finally:
+        entered.__exit__(None, None, None)
