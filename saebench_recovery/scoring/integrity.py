@@ -1,9 +1,9 @@
 """Whether code that ran in this process left what judges it as it was.
 
 Plugins are code, as trusted as any import (see docs/soundness.md): this catches one that replaces
-a function or a table of the package, a function of torch or of Python, or one of the task and defense
-that judge it, while it searches, and one whose own functions stand there before. What protects a leaderboard
-is that its rows are recomputed elsewhere.
+a function or a table of the package, a function of torch or Python, or one of the task and defense
+that judge it, while it searches, and one whose own functions stand there before. What protects a
+leaderboard is that its rows are recomputed elsewhere.
 """
 
 from __future__ import annotations
