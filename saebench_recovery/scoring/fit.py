@@ -66,7 +66,7 @@ def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) ->
             )
     for site in misread(defense.latents):
         raise UserError(
-            f"{defense.title} has latents at {site} that read other directions than their SAE has"
+            f"{defense.title} has latents at {site} that read otherwise than their SAE does"
         )
 
 

@@ -46,7 +46,7 @@ def fingerprint(*judges: object) -> dict[str, int]:
         name, own = type(judge).__qualname__, _own_callables(judge)
         found |= {f"{name}.{key} of its own": id(value) for key, value in own.items()}
         made = [key for key in own if not isinstance(_of_class(judge, key), cached_property)]
-        found[f"{name} object"] = hash(tuple(made))
+        found[f"own functions of {name}"] = hash(tuple(made))
     return found
 
 

@@ -113,7 +113,7 @@ class Changing(Clamp):
 )
 def test_a_defense_that_changes_the_target_is_refused(architecture: str, change: Change) -> None:
     made = type("Made", (Changing,), {"change": staticmethod(change)})
-    with pytest.raises(UserError, match=r"changes the target in fit|other directions"):
+    with pytest.raises(UserError, match=r"changes the target in fit|read otherwise"):
         run(made(Clamp.Config(**FEW_LATENTS)), orthogonal(), target=tiny_target(architecture))
 
 
