@@ -26,7 +26,8 @@ def in_order(journal: RunJournal, tasks: Sequence[str]) -> RunJournal:
     """
     ranks = {task: rank for rank, task in enumerate(tasks)}
     order = sorted(range(len(journal.chunks)), key=lambda n: ranks[journal.chunks[n].task])
-    if order == list(range(len(order))):
+    failed = sorted(journal.failures, key=lambda of: ranks[of[0]])
+    if order == list(range(len(order))) and failed == list(journal.failures):
         return journal
     folder, made = journal.folder, journal.folder / MADE
     keeps_texts = (folder / TEXTS).exists()
@@ -36,7 +37,7 @@ def in_order(journal: RunJournal, tasks: Sequence[str]) -> RunJournal:
         ordered = RunJournal(made, keep_texts=keeps_texts)
         for packed in _packed(journal, order, keeps_texts=keeps_texts):
             ordered.keep(packed)
-        for task, attack in sorted(journal.failures, key=lambda failed: ranks[failed[0]]):
+        for task, attack in failed:
             ordered.fail(task, attack, journal.failures[task, attack])
         replace_files(folder, made)
     except OSError as error:

@@ -16,7 +16,7 @@ from saebench_recovery.scoring.check.attack_contract import check_attack
 from saebench_recovery.scoring.check.catalogue import refusal
 from saebench_recovery.scoring.check.preflight import preflight
 from saebench_recovery.scoring.check.sampled import spread
-from saebench_recovery.scoring.fit import fit
+from saebench_recovery.scoring.fit import fit, fit_task
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.valid_flips import valid_flips
 from saebench_recovery.spec import RunSpec
@@ -82,7 +82,7 @@ def examine_row(target: Target, matchup: Matchup, spec: RunSpec) -> tuple[Findin
     task, defense = matchup.task, matchup.defense
     setting = Setting(target, task, defense, matchup.attack, spec)
     try:
-        task.fit(target, target.site_for(task.name, defense.config.site))
+        fit_task(setting)
         fit(setting)
         examples = list(task.examples(target, "evaluation"))[: spec.limit]
         found = list(preflight(setting, examples).findings)

@@ -31,10 +31,13 @@ def brought(row: Row) -> float | None:
 
 
 def control_weakened(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    """Whether the attack injects far less than it recovers and than the reference injects."""
-    own, reference = row.controls.wrong_target, row.controls.wrong_target_reference
-    if own.rate is None or reference.rate is None or row.recovery.rate is None:
+    """Whether the attack injects far less than it recovers and than the reference injects.
+
+    Of a few flips one more or less says nothing: the intervals have to lie apart.
+    """
+    own = row.controls.wrong_target
+    beside = (row.recovery, row.controls.wrong_target_reference)
+    if row.attack in CONTROLS or own.rate is None or own.high is None:
         return False
-    if row.attack in CONTROLS:
-        return False
-    return min(row.recovery.rate, reference.rate) > own.rate + WEAKER
+    far = all((other.rate or 0) > own.rate + WEAKER for other in beside)
+    return far and all((other.low or 0) > own.high for other in beside)

@@ -9,24 +9,38 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Split, Task
 from saebench_recovery.sae.latents import Dictionary, Latents
+from saebench_recovery.scoring.integrity import fingerprint, others_at_hand, replaced_since
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.unchanged import changed, misread, remember
 from saebench_recovery.targets.phase import fitting, visible
 from saebench_recovery.targets.target import Target
 
 
+def fit_task(setting: Setting) -> None:
+    """Let the setting's task make what it learns for all who ask; no defense is fitted yet."""
+    target, task = setting.target, setting.task
+    remember(target)
+    task.fit(target, target.site_for(task.name, setting.defense.config.site))
+
+
 def fit(setting: Setting) -> None:
     """Fit the setting's defense, and its monitor if it has one.
 
     Raises:
-        UserError: it reads the evaluation split, defends latents of its own, or see `Defense.fit`.
+        UserError: it reads the evaluation split, defends latents of its own, changes the target or
+            what judges it, or see `Defense.fit`.
     """
     dictionaries = dict(setting.target.dictionaries)
+    judge, before = setting.task, {}
     remember(setting.target)
+    if watched := others_at_hand(setting.defense, judge):  # the package alone replaces nothing
+        before = fingerprint(judge)
     with fitting():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
         setting.defense.watch(setting.target, task)
+    if watched and (names := replaced_since(before, judge)):
+        raise UserError(f"{setting.defense.title} replaces {names[0]} in fit, which judges it")
     _refuse_others(setting.defense, dictionaries)
     if parts := changed(setting.target):
         raise UserError(
@@ -40,7 +54,7 @@ def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) ->
 
     Raises:
         UserError: there are none, or they are not latents of the target's SAE at that site, of
-            another class, or with other directions than it has.
+            another class, or read otherwise than it does.
     """
     if not getattr(defense, "latents", None):
         raise UserError(f"{defense.title} declares no latents; set `latents` in fit")
@@ -51,7 +65,9 @@ def _refuse_others(defense: Defense, dictionaries: Mapping[Site, Dictionary]) ->
                 "them from target.dictionary(site).defended(indices)"
             )
     for site in misread(defense.latents):
-        raise UserError(f"{defense.title} has written other directions into its latents at {site}")
+        raise UserError(
+            f"{defense.title} has latents at {site} that read otherwise than their SAE does"
+        )
 
 
 def _restricted(task: Task, defense: str) -> Task:

@@ -18,14 +18,16 @@ from saebench_recovery.scoring.beside_controls import (
     injection,
     reaches,
 )
+from saebench_recovery.scoring.constraint_kept import (
+    constraint_broken,
+    constraint_lost,
+    constraint_vacuous,
+    holds_to_first_order,
+)
 from saebench_recovery.scoring.measures import verdict
 from saebench_recovery.scoring.suite import is_suite
 
 FEW_FLIPS = 20
-# Relative drift above which a constraint that is exact by construction is called broken. A set
-# that is made for one residual meets another where passes are rounded to less than float32.
-EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
-OUTSIDE = 0.25  # of the flips: few recoveries past the limits change no rank
 LUCK = 1.645  # standard deviations above chance that one guess in twenty passes
 
 Raised = Callable[[Row, Sequence[Record], Facts], bool]
@@ -87,39 +89,6 @@ def _on_any_flip(name: str) -> Raised:
 def _no_gradient(row: Row, records: Sequence[Record], facts: Facts) -> bool:
     """Of all valid flips: a later member of a suite sees the few that are left."""
     return 2 * sum("no-gradient" in record.flags for record in records) > row.recovery.n
-
-
-def _constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    limit = ROUNDED_EXACT_DRIFT if facts.rounded else EXACT_DRIFT
-    return any(
-        record.constraint.kind == "exact" and (_relative_drift(record, "perturbed") or 0) > limit
-        for record in records
-    )
-
-
-def _constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    """Where the defense itself moves its latents, no search to first order stays inside.
-
-    Of a suite, another member may: then nothing is lost.
-    """
-    if row.recovery.k - row.constrained.k <= OUTSIDE * row.recovery.n:
-        return False
-    recovered = [
-        r for r in records if r.constraint.kind == "first-order" and verdict(r, "recovery")
-    ]
-    outside = sum(record.measures.get("constrained") is False for record in recovered)
-    return outside > max(OUTSIDE * len(records), len(recovered) / 2)
-
-
-def _constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    if facts.perturbation.of_weights:
-        return False
-    bound = sum(record.measures.get("constrained") is not None for record in records)
-    return 2 * bound < len(records)
-
-
-def _relative_drift(record: Record, scope: str) -> float | None:
-    return record.drift.get(scope, {}).get("relative_l2")
 
 
 def _no_base_behaviour(row: Row, records: Sequence[Record], facts: Facts) -> bool:
@@ -221,7 +190,7 @@ CONDITIONS = (
         "caution",
         "defended latents moved although the attack says that it holds them exactly",
         "the limits on drift decide all the same; report the attack, or lower --max-drift",
-        _constraint_broken,
+        constraint_broken,
         of_members=True,
     ),
     Condition(
@@ -229,7 +198,7 @@ CONDITIONS = (
         "note",
         "an attack holds its constraint to first order only; the row's constraint says why",
         "read the drift: the limits decide what counts as constrained",
-        lambda row, records, facts: any(r.constraint.kind == "first-order" for r in records),
+        holds_to_first_order,
         of_members=True,
     ),
     Condition(
@@ -238,7 +207,7 @@ CONDITIONS = (
         "an attack that holds the latents to first order mostly recovers outside the limits: what "
         "ranks rests on how the defense moves its latents, not on what it stops",
         "read the recovery beside the behaviour under attack; raise --max-drift and --max-decode",
-        _constraint_lost,
+        constraint_lost,
         of_members=True,
     ),
     Condition(
@@ -246,7 +215,7 @@ CONDITIONS = (
         "caution",
         "no limit binds on most flips, as no drift is defined there: `constrained` is null on them",
         "perturb positions at which defended latents are read; recovery counts in their place",
-        _constraint_vacuous,
+        constraint_vacuous,
     ),
     Condition(
         "random-recovers",

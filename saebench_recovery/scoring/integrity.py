@@ -1,16 +1,19 @@
 """Whether code that ran in this process left what judges it as it was.
 
 Plugins are code, as trusted as any import (see docs/soundness.md): this catches one that replaces
-a function or a table of the package, a function of torch, or one of the task and defense that judge
-it, while it searches, and one whose own functions stand there before. What protects a leaderboard
-is that its rows are recomputed elsewhere.
+a function or a table of the package, a function of torch or Python, or one of the task and defense
+that judge it, while it searches, and one whose own functions stand there before. What protects a
+leaderboard is that its rows are recomputed elsewhere.
 """
 
 from __future__ import annotations
 
+import builtins
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cached_property
 from types import FunctionType, ModuleType
 
 import torch
@@ -19,6 +22,8 @@ from saebench_recovery.base.plugin import PLUGIN_FILES
 from saebench_recovery.scoring.source_code import PACKAGE, is_planted, modules, otherwise
 
 CALCULATES: tuple[ModuleType | type, ...] = (
+    builtins,
+    math,
     torch,
     torch.Tensor,
     torch.nn.functional,
@@ -34,30 +39,42 @@ def others_at_hand(*plugins: object) -> bool:
 
 def fingerprint(*judges: object) -> dict[str, int]:
     """The identity of all that figures depend on, and of these objects and their classes."""
-    return _identities(dict(_shared()), judges)
-
-
-def replaced(before: dict[str, int], *judges: object) -> list[str]:
-    """What is no longer the same, by name, and what was never what the package's source says."""
-    shared = dict(_shared())
-    now = _identities(shared, judges)
-    changed = {name for name, place in before.items() if now.get(name) != place}
-    planted = {name for name, value in shared.items() if is_planted(value)}
-    return sorted(changed | planted | set(otherwise()))
-
-
-def _identities(shared: dict[str, object], judges: tuple[object, ...]) -> dict[str, int]:
-    found = {name: _identity(value) for name, value in (*shared.items(), *_own(judges))}
+    found = {name: _identity(value) for name, value in (*_shared(), *_own(judges))}
     for place in CALCULATES:  # an inherited method is replaced by a new name
         found[f"{place.__name__} names"] = hash(frozenset(_names(place)))
     for judge in judges:
-        own = [key for key, value in vars(judge).items() if isinstance(value, FunctionType)]
-        found[f"{type(judge).__qualname__} object"] = hash(tuple(own))
+        name, own = type(judge).__qualname__, _own_callables(judge)
+        found |= {f"{name}.{key} of its own": id(value) for key, value in own.items()}
+        made = [key for key in own if not isinstance(_of_class(judge, key), cached_property)]
+        found[f"own functions of {name}"] = hash(tuple(made))
     return found
 
 
+def _own_callables(judge: object) -> dict[str, object]:
+    """Functions that stand in an object, and so before those of its class."""
+    return {key: value for key, value in vars(judge).items() if callable(value)}
+
+
+def _of_class(judge: object, key: str) -> object:
+    return getattr(type(judge), key, None)
+
+
+def replaced_since(before: dict[str, int], *judges: object) -> list[str]:
+    """What is no longer the same, by name."""
+    now = fingerprint(*judges)
+    return sorted(name for name, place in before.items() if now.get(name) != place)
+
+
+def replaced(before: dict[str, int], *judges: object) -> list[str]:
+    """The same, and what was never what the package's source says."""
+    planted = {name for name, value in _shared() if is_planted(value)}
+    return sorted({*replaced_since(before, *judges), *planted, *otherwise()})
+
+
 def _identity(value: object) -> int:
-    """Of a function also what it is made of, which can be replaced inside it."""
+    """Of a function also what it is made of, which can be replaced in it; of a set its items."""
+    if isinstance(value, frozenset):
+        return hash(value)
     if not isinstance(value, FunctionType):
         return id(value)
     cells = []
@@ -73,6 +90,7 @@ def _identity(value: object) -> int:
 def _shared() -> Iterator[tuple[str, object]]:
     """Functions and tables of the package, and functions of torch."""
     for name, module in modules():
+        yield f"{name} hides", frozenset(vars(module).keys() & vars(builtins).keys())
         for key, value in list(vars(module).items()):
             if callable(value):
                 yield f"{name}.{key}", value
@@ -111,6 +129,12 @@ def _own(judges: tuple[object, ...]) -> Iterator[tuple[str, object]]:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, object]]:
-    for key, value in list(vars(cls).items()):
-        if isinstance(value, FunctionType | property | staticmethod | classmethod):
-            yield f"{cls.__module__}.{cls.__qualname__}.{key}", value
+    """Those that a class defines, and their names: a new one goes before an inherited one."""
+    own = {
+        key: value
+        for key, value in list(vars(cls).items())
+        if isinstance(value, FunctionType | property | staticmethod | classmethod)
+    }
+    yield f"{cls.__module__}.{cls.__qualname__} methods", frozenset(own)
+    for key, value in own.items():
+        yield f"{cls.__module__}.{cls.__qualname__}.{key}", value

@@ -20,7 +20,7 @@ from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, Sid
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.check.preflight import Preflight, preflight
 from saebench_recovery.scoring.check.task_examples import clustered
-from saebench_recovery.scoring.fit import fit
+from saebench_recovery.scoring.fit import fit, fit_task
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.side_effects import side_effects
@@ -80,9 +80,9 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
     target, task, defense = setting.target, setting.task, setting.defense
     progress(f"{task.label}: fitting {defense.name}", 0, 1)
     # What a task does once for all its variants and for whoever asks first is no row's cost.
+    fit_task(setting)
     for split in get_args(Split):
         task.examples(target, split)
-    task.fit(target, target.site_for(task.name, defense.config.site))
     meter = Meter()
     with meter.counting():
         examples = evaluation_examples(setting)

@@ -353,3 +353,30 @@ class NearlyConstant(Clamped):
 
     def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
         return self.mean_D + 1e-3 * self.clamp(site, resid_BTD)
+
+
+@register_defense("h-reads-by-itself")
+class ReadsByItself(Clamped):
+    """Puts a function of its own in place of what its latents read, which drift is made of."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        for latents in self.latents.values():
+            vars(latents)["preactivation"] = lambda resid_BTD: 1e3 * resid_BTD
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.clamp(site, resid_BTD)
+
+
+@register_defense("h-another-detector")
+class AnotherDetector(Clamped):
+    """Puts a detector of its own on the task that judges it."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        cells = [cell.cell_contents for cell in vars(task)["examples"].__closure__]
+        (judge,) = (cell.__self__ for cell in cells if hasattr(cell, "__self__"))
+        judge.behaviour = lambda output: judge.objective(output) > 3
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        return self.clamp(site, resid_BTD)

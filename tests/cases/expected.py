@@ -35,6 +35,8 @@ DEFENSES = {
     "h-no-latents": ("refused", "error"),
     "h-other-directions": ("refused", "error"),
     "h-nearly-constant": ("constant-residual", "invalid"),
+    "h-reads-by-itself": ("refused", "error"),
+    "h-another-detector": ("refused", "error"),
 }
 TASKS = {
     "t-two-detectors": ("two-detectors", "invalid"),

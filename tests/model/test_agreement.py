@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import KINDS, Site
@@ -19,6 +18,7 @@ from saebench_recovery.model.examples import Example
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.targets.loading import load_target
 from tests.model.architectures import outcome
+from tests.model.longest_row import by_longest_row
 from tests.model.tiny_architectures import tiny
 from tests.tiny import ARCHITECTURES, TinyTokenizer, tiny_model
 
@@ -145,28 +145,6 @@ def test_planted_faults_are_refused_by_architecture(
 
 
 # --- positions -------------------------------------------------------------------------------
-
-SIZE: dict[str, Any] = {
-    "vocab_size": 101,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
-
-
-def by_longest_row(kind: str) -> Any:
-    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
-    rope["original_max_position_embeddings"] = 24
-    if kind == "dynamic":
-        return LlamaForCausalLM(LlamaConfig(**SIZE, rope_parameters=rope))
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    return Phi3ForCausalLM(
-        Phi3Config(**SIZE, original_max_position_embeddings=24, rope_parameters={**rope, **factors})
-    )
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -42,6 +42,14 @@ def test_tasks_stand_in_their_order(expected: dict[str, str], tmp_path: Path) ->
     assert in_order(ordered, TASKS) is ordered
 
 
+def test_lines_of_failures_stand_in_their_order_too(tmp_path: Path) -> None:
+    """Also where only they came in another one."""
+    made = journal(tmp_path / "came", [])
+    for task in ("beta", "alpha"):
+        made.fail(task, "gcg", "too weak")
+    assert [task for task, _ in in_order(made, TASKS).failures] == ["alpha", "beta"]
+
+
 @pytest.mark.parametrize("fault", [die_before, die_after, die_torn])
 def test_a_kill_leaves_the_old_order_or_the_new_one(
     fault: object, expected: dict[str, str], tmp_path: Path, *, whole: bool

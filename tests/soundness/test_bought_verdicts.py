@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,19 @@ def test_the_harness_injects_by_itself() -> None:
 
 
 def test_a_control_that_the_attack_weakens_is_named_and_the_reference_counts() -> None:
-    def found(**shown: int) -> set[str]:
-        """The flags of forty flips, of which so many show each thing."""
-        verdicts: list[dict[str, Any]] = [{n: i < k for n, k in shown.items()} for i in range(40)]
-        flips = [record(id=str(i), **each) for i, each in enumerate(verdicts)]
-        return {flag.name for flag in aggregate(facts(), flips).flags}
+    def found(flips: int = 40, **shown: int) -> set[str]:
+        """The flags of so many flips, of which so many show each thing."""
+        verdicts: list[dict[str, Any]] = [
+            {n: i < k for n, k in shown.items()} for i in range(flips)
+        ]
+        records = [record(id=str(i), **each) for i, each in enumerate(verdicts)]
+        return {flag.name for flag in aggregate(facts(), records).flags}
 
     raised = {"control-weakened", "injection-as-easy"}
     assert raised <= found(recovery=36, wrong_target=4, wrong_target_reference=36)
     assert not raised & found(recovery=36, wrong_target=4, wrong_target_reference=4)
+    few = found(2, recovery=2, wrong_target=1, wrong_target_reference=2)
+    assert "control-weakened" not in few  # one of two may miss by chance
 
 
 class Patching(Orthogonal):
@@ -174,6 +178,32 @@ def test_a_patched_function_of_torch_is_named() -> None:
     finally:
         del tensors.argmax  # the inherited one is back
     assert "judge-replaced" in row.flag_names
+
+
+def hides_a_builtin(monkeypatch: pytest.MonkeyPatch, task: TinyTask) -> None:
+    monkeypatch.setattr(replaying, "zip", zip, raising=False)
+
+
+def goes_before_an_inherited_method(monkeypatch: pytest.MonkeyPatch, task: TinyTask) -> None:
+    monkeypatch.setattr(Inheriting, "stopped", TinyTask.stopped)
+
+
+class Inheriting(TinyTask):
+    """Takes its detector from another class."""
+
+
+@pytest.mark.parametrize("write", [hides_a_builtin, goes_before_an_inherited_method])
+def test_a_new_name_before_another_is_named(
+    write: Callable[[pytest.MonkeyPatch, TinyTask], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Inheriting()
+
+    class Writing(Orthogonal):
+        def search(self, problem: Problem) -> ResidualDelta:
+            write(monkeypatch, task)
+            return super().search(problem)
+
+    assert "judge-replaced" in run(clamp(), Writing(), task=task).row.flag_names
 
 
 def test_what_a_plugin_file_plants_beforehand_is_named(

@@ -18,13 +18,11 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, ResidualDelta, Task
 from saebench_recovery.model import meter
-from saebench_recovery.model.hooks import blocks
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring import replay as replaying
 from saebench_recovery.targets.target import Target
 from tests.soundness.setting import FEW_LATENTS, clamp, orthogonal, run, unconstrained
-from tests.tiny import tiny_target
 
 CHECKED = (4, 12)  # prompts, and points of each, of the check of gradients
 
@@ -98,60 +96,6 @@ def test_a_defense_has_no_say_in_its_copies() -> None:
     honest, copied = (run(made, orthogonal()).row for made in (clamp(), weak(OtherCopies)))
     assert copied.recovery == honest.recovery
     assert copied.flag_names == honest.flag_names
-
-
-# --- what the target is ---------------------------------------------------------------------
-
-
-class Writes(Clamp):
-    """Halves a weight of the model in fit."""
-
-    def fit(self, target: Target, task: Task) -> None:
-        super().fit(target, task)
-        next(target.model.parameters()).data.mul_(0.5)
-
-
-class Hooks(Clamp):
-    """Leaves a hook on a block."""
-
-    def fit(self, target: Target, task: Task) -> None:
-        super().fit(target, task)
-        blocks(target.model)[-1].register_forward_hook(lambda *_: None)
-
-
-class TurnsTheSae(Clamp):
-    """Moves the encoder's columns by one place."""
-
-    def fit(self, target: Target, task: Task) -> None:
-        super().fit(target, task)
-        for latents in self.latents.values():
-            latents.dictionary.encoder_DM.copy_(latents.dictionary.encoder_DM.roll(1, 1))
-
-
-@pytest.mark.parametrize("cls", [Writes, Hooks, TurnsTheSae])
-def test_a_defense_that_changes_the_target_is_refused(cls: type[Clamp]) -> None:
-    with pytest.raises(UserError, match=r"changes the target in fit|other directions"):
-        run(weak(cls), orthogonal(), target=tiny_target("gpt2"))
-
-
-class LeavesAHook(Orthogonal):
-    def search(self, problem: Problem) -> ResidualDelta:
-        blocks(problem._engine.active.target.model)[0].register_forward_hook(lambda *_: None)
-        return super().search(problem)
-
-
-class WritesWeights(Orthogonal):
-    def search(self, problem: Problem) -> ResidualDelta:
-        found = super().search(problem)
-        list(problem._engine.active.target.model.parameters())[-1].data.add_(1e-3)
-        return found
-
-
-@pytest.mark.parametrize("cls", [LeavesAHook, WritesWeights])
-def test_an_attack_that_changes_the_target_is_named(cls: type[Orthogonal]) -> None:
-    attack = cls(Orthogonal.Config(steps=5))
-    row = run(clamp(), attack, target=tiny_target("gpt2")).row
-    assert ("target-changed", "invalid") in {(flag.name, flag.level) for flag in row.flags}
 
 
 # --- what judges ----------------------------------------------------------------------------
@@ -232,17 +176,3 @@ def test_a_defense_without_latents_is_refused_in_one_line() -> None:
     made: Defense = weak(NoLatents)
     with pytest.raises(UserError, match="declares no latents"):
         run(made, orthogonal())
-
-
-class AsksForHiddenStates(Clamp):
-    """What a user's fit may do: the library then leaves hooks of its own on the model."""
-
-    def fit(self, target: Target, task: Task) -> None:
-        super().fit(target, task)
-        example = task.examples(target, "selection")[0]
-        target.model(torch.tensor([example.prompt]), output_hidden_states=True)
-
-
-def test_asking_for_hidden_states_is_no_change() -> None:
-    defense = AsksForHiddenStates(Clamp.Config(latents=4))
-    assert "target-changed" not in run(defense, orthogonal()).row.flag_names

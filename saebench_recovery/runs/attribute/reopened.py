@@ -18,7 +18,7 @@ from saebench_recovery.runs.verify.flips import settings_of
 from saebench_recovery.runs.verify.identity import planned
 from saebench_recovery.runs.verify.report import Findings
 from saebench_recovery.schema import Facts, Record
-from saebench_recovery.scoring.fit import fit
+from saebench_recovery.scoring.fit import fit, fit_task
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
@@ -94,8 +94,8 @@ def recovered(
 
 
 def _fit(setting: Setting, facts: Facts) -> None:
-    task, defense, target = setting.task, setting.defense, setting.target
-    task.fit(target, target.site_for(task.name, defense.config.site))
+    task, defense = setting.task, setting.defense
+    fit_task(setting)
     fit(setting)
     found = {str(site): chosen for site, chosen in defense.features.items()}
     if found != facts.features:
