@@ -105,9 +105,13 @@ class Engine:
         def asked_at(target: Any, sites: Sequence[Any]) -> Any:
             return target
 
+        def remember(target: Any) -> None:
+            """There is no model whose weights could be changed."""
+
         for module, *functions in (
             ("scoring.evaluate", self.attacked),
             ("scoring.undisturbed", self.undisturbed),
+            ("scoring.unchanged", remember),
             ("targets.loading", load_target, asked_at),
         ):
             fake = ModuleType(module)
