@@ -301,6 +301,7 @@ def renamed(forger: Forger) -> None:
         (renamed, "valid flips"),
         (lambda forger: forger.remove(0), "valid flips"),
         (fact("features/blocks.2.hook_resid_post/0", 3), "facts.features"),
+        (fact("held", {}), "facts.held"),
         (fact("side_effects/kl", 0.0), "facts.side_effects.kl"),
         (fact("spreads/blocks.2.hook_resid_post/value", 99.0), "facts.spreads"),
         (tensors("headline/delta", lambda v: v.mul_(1.5)), "evidence headline"),
