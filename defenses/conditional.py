@@ -52,6 +52,7 @@ class Conditional(ClampingDefense):
 
     def fit(self, target: Target, task: Task) -> None:
         super().fit(target, task)
+        self.sees_only_latents = self.config.gate == "latents"
         (site,) = self.latents
         retained_ND = _tokens(target, task, site, "retain")
         self._reading = self._loudness

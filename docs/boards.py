@@ -1,6 +1,6 @@
 """Writes all that the committed boards are shown by, from the evidence of their entries.
 
-python -m docs.boards           writes leaderboards/organism* and external.md, a board in README.md
+python -m docs.boards           writes boards, figure, external.md, and a board in README.md
 python -m docs.boards --check   fails if they are out of date
 """
 
@@ -20,6 +20,8 @@ from saebench_recovery.results.report.markdown import table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "leaderboards"
+# Entries whose replay needs weights that are no part of the package have a folder of their own.
+HOLDERS = (FOLDER, FOLDER / "smollm2-135m-instruct")
 FIGURE = "standings-1.svg"
 SHOWN = ("ioi", 5)  # the task in the README, and how many of its defenses
 START, END = "<!-- board: start -->\n", "<!-- board: end -->\n"
@@ -42,12 +44,14 @@ def readme(boards: list[Leaderboard]) -> str:
 
 def written() -> Iterator[tuple[Path, bytes]]:
     """Every file with its content."""
-    boards = build(sorted((FOLDER / "evidence").iterdir()))
+    boards = build([run for folder in HOLDERS for run in sorted((folder / "evidence").iterdir())])
+    embedded = [board for board in boards if board.target == "organism"]
     with TemporaryDirectory() as folder:
         place = Path(folder)
         for path in write_boards(boards, place / "boards"):
             yield FOLDER / path.name, path.read_bytes()
-        write_report([place / "boards"], place / "page.html", place)
+        write_boards(embedded, place / "embedded")
+        write_report([place / "embedded"], place / "page.html", place)
         yield FOLDER / "organism.svg", (place / FIGURE).read_bytes()
     yield FOLDER / "external.md", external().encode()
     yield ROOT / "README.md", readme(boards).encode()

@@ -111,7 +111,7 @@ def check(
     entries: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            min=0,
             metavar="N",
             help="Replay flips of N entries, and hold the others to their hashes and records "
             "alone; default: of all.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from pydantic import Field
@@ -28,7 +28,7 @@ class Defense(Watched, ABC, kind="defense"):
     not so, a constrained attack can keep the latents in place to first order only.
     """
 
-    sees_only_latents: ClassVar[bool] = True
+    sees_only_latents: bool = True
 
     class Config(Watched.Config):
         """What every defense that selects latents can be told."""

@@ -59,7 +59,7 @@ class _Stirred:
 
     latents: Mapping[Site, Any]
     name: ClassVar[str] = "stirred"
-    sees_only_latents: ClassVar[bool] = False
+    sees_only_latents: bool = False
     title: str = "the check at load"
     false_alarms: float | None = None
 

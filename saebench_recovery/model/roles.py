@@ -16,7 +16,7 @@ class Intervention(Protocol):
     """A fitted defense; see `interfaces.Defense`."""
 
     name: ClassVar[str]
-    sees_only_latents: ClassVar[bool]
+    sees_only_latents: bool
     latents: Mapping[Site, Latents]
 
     @property

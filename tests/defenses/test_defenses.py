@@ -246,6 +246,8 @@ class TestConditional:
             changed = (defense.intervene(SITE, x) != x).any(-1)
             open_share[split] = float(changed.double().mean())
         assert open_share["retain"] <= 0.02 < 0.3 < open_share["selection"]
+        assert not defense.sees_only_latents
+        assert fitted("conditional").sees_only_latents
 
     def test_a_direction_needs_something_to_tell_apart(self) -> None:
         with pytest.raises(UserError, match="nothing to tell apart"):

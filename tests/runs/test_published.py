@@ -219,6 +219,9 @@ class TestAdmission:
         assert len(replayed) == 1
         assert said.startswith("1 of 2 entries are replayed, with --sample-seed 3\n")
         assert sorted(re.findall(r"holds; (\d) of \d flips replayed", said)) == ["0", "4"]
+        assert saebench(monkeypatch, *words[:4], "0") == 0
+        assert len(replayed) == 1
+        assert lines(capsys).count("holds; 0 of") == 2
         for file in entries_in(board):
             edited(file, lambda document: put(document, "entry/row/seed", 7))
         assert saebench(monkeypatch, *words) == 1
