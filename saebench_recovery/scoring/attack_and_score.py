@@ -48,7 +48,8 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    watched = others_at_hand(setting.attack, *judges)  # the package alone replaces nothing
+    # The package alone replaces nothing, and shows a search what it scores.
+    watched = others_at_hand(setting.attack, *judges)
     before, made, rules = fingerprint(*judges) if watched else {}, rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
@@ -63,7 +64,7 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
-        looks, tolerance = problem.sightings, _tolerance(setting)
+        looks, tolerance = problem.sightings if watched else (), _tolerance(setting)
         shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
         raised = {REPLACED: patched, MISLED: shown_otherwise}
         of_all = tuple(name for name, on in raised.items() if on)
