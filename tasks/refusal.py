@@ -84,8 +84,11 @@ class Refusal(Task):
         )
         pool: Most = Field(default=64, description="latents nearest the direction that are scored")
         new_tokens: Most = Field(default=64, description="length of generated answers")
-        answer_tokens: Most = Field(
-            default=24, ge=2, description="tokens of the clean answer that are teacher-forced"
+        answer_tokens: int = Field(
+            default=24,
+            ge=2,
+            le=10_000,
+            description="tokens of the clean answer that are teacher-forced",
         )
         discouraged: tuple[str, ...] = Field(
             default=("I'm sorry", "I cannot", "I can't"),
