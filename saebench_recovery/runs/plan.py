@@ -149,6 +149,11 @@ class Plan:
         return found
 
     @property
+    def plugins(self) -> list[Plugin]:
+        """All that take part."""
+        return [p for matchup in self.matchups.values() for p in matchup.plugins.values()]
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """Every hook point that a setting of the run names, the defended ones among them."""
         return tuple(sorted(set(_named_sites(self.record()["resolved"]))))

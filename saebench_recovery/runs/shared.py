@@ -30,6 +30,7 @@ class Shared:
             UserError: see `load_target`.
         """
         # It imports torch and transformers, which a complete run does without.
+        from saebench_recovery.scoring.integrity import others_at_hand
         from saebench_recovery.scoring.unchanged import remember
         from saebench_recovery.targets.loading import asked_at, load_target
 
@@ -44,10 +45,11 @@ class Shared:
                 force_sae=spec.force_sae,
                 asked=plan.sites,
             )
-            remember(loaded)  # before any task is asked for its examples
             self._target = (key, loaded)
         elif self._target[1].asked != plan.sites:
             self._target = (key, asked_at(self._target[1], plan.sites))
+        if others_at_hand(*plan.plugins):
+            remember(self._target[1])  # before any task is asked for its examples
         return self._target[1]
 
     def undisturbed(self, plan: Plan, label: str, progress: Progress) -> Undisturbed:

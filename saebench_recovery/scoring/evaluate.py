@@ -64,6 +64,8 @@ def attacked(
 
 def _left_behind(setting: Setting) -> Iterator[Finding]:
     """What the plugins have changed of the target, which is the next attack's too."""
+    if not setting.watched:
+        return
     parts = [*changed(setting.target), *map(str, misread(setting.active.latents))]
     if parts:
         words = f"{setting.attack.title} or {setting.defense.title} changes the target"

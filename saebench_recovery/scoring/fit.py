@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import copy
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense, Example, Split, Task
 from saebench_recovery.sae.latents import Dictionary, Latents
-from saebench_recovery.scoring.integrity import fingerprint, others_at_hand, replaced_since
+from saebench_recovery.scoring.integrity import fingerprint, replaced_since
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.unchanged import changed, misread, remember
 from saebench_recovery.targets.phase import fitting, visible
@@ -19,7 +20,8 @@ from saebench_recovery.targets.target import Target
 def fit_task(setting: Setting) -> None:
     """Let the setting's task make what it learns for all who ask; no defense is fitted yet."""
     target, task = setting.target, setting.task
-    remember(target)
+    if setting.watched:
+        remember(target)
     task.fit(target, target.site_for(task.name, setting.defense.config.site))
 
 
@@ -30,19 +32,23 @@ def fit(setting: Setting) -> None:
         UserError: it reads the evaluation split, defends latents of its own, changes the target or
             what judges it, or see `Defense.fit`.
     """
-    dictionaries = dict(setting.target.dictionaries)
-    judge, before = setting.task, {}
-    remember(setting.target)
-    if watched := others_at_hand(setting.defense, judge):  # the package alone replaces nothing
-        before = fingerprint(judge)
-    with fitting():
+    with fitting(), _watching(setting) if setting.watched else nullcontext():
         task = _restricted(setting.task, setting.defense.name)
         setting.defense.fit(setting.target, task)
         setting.defense.watch(setting.target, task)
-    if watched and (names := replaced_since(before, judge)):
+
+
+@contextmanager
+def _watching(setting: Setting) -> Iterator[None]:
+    """Hold what a fit leaves behind to what was there before; it reads all SAEs of the target."""
+    target, judge = setting.target, setting.task
+    remember(target)
+    dictionaries, before = dict(target.dictionaries), fingerprint(judge)
+    yield
+    if names := replaced_since(before, judge):
         raise UserError(f"{setting.defense.title} replaces {names[0]} in fit, which judges it")
     _refuse_others(setting.defense, dictionaries)
-    if parts := changed(setting.target):
+    if parts := changed(target):
         raise UserError(
             f"{setting.defense.title} or {setting.task.title} changes the target in fit "
             f"({parts[0]}); write to no weight and no SAE, and leave no hook on the model"

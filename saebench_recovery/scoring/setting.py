@@ -21,6 +21,7 @@ from saebench_recovery.perturbations.kinds import KINDS, inapplicable
 from saebench_recovery.perturbations.space import Lessons
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
+from saebench_recovery.scoring.integrity import others_at_hand
 from saebench_recovery.scoring.lessons import lessons
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
@@ -77,6 +78,11 @@ class Setting:
         for member in found:  # what was measured once holds for all
             vars(member).update(active=self.active, bare=self.bare, drift_rule=self.drift_rule)
         return found
+
+    @property
+    def watched(self) -> bool:
+        """Whether code of others takes part: the package alone replaces and changes nothing."""
+        return others_at_hand(self.task, self.defense, self.attack)
 
     @cached_property
     def active(self) -> DefendedModel:
