@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cached_property
 from types import FunctionType, ModuleType
+from typing import cast
 
 import torch
 
-from saebench_recovery.base.plugin import PLUGIN_FILES
-from saebench_recovery.scoring.source_code import PACKAGE, is_planted, modules, otherwise
+from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.base.plugin import PLUGIN_FILES, Plugin
+from saebench_recovery.registry import is_built_in, plugin_class
+from saebench_recovery.scoring.source_code import is_planted, modules, otherwise
 
 CALCULATES: tuple[ModuleType | type, ...] = (
     builtins,
@@ -31,10 +34,16 @@ CALCULATES: tuple[ModuleType | type, ...] = (
 )
 
 
-def others_at_hand(*plugins: object) -> bool:
+def others_at_hand(*plugins: Plugin) -> bool:
     """Whether this process runs code of others: a plugin of theirs, or a file that was imported."""
-    own = all(type(plugin).__module__.startswith(f"{PACKAGE}.") for plugin in plugins)
+    own = all(map(_is_ours, plugins))
     return not own or any(name.startswith(PLUGIN_FILES) for name in list(sys.modules))
+
+
+def _is_ours(plugin: Plugin) -> bool:
+    """Whether the package defines the plugin's class, whatever the class says of itself."""
+    kind, name = cast("Kind", plugin.kind), plugin.name
+    return is_built_in(kind, name) and type(plugin) is plugin_class(kind, name)
 
 
 def fingerprint(*judges: object) -> dict[str, int]:
