@@ -145,8 +145,10 @@ class Candidates:
         N, L, B, _ = self.ids.shape
         width = max(1, TOGETHER // (N * B))
         found = [
-            evaluated(problem, ids.flatten(1, 2), first, recorded, batches)
-            for first, ids in zip(range(0, L, width), self.ids.split(width, 1), strict=True)
+            evaluated(
+                problem, self.ids[:, first : first + width].flatten(1, 2), first, recorded, batches
+            )
+            for first in range(0, L, width)
         ]
         return torch.cat(found, 1).view(N, L, B)
 
