@@ -327,6 +327,5 @@ def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
 def _forced(target: LanguageModel, forced_RQ: Tensor, hidden_RQD: Tensor) -> Tensor:
     """Sum [R] of the log-probabilities of the tokens that each row should predict."""
     row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
-    logprob = target.logits(hidden_RQD[row, column]).log_softmax(-1)
-    each = logprob.gather(1, forced_RQ[row, column][:, None])[:, 0]
+    each = target.logprobs_of(hidden_RQD[row, column], forced_RQ[row, column])
     return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from saebench_recovery.model.batch import Batch, tokens_only
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.drafts import Drafts
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.forward import run_tokens
 from saebench_recovery.model.hooks import edited, kinds
@@ -32,9 +33,10 @@ def written(
     examples: Sequence[Example],
     new_tokens: int,
     delta: ResidualDelta | None = None,
+    drafts: Drafts | None = None,
 ) -> tuple[str, ...]:
     """What the defended model writes after each prompt, up to `new_tokens`, without specials."""
-    found = continued(active, examples, new_tokens, delta)
+    found = continued(active, examples, new_tokens, delta, drafts)
     tokenizer = active.target.tokenizer
     return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in found)
 
@@ -45,11 +47,13 @@ def continued(
     examples: Sequence[Example],
     new_tokens: int,
     delta: ResidualDelta | None = None,
+    drafts: Drafts | None = None,
 ) -> list[tuple[int, ...]]:
     """The ids that the defended model adds to each prompt, up to `new_tokens`, its end included.
 
     Examples with one prompt (other budgets, another wanted answer) share the pass over what
-    comes before their first perturbed position.
+    comes before their first perturbed position. Texts among the `drafts` are confirmed in one
+    pass, and what is written is put there.
 
     Raises:
         UserError: a prompt with so many new tokens is longer than the context.
@@ -66,7 +70,13 @@ def continued(
         found_RT[rows, index] = torch.where(going, token, -1)
         going = going & ~torch.isin(token, ends)
         position = step.position_RQ[:, -1] + 1
-        if index % LOOK_EVERY == LOOK_EVERY - 1:
+        look = index % LOOK_EVERY == LOOK_EVERY - 1
+        if index == 0 and drafts is not None:
+            draft_RT = drafts.beginning(examples, token)
+            again = _confirmed(active, draft_RT, position, mask_RT, cache, delta)
+            found_RT[again, : draft_RT.shape[1]] = draft_RT[again]
+            going, look = going & ~again, True
+        if look:
             left = going.nonzero()[:, 0]
             if left.numel() == 0:
                 break
@@ -79,7 +89,37 @@ def continued(
         new_R1 = torch.ones_like(mask_RT[:, :1])
         mask_RT = torch.cat([mask_RT, new_R1], 1)
         step = tokens_only(token[:, None], new_R1, position[:, None])
-    return [tuple(t for t in row if t >= 0) for row in found_RT.tolist()]
+    found = [tuple(t for t in row if t >= 0) for row in found_RT.tolist()]
+    if drafts is not None:
+        drafts.keep(examples, found)
+    return found
+
+
+def _confirmed(
+    active: DefendedModel,
+    draft_RT: Tensor,
+    position_R: Tensor,
+    mask_RT: Tensor,
+    cache: DynamicCache,
+    delta: ResidualDelta | None,
+) -> Tensor:
+    """Bool [R]: the drafts that are written, as they begin; the cache is left as it is.
+
+    -1 stands behind a draft, and for none.
+    """
+    given_RT, next_RT = draft_RT[:, :-1], draft_RT[:, 1:]
+    same_R = (draft_RT >= 0).any(1)
+    if next_RT.shape[1] == 0:
+        return same_R
+    seen_RT = given_RT >= 0
+    later_RT = position_R[:, None] + torch.arange(given_RT.shape[1], device=position_R.device)
+    step = tokens_only(given_RT.clamp(min=0), seen_RT, later_RT)
+    hidden_RTD = _ran(active, step, torch.cat([mask_RT, seen_RT], 1), cache, delta)
+    cache.crop(-given_RT.shape[1])
+    for index, wanted_R in enumerate(next_RT.unbind(1)):  # all logits at once could be too many
+        likeliest_R = active.target.logits(hidden_RTD[:, index]).argmax(-1)
+        same_R &= (likeliest_R == wanted_R) | (wanted_R < 0)
+    return same_R
 
 
 def _prefilled(
@@ -127,8 +167,19 @@ def _next(
     delta: ResidualDelta | None = None,
 ) -> Tensor:
     """The most likely token [R] after each row; the cache grows by the step's tokens."""
-    target = active.target
+    hidden_RQD = _ran(active, step, mask_RT, cache, delta)
+    return active.target.logits(hidden_RQD[:, -1]).argmax(-1)
 
+
+def _ran(
+    active: DefendedModel,
+    step: Batch,
+    mask_RT: Tensor,
+    cache: DynamicCache,
+    delta: ResidualDelta | None,
+) -> Tensor:
+    """Final-norm states [R, Q, D] of a step's tokens, by which the cache grows."""
+    target = active.target
     edits = active.edits(step, delta)
     R, Q = step.ids_RQ.shape
 
@@ -141,8 +192,7 @@ def _next(
     # The past's length too: otherwise the first pass of a process would decide what all cost.
     kind = ("generation", Q, mask_RT.shape[1], *kinds(edits))
     layers = target.depth()
-    hidden_RQD = counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * layers)
-    return target.logits(hidden_RQD[:, -1]).argmax(-1)
+    return counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * layers)
 
 
 def _ends(target: LanguageModel) -> list[int]:

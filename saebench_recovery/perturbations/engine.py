@@ -17,6 +17,7 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
+from saebench_recovery.model.drafts import Drafts
 from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.model.forward import Start, forward
 from saebench_recovery.model.generation import written
@@ -98,6 +99,7 @@ class Engine:
     may_round: bool = False
     rounded: bool = False
     witness: Witness = field(default_factory=Witness)
+    drafts: Drafts = field(default_factory=Drafts)
 
     @property
     def size(self) -> int:
@@ -152,7 +154,8 @@ class Engine:
 
     def written(self, examples: Sequence[Example], delta: ResidualDelta | None) -> tuple[str, ...]:
         """What the defended model writes after each of these prompts."""
-        return self.booked(lambda: written(self.active, examples, self.task.new_tokens, delta))
+        most, drafts = self.task.new_tokens, self.drafts
+        return self.booked(lambda: written(self.active, examples, most, delta, drafts))
 
     def reached(self, objective_N: Tensor, goal_N: Tensor) -> Tensor:
         """Note on the trail which rows have their objective now; minus infinity has nothing."""

@@ -111,16 +111,6 @@ class Processes(Generic[Piece, Answer]):
     environments: Sequence[Environment]
     begin: Callable[[Tell], Callable[[Piece], Answer]]
     hear: Tell = lambda what: None
-    _ahead: deque[_Worker[Piece]] = field(default_factory=deque)
-
-    def start(self, most: int) -> None:
-        """Let processes begin before what they are to do is known, `most` of them at most."""
-        self._ahead.extend(self._started(place) for place in self.environments[:most])
-
-    def stop(self) -> None:
-        """End those that were started and given nothing."""
-        _end(self._ahead)
-        self._ahead.clear()
 
     def answers(self, groups: Sequence[Sequence[Piece]]) -> Iterator[tuple[Piece, Answer | Death]]:
         """Each piece with its answer, in any order, as they come; a group is of one process.
@@ -129,11 +119,7 @@ class Processes(Generic[Piece, Answer]):
             UserError: a process cannot begin.
         """
         waiting = deque(groups)
-        workers = [
-            self._ahead.popleft() if self._ahead else self._started(place)
-            for place in self.environments[: len(waiting)]
-        ]
-        self.stop()
+        workers = [self._started(place) for place in self.environments[: len(waiting)]]
         try:
             while workers:
                 ready = wait([worker.connection for worker in workers])

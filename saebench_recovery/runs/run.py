@@ -254,8 +254,8 @@ class _Work:
         """The state with the facts of every task, stored after each of them."""
         self.progress("loading", 0, 1)
         missing = [task for task in self.matchups if task not in facts]
-        with SideBySide(self.plan, missing, self.sharing, self.journal, self.progress) as work:
-            return self._scored(work, earlier, dict(facts))
+        work = SideBySide(self.plan, missing, self.sharing, self.journal, self.progress)
+        return self._scored(work, earlier, dict(facts))
 
     def _scored(
         self, work: SideBySide, earlier: RunState | None, facts: dict[str, Facts]

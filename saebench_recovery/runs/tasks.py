@@ -6,13 +6,12 @@ Processes only compute. What is to be kept goes to the one that began them, the 
 from __future__ import annotations
 
 import pickle
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.plugin import one_line
@@ -68,35 +67,16 @@ def one_after_another(
         yield evaluated(plan, shared, task, journal, told)
 
 
+@dataclass(frozen=True)
 class SideBySide:
-    """Evaluates tasks in processes, each of which takes one task at a time.
+    """Evaluates tasks in processes, each of which takes one task at a time."""
 
-    Processes that will be wanted whatever the target's size begin at once, so that they import
-    while this one loads. To be left as a context is, which ends them.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        tasks: Sequence[str],
-        sharing: Sharing,
-        journal: RunJournal,
-        progress: Progress,
-    ) -> None:
-        self._plan, self._tasks, self._sharing = plan, tasks, sharing
-        self._journal, self._progress = journal, progress
-        self._shares = {task: float(task not in tasks) for task in plan.matchups}
-        limit = plan.spec.limit
-        self._processes = self._among(
-            flips=sys.maxsize if limit is None else limit * len(plan.matchups), loaded_bytes=0
-        )
-        self._processes.start(len(tasks))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._processes.stop()
+    plan: Plan
+    tasks: Sequence[str]
+    sharing: Sharing
+    journal: RunJournal
+    progress: Progress
+    _shares: dict[str, float] = field(default_factory=dict)
 
     def each(self, shared: Shared) -> Iterator[Evaluated]:
         """Evaluate the tasks, what takes longest first; they come in any order.
@@ -106,28 +86,32 @@ class SideBySide:
         Raises:
             UserError: see `evaluated`, or a process ended.
         """
-        target, matchups = shared.target(self._plan), self._plan.matchups
-        limit = self._plan.spec.limit
+        target, matchups = shared.target(self.plan), self.plan.matchups
+        limit = self.plan.spec.limit
         flips = {
             task: len(matchup.task.examples(target, "evaluation")[:limit])
             for task, matchup in matchups.items()
         }
-        wanted = self._among(flips=sum(flips.values()), loaded_bytes=target.model_bytes)
-        if wanted.environments != self._processes.environments:
-            self._processes.stop()
-            self._processes = wanted
-        if not wanted.environments:
-            yield from one_after_another(
-                self._plan, shared, self._tasks, self._journal, self._progress
-            )
+        # Of all tasks, also those that are done: as many threads give the same bits.
+        places = self.sharing.places(
+            self.plan.spec.device,
+            groups=len(matchups),
+            flips=sum(flips.values()),
+            loaded_bytes=target.model_bytes,
+        )
+        if not places:
+            yield from one_after_another(self.plan, shared, self.tasks, self.journal, self.progress)
             return
+        self._shares.update({task: float(task not in self.tasks) for task in matchups})
 
         def cost(task: str) -> tuple[int, int]:
             return matchups[task].task.new_tokens, flips[task]
 
         # What takes longest comes first, so that it is not waited for alone.
-        groups = [[task] for task in sorted(self._tasks, key=cost, reverse=True)]
-        for task, answer in self._processes.answers(groups):
+        groups = [[task] for task in sorted(self.tasks, key=cost, reverse=True)]
+        begin = partial(_begun, self.sharing.prepare(), self.plan.fresh(), self.journal.folder)
+        processes = Processes[str, Evaluated | Exception](places, begin, self._hear)
+        for task, answer in processes.answers(groups):
             if isinstance(answer, Death):
                 raise UserError(
                     f"{task}: its process ended ({answer.how}); what was done is kept; if memory "
@@ -137,30 +121,16 @@ class SideBySide:
                 raise answer
             yield answer
 
-    def _among(self, *, flips: int, loaded_bytes: int) -> Processes[str, Evaluated | Exception]:
-        """The processes for so much work, not begun.
-
-        Of all tasks, also those that are done: as many threads give the same bits.
-        """
-        places = self._sharing.places(
-            self._plan.spec.device,
-            groups=len(self._plan.matchups),
-            flips=flips,
-            loaded_bytes=loaded_bytes,
-        )
-        begin = partial(_begun, self._sharing.prepare(), self._plan.fresh(), self._journal.folder)
-        return Processes(places, begin, self._hear)
-
     def _hear(self, told: Packed | StoredFailure | _Progress) -> None:
         if isinstance(told, Packed):
-            self._journal.keep(told)
+            self.journal.keep(told)
         elif isinstance(told, StoredFailure):
-            self._journal.fail(told.task, told.attack, told.line)
+            self.journal.fail(told.task, told.attack, told.line)
         else:
             self._shares[told.task] = told.share
             done = sum(share == 1 for share in self._shares.values())
             what = f"{done} of {len(self._shares)} tasks done, {told.what}"
-            self._progress(what, sum(self._shares.values()), len(self._shares))
+            self.progress(what, sum(self._shares.values()), len(self._shares))
 
 
 @dataclass(frozen=True)
@@ -195,8 +165,6 @@ def _begun(
 ) -> Callable[[str], Evaluated | Exception]:
     """What evaluates one task after the other, and shares between them."""
     prepare()
-    import saebench_recovery.scoring.evaluate  # noqa: F401 -- slow, and there is nothing to do yet
-
     shared, journal = Shared(), _ToldJournal(folder, tell)
 
     def answer(task: str) -> Evaluated | Exception:

@@ -16,7 +16,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import KINDS, Site
 from saebench_recovery.interfaces import Example, ResidualDelta
-from saebench_recovery.model import attention
+from saebench_recovery.model import attention, language_model
 from saebench_recovery.model.batch import batch
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.forward import final_states, forward, prefill
@@ -183,6 +183,22 @@ def test_whole_pass_of_a_padded_batch(architecture: str) -> None:
         wanted_TV = reference(architecture).run(example.prompt, conditions).logits_TV
         assert relative(logits_RQV[e, : len(example.prompt)], wanted_TV) < TOLERANCE
         assert relative(output.logprobs_EV[e], wanted_TV[-1].log_softmax(-1)) < TOLERANCE
+
+
+@pytest.mark.parametrize("part", [7, VOCABULARY])
+def test_log_probabilities_in_parts_of_the_vocabulary(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of all logits, and so are their gradients; nothing overflows."""
+    monkeypatch.setattr(language_model, "PART", part)
+    target = shared_target("gpt2")
+    hidden_ND = (300 * torch.randn(5, target.embedding.weight.shape[1])).requires_grad_()
+    ids_N = torch.tensor([0, 6, 7, VOCABULARY - 1, 13])
+    wanted_N = target.logits(hidden_ND).log_softmax(-1).gather(1, ids_N[:, None])[:, 0]
+    found_N = target.logprobs_of(hidden_ND, ids_N)
+    torch.testing.assert_close(found_N, wanted_N, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad(each.sum(), hidden_ND)[0] for each in (found_N, wanted_N)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
 tokens = st.integers(3, VOCABULARY - 1)

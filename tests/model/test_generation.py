@@ -15,6 +15,7 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, ResidualDelta
 from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.drafts import Drafts
 from saebench_recovery.model.generation import continued, written
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.plain import Conditions, PlainModel
@@ -156,6 +157,33 @@ def test_rows_stop_at_their_end_and_the_others_go_on() -> None:
         for row, full in zip(found, whole, strict=True):
             stop = full.index(end) + 1 if end in full else len(full)
             assert row == full[:stop]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_drafts_change_nothing(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are written again, or only as they begin, or not at all; some end early."""
+    active, examples, delta = clamped(architecture), prompts(), random_delta()
+    model: Any = active.target.model
+    whole = continued(active, examples, NEW, delta)
+    begun = [(*ids[:2], *(VOCABULARY - 1 - token for token in ids[2:])) for ids in whole]
+    for end in (whole[0][2], VOCABULARY):
+        monkeypatch.setattr(model.generation_config, "eos_token_id", [end, VOCABULARY])
+        drafts = Drafts()
+        for scale in (1.0, 0.0, 0.4, 1.0):
+            scaled = replace(delta, values={SITE: scale * delta.values[SITE]})
+            plain = continued(active, examples, NEW, scaled)
+            assert continued(active, examples, NEW, scaled, drafts) == plain
+            drafts.keep(examples, begun)
+
+
+def test_a_text_that_is_written_again_takes_one_pass_behind_its_first_token() -> None:
+    active, (example, *_) = clamped("gpt2"), prompts()
+    drafts, meter, delta = Drafts(), Meter(), random_delta([[len(prompts()[0].prompt) - 1]])
+    first = continued(active, [example], NEW, delta, drafts)
+    with meter.counting():
+        assert continued(active, [example], NEW, delta, drafts) == first
+    assert meter.forward == 3  # what comes before the delta, the prompt's last token, the draft
+    assert meter.token_layers == (len(example.prompt) - 1 + NEW) * active.target.depth()
 
 
 def test_work_on_shared_prompts_is_done_once() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -27,12 +24,6 @@ def begin(tell: Tell) -> Callable[[str], tuple[str, int]]:
     return answer
 
 
-def in_process(folder: Path, tell: Tell) -> Callable[[str], int]:
-    """Leaves a file by the number of the process that begins."""
-    (folder / str(os.getpid())).touch()
-    return lambda piece: os.getpid()
-
-
 @pytest.mark.parametrize("threads", [1, min(2, cores())])
 def test_threads_are_those_of_the_environment(
     threads: int, monkeypatch: pytest.MonkeyPatch
@@ -46,19 +37,3 @@ def test_threads_are_those_of_the_environment(
     assert list(each.answers([["one"], ["two"]])) == [("one", found), ("two", found)]
     assert told == ["at one", "at two"]
     assert dict(os.environ) == before
-
-
-def test_what_was_started_ahead_is_used_and_what_was_not_is_ended(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    each = Processes[str, int]([{}, {}], partial(in_process, tmp_path))
-    each.start(2)
-    while len(started := {int(file.name) for file in tmp_path.iterdir()}) < 2:
-        time.sleep(0.01)
-    assert [piece for piece, _ in each.answers([["one"]])] == ["one"]
-    assert {int(file.name) for file in tmp_path.iterdir()} == started
-    assert not active_children()
-    each.start(1)
-    each.stop()
-    assert not active_children()

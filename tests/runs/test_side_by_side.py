@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ import pytest
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.results.chunks import RunJournal, read_log
 from saebench_recovery.results.store import RESULT
-from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.run import execute, requested
-from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sharing import Sharing
 from saebench_recovery.schema import RunResult
 from tests.fake_engine import Engine
@@ -150,22 +147,6 @@ def test_what_one_process_began_others_go_on_with(
         work(tmp_path / "parts", ALONE, keep_text=True)
     made = work(tmp_path / "parts", Pretending(), keep_text=True)
     assert contents(tmp_path / "parts" / made.identity) == alone
-
-
-def test_processes_begin_before_the_target_is_there(
-    pretended: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def load(shared: Shared, plan: Plan) -> None:
-        seen.append(len(active_children()))
-        raise UserError("no target")
-
-    monkeypatch.setattr(Shared, "target", load)
-    with pytest.raises(UserError, match="no target"):
-        work(tmp_path, Pretending())
-    assert seen == [2]
-    assert not active_children()
 
 
 def test_real_tasks_cost_and_find_the_same_side_by_side(tmp_path: Path) -> None:
