@@ -20,7 +20,7 @@ from saebench_recovery.results.named_run import NamedRun, read_runs
 from saebench_recovery.results.paired import PairedDifference, paired_difference
 from saebench_recovery.results.task_run import TaskRun, names
 from saebench_recovery.results.verdict import verdict
-from saebench_recovery.schema import Count, Finite, Mean, Rate, Record, Stored
+from saebench_recovery.schema import Count, Finite, Mean, Record, Stored, Summary
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.measures import Measure
 from saebench_recovery.scoring.readings import Values
@@ -34,7 +34,7 @@ class ComparedRun(Stored):
     name: str = Field(description="defense against attack, with settings that differ")
     identity: str
     valid: Count = Field(description="flips that it scored, common or not")
-    measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    measures: dict[str, Summary] = Field(description="see `scoring.measures`")
     drift: Mean | None = Field(
         description="relative, of each flip's worst scope; null where flops are matched"
     )
