@@ -20,12 +20,12 @@ def figure_mismatches(row: Row, flips: Sequence[Record], facts: Facts) -> Iterat
     """Counts, means and largest values that the flips of a row do not have."""
     for measure in MEASURES:
         if measure.name not in row.measures:
-            field, found = f"measures.{measure.name}", f"{len(flips)} values"
-            yield from differing(field, None, found, task=row.task)
+            field, values = f"measures.{measure.name}", f"{len(flips)} values"
+            yield from differing(field, None, values, task=row.task)
     budgets = [point.budget for point in row.curve.points]
     yield from differing("curve budgets", budgets, list(facts.curve_budgets), task=row.task)
-    for field, stored, values in (*_figures(row, flips, facts), *_curve(row, flips)):
-        known = [value for value in values if value is not None]
+    for field, stored, of_flips in (*_figures(row, flips, facts), *_curve(row, flips)):
+        known = [value for value in of_flips if value is not None]
         for name, found in _added_up(stored, known).items():
             held = getattr(stored, name)
             if held != found and not _rounded(held, found):

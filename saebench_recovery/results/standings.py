@@ -190,7 +190,7 @@ def _attack(attack: str, of_tasks: Sequence[Scored]) -> AttackStanding:
             for measure in measures.MEASURES
         },
         worst_drift=drift[0] if drift else None,
-        alarmed=readings.rate([flip.alarmed for flip in flips], clusters) if detects else None,
+        alarmed=statistics.rate([flip.alarmed for flip in flips], clusters) if detects else None,
         flops=sum(row.compute.attack.flops for row in rows),
         seconds=sum(row.compute.attack.seconds for row in rows),
         flags=distinct(rows),

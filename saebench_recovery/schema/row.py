@@ -209,7 +209,7 @@ class Row(Stored):
     @property
     def controls(self) -> Controls:
         """What the same flips show without the attack's merit."""
-        return Controls.model_construct(**{n: self._rate(n) for n in Controls.model_fields})
+        return Controls(**{name: self._rate(name) for name in Controls.model_fields})
 
     def _rate(self, name: str) -> Rate:
         found = self.measures[name]
