@@ -260,23 +260,26 @@ def _check(root: Any, inside: Callable[[Any], Iterable[Any]]) -> None:
             raise ValueError(f"nested more than {DEEPEST} deep")
         if count > VALUES:
             raise ValueError(f"more than {VALUES} values")
-        waiting += [(one, depth + 1) for one in inside(value)]
+        if below := inside(value):  # most values are leaves
+            waiting += [(one, depth + 1) for one in below]
 
 
 def _inside(value: Any) -> Iterable[Any]:
     """The values inside one; itself checked."""
     match value:
-        case None | bool():
-            return ()
         case str():
-            if not is_encodable(value):
+            if not (value.isascii() or is_encodable(value)):
                 raise ValueError("text with half of a surrogate pair")
             return ()
+        case None | bool():
+            return ()
         case int():
-            _integer(str(value) if abs(value) < 10**DIGITS else "9" * (DIGITS + 1))
+            if abs(value) >= 10**DIGITS:
+                raise ValueError(f"a number of more than {DIGITS} digits")
             return ()
         case float():
-            _number(str(value))
+            if not isfinite(value):
+                raise ValueError(f"{value} is not a finite number")
             return ()
         case list():
             return value

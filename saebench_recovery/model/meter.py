@@ -9,7 +9,7 @@ several times over, and scaled by the number of rows after that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -220,3 +220,13 @@ def _measured(work: Callable[[], Tensor], rows: int) -> tuple[Tensor, PassCost]:
         noted = _noted.pop()
     forward = (counter.get_total_flops() + noted.unseen) / rows
     return result, PassCost(forward, forward + noted.twofold / rows)
+
+
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """Work added up; of the memory in use the most."""
+    summed = ("forward", "backward", "token_layers", "flops", "seconds")
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+    return Cost(
+        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
+        peak_bytes=max(peaks, default=None),
+    )

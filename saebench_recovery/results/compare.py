@@ -17,13 +17,13 @@ from saebench_recovery.base.notebook import Shown
 from saebench_recovery.base.uncollected import uncollected
 from saebench_recovery.results import circumstances
 from saebench_recovery.results.named_run import NamedRun, read_runs
-from saebench_recovery.results.paired import PairedDifference, paired_difference
+from saebench_recovery.results.paired import PairedDifference, paired_differences
 from saebench_recovery.results.task_run import TaskRun, names
 from saebench_recovery.results.verdict import verdict
-from saebench_recovery.schema import Count, Finite, Mean, Rate, Record, Stored
+from saebench_recovery.schema import Count, Finite, Mean, Record, Stored, Summary
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.measures import Measure
-from saebench_recovery.scoring.readings import Values
+from saebench_recovery.scoring.statistics import Values
 
 SAME_COST = 1.1  # a ratio of FLOPs below this is called equal
 
@@ -34,7 +34,7 @@ class ComparedRun(Stored):
     name: str = Field(description="defense against attack, with settings that differ")
     identity: str
     valid: Count = Field(description="flips that it scored, common or not")
-    measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    measures: dict[str, Summary] = Field(description="see `scoring.measures`")
     drift: Mean | None = Field(
         description="relative, of each flip's worst scope; null where flops are matched"
     )
@@ -160,7 +160,7 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     # An attack without a search spends nothing, and is what it is at any cost.
     limit = min((flops for flops in most if flops), default=None) if match_flops else None
     flips = [_CommonFlips(*pair, limit) for pair in zip(runs, records, strict=True)]
-    compared = [_run_on(own, name) for own, name in zip(flips, names(runs), strict=True)]
+    compared = _runs_on(flips, names(runs))
     differences = _differences(flips, [run.name for run in compared])
     unequal = [*circumstances.differences(runs), *_other_flips(compared, len(common))]
     costs = _unequal_costs(compared)
@@ -189,21 +189,29 @@ def _compared(runs: Sequence[TaskRun], *, match_flops: bool) -> Comparison:
     )
 
 
-def _run_on(flips: _CommonFlips, name: str) -> ComparedRun:
-    values, clusters = flips.values, _clusters(flips)
-    return ComparedRun(
-        name=name,
-        identity=flips.run.run.identity,
-        valid=len(flips.run.flips),
-        measures={
-            measure.name: readings.summary(measure, values[measure.name], clusters)
-            for measure in measures.MEASURES
-            if measure.name in values
-        },
-        drift=statistics.mean(values["drift"], clusters) if "drift" in values else None,
-        flops=statistics.mean(flips.spent(), clusters),
-        flags=flips.run.row.flag_names,
-    )
+def _runs_on(flips: Sequence[_CommonFlips], names: Sequence[str]) -> list[ComparedRun]:
+    values, clusters = [own.values for own in flips], _clusters(flips[0])
+    summed = {
+        measure.name: readings.summaries(measure, [v[measure.name] for v in values], clusters)
+        for measure in measures.MEASURES
+        if measure.name in values[0]
+    }
+    drift: Sequence[Mean | None] = [None] * len(flips)
+    if "drift" in values[0]:
+        drift = statistics.means([v["drift"] for v in values], clusters)
+    flops = statistics.means([own.spent() for own in flips], clusters)
+    return [
+        ComparedRun(
+            name=name,
+            identity=own.run.run.identity,
+            valid=len(own.run.flips),
+            measures={measure: of_runs[r] for measure, of_runs in summed.items()},
+            drift=drift[r],
+            flops=flops[r],
+            flags=own.run.row.flag_names,
+        )
+        for r, (own, name) in enumerate(zip(flips, names, strict=True))
+    ]
 
 
 def _differences(flips: Sequence[_CommonFlips], names: Sequence[str]) -> list[PairedDifference]:
@@ -212,13 +220,14 @@ def _differences(flips: Sequence[_CommonFlips], names: Sequence[str]) -> list[Pa
     first, *others = [own.values for own in flips]
     kinds = {own.run.row.perturbation.kind for own in flips}
     mixed = {m.name for m in measures.MEASURES if m.per_space and len(kinds) > 1}
-    paired = [
-        paired_difference(measure, name, first[measure], values[measure], clusters)
+    return [
+        difference
         for measure in first
         if measure not in mixed
-        for name, values in zip(names[1:], others, strict=True)
+        for difference in paired_differences(
+            measure, first[measure], names[1:], [values[measure] for values in others], clusters
+        )
     ]
-    return [difference for difference in paired if difference is not None]
 
 
 def _clusters(flips: _CommonFlips) -> list[str]:

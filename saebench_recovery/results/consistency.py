@@ -6,6 +6,7 @@ intervals are only held to their order. `runs.verify` adds up whole rows and rep
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,9 +68,13 @@ class StoredRun:
     def facts(self) -> dict[str, Facts]:
         return {facts.task: facts for facts in self.state.facts}
 
-    def records(self, task: str) -> list[Record]:
-        """Of one task, of all members of a suite."""
-        return [r for chunk, records in self.chunks if chunk.task == task for r in records]
+    @cached_property
+    def records(self) -> dict[str, list[Record]]:
+        """Of each task, of all members of a suite."""
+        found: dict[str, list[Record]] = {}
+        for chunk, records in self.chunks:
+            found.setdefault(chunk.task, []).extend(records)
+        return found
 
 
 def read_consistent(path: Path) -> tuple[RunResult, StoredRun | None]:
@@ -122,7 +127,7 @@ def mismatches(result: RunResult, stored: StoredRun | None) -> Iterator[Mismatch
 
 def _impossible(row: Row) -> Iterator[Mismatch]:
     """Counts and intervals that no records can give."""
-    for field, value in _summaries(row, ""):
+    for field, value in _summaries(row):
         wrong = _wrong_rate(value) if isinstance(value, Rate) else _wrong_mean(value)
         if wrong:
             shown = ", ".join(f"{k} {v}" for k, v in value.model_dump().items())
@@ -144,15 +149,18 @@ def _impossible(row: Row) -> Iterator[Mismatch]:
         )
 
 
-def _summaries(value: Any, field: str) -> Iterator[tuple[str, Rate | Mean]]:
-    """Every rate and mean inside a row, or inside a part of it, with its place."""
-    inside = enumerate(value) if isinstance(value, tuple) else _named(value).items()
-    for name, one in inside:
-        kind = type(one)  # `isinstance` takes five times as long, and most values are leaves
-        if kind is Rate or kind is Mean:
-            yield f"{field}{name}", one
-        elif kind not in LEAVES:
-            yield from _summaries(one, f"{field}{name}.")
+def _summaries(row: Row) -> Iterator[tuple[str, Rate | Mean]]:
+    """Every rate and mean inside a row, with its place."""
+    waiting: deque[tuple[str, Any]] = deque([("", row)])
+    while waiting:
+        field, value = waiting.popleft()
+        inside = enumerate(value) if isinstance(value, tuple) else _named(value).items()
+        for name, one in inside:
+            kind = type(one)  # `isinstance` takes five times as long, and most values are leaves
+            if kind is Rate or kind is Mean:
+                yield f"{field}{name}", one
+            elif kind not in LEAVES:
+                waiting.append((f"{field}{name}.", one))
 
 
 def _named(value: Any) -> dict[Any, Any]:
@@ -223,13 +231,14 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
     """Records stand in the chunks that name them, and chunks hold all records."""
     for chunk, records in stored.chunks:
         for record in records:
-            yield from differing(
-                "task and attack",
-                [record.task, record.attack],
-                [chunk.task, chunk.attack],
-                task=chunk.task,
-                example=record.id,
-            )
+            if record.task != chunk.task or record.attack != chunk.attack:
+                yield from differing(
+                    "task and attack",
+                    [record.task, record.attack],
+                    [chunk.task, chunk.attack],
+                    task=chunk.task,
+                    example=record.id,
+                )
             if (record.flops_recovers or 0) > record.flops:
                 yield Mismatch(
                     task=record.task,
@@ -275,7 +284,7 @@ def _tag_mismatches(
 
 
 def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Mismatch]:
-    records = stored.records(row.task)
+    records = stored.records.get(row.task, [])
     for name in FROM_FACTS:
         yield from differing(name, getattr(row, name), getattr(facts, name), task=row.task)
     try:

@@ -20,7 +20,7 @@ from saebench_recovery.results.entry import Entry, Scored, read_entries
 from saebench_recovery.results.ranked import Pair, in_order, ranked
 from saebench_recovery.results.standings import DefenseStanding
 from saebench_recovery.results.summary import task_of
-from saebench_recovery.schema import SCHEMA_VERSION, Count, Finite, Stored
+from saebench_recovery.schema import Count, Finite, Stored, Versioned
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
 
@@ -46,10 +46,9 @@ class Group(Stored):
     entries: tuple[Entry, ...]
 
 
-class Leaderboard(Stored):
+class Leaderboard(Versioned):
     """`leaderboards/<target>-<task>.json`."""
 
-    schema_version: int = SCHEMA_VERSION
     target: str
     task: str = Field(description="all its targets together")
     groups: tuple[Group, ...]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from saebench_recovery.schema import Count, Finite, Share, Stored
-from saebench_recovery.scoring.paired import paired
-from saebench_recovery.scoring.readings import Values
+from saebench_recovery.scoring.paired import beside
+from saebench_recovery.scoring.statistics import Values
 
 
 class PairedDifference(Stored):
@@ -25,21 +25,30 @@ class PairedDifference(Stored):
     method: str
 
 
-def paired_difference(
-    measure: str, run: str, first: Values, this: Values, clusters: Sequence[str]
-) -> PairedDifference | None:
-    """Two runs on the flips on which the measure is defined in both; None if it never is."""
-    result = paired(first, this, clusters)
-    if result is None:
-        return None
-    return PairedDifference(
-        measure=measure,
-        run=run,
-        difference=result.difference,
-        low=result.low,
-        high=result.high,
-        first_larger=result.first_larger,
-        this_larger=result.second_larger,
-        p_value=result.p_value,
-        method=result.method,
-    )
+def paired_differences(
+    measure: str,
+    first: Values,
+    runs: Sequence[str],
+    others: Sequence[Values],
+    clusters: Sequence[str],
+) -> list[PairedDifference]:
+    """Each of several runs on the flips on which the measure is defined in it and in the first.
+
+    Where there are none, it is left out.
+    """
+    found = zip(runs, beside(first, others, clusters), strict=True)
+    return [
+        PairedDifference(
+            measure=measure,
+            run=run,
+            difference=result.difference,
+            low=result.low,
+            high=result.high,
+            first_larger=result.first_larger,
+            this_larger=result.second_larger,
+            p_value=result.p_value,
+            method=result.method,
+        )
+        for run, result in found
+        if result is not None
+    ]

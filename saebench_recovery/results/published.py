@@ -35,7 +35,7 @@ from saebench_recovery.results.store import (
     unwritable,
     write_atomically,
 )
-from saebench_recovery.schema import SCHEMA_VERSION, Stored
+from saebench_recovery.schema import Versioned
 
 ENTRIES = "entries"
 FILES = (RESULT, STATE, RECORDS, CHUNKS)  # of a run, besides its perturbations
@@ -50,10 +50,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _PLACE = re.compile(r"""(?:^|[\s"'=+@:,(\[])((?:/[^\s/"]|~\w*/|[A-Za-z]:[\\/])[^\s"]*)""")
 
 
-class PublishedEntry(Stored):
+class PublishedEntry(Versioned):
     """`entries/<slug>-<hash>.json`."""
 
-    schema_version: int = SCHEMA_VERSION
     evidence: dict[FileName, Sha256] = Field(
         description="SHA-256 of each file of the run, by its place in evidence/<identity>/"
     )

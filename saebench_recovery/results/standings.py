@@ -10,7 +10,7 @@ from pydantic import Field
 
 from saebench_recovery.results.entry import Scored
 from saebench_recovery.results.summary import worst_drift
-from saebench_recovery.schema import Count, Finite, Flag, Mean, Rate, Row, Stored
+from saebench_recovery.schema import Count, Finite, Flag, Rate, Row, Stored, Summary
 from saebench_recovery.scoring import measures, readings, statistics
 from saebench_recovery.scoring.beside_controls import CONTROLS
 from saebench_recovery.scoring.under_attack import Outcome, worst
@@ -24,7 +24,7 @@ class AttackStanding(Stored):
     attack: str
     identities: tuple[str, ...]
     under_attack: Rate = Field(description="base examples that show the behaviour all the same")
-    measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    measures: dict[str, Summary] = Field(description="see `scoring.measures`")
     worst_drift: Finite | None = Field(description="largest relative drift, examples and scopes")
     alarmed: Rate | None = Field(description="perturbed prompts that the defense's detector saw")
     flops: Count
@@ -190,7 +190,7 @@ def _attack(attack: str, of_tasks: Sequence[Scored]) -> AttackStanding:
             for measure in measures.MEASURES
         },
         worst_drift=drift[0] if drift else None,
-        alarmed=readings.rate([flip.alarmed for flip in flips], clusters) if detects else None,
+        alarmed=statistics.rate([flip.alarmed for flip in flips], clusters) if detects else None,
         flops=sum(row.compute.attack.flops for row in rows),
         seconds=sum(row.compute.attack.seconds for row in rows),
         flags=distinct(rows),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import check_json, is_file, is_folder, read_bytes
-from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored
+from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored, Versioned
 from saebench_recovery.spec import RunSpec
 
 STATE, RESULT, RECORDS = "run.json", "result.json", "records.jsonl"
@@ -38,6 +38,7 @@ FAILURES = "failures.jsonl"
 REPEAT = "delete it to run again"
 
 Model = TypeVar("Model", bound=Stored)
+Whole = TypeVar("Whole", bound=Versioned)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -194,17 +195,34 @@ def _check_spec(result: RunResult, file: Path) -> None:
         raise UserError(f"{str(file)!r} has no settings for its row {unsettled[0]!r}")
 
 
-class _Versioned(BaseModel):
-    schema_version: int
-
-
-def read_model(file: Path, model: type[Model], remedy: str = REPEAT) -> Model:
+def read_model(file: Path, model: type[Whole], remedy: str = REPEAT) -> Whole:
     """A file that names the version of its schema; `remedy` ends the line where it is broken.
 
     Raises:
         UserError: it cannot be read, does not follow the schema, or another version wrote it.
     """
     content = read_bytes(file)
+    try:
+        found = model.model_validate_json(content)
+    except ValidationError as error:
+        _check_version(content, file, remedy)  # of another one, that is what is wrong with it
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(
+            f"{str(file)!r} does not follow schema version {SCHEMA_VERSION} at {where}: "
+            f"{problem['msg']}; {remedy}"
+        ) from None
+    if "schema_version" not in found.model_fields_set or found.schema_version != SCHEMA_VERSION:
+        _check_version(content, file, remedy)
+    return found
+
+
+class _Versioned(BaseModel):
+    schema_version: int
+
+
+def _check_version(content: bytes, file: Path, remedy: str) -> None:
+    """Make sure that this package's version of the schema is named."""
     try:
         version = _Versioned.model_validate_json(content).schema_version
     except ValidationError:
@@ -219,12 +237,3 @@ def read_model(file: Path, model: type[Model], remedy: str = REPEAT) -> Model:
             f"{str(file)!r} has schema version {version}, newer than {SCHEMA_VERSION}: "
             "upgrade saebench-recovery to read it"
         )
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(
-            f"{str(file)!r} does not follow schema version {version} at {where}: "
-            f"{problem['msg']}; {remedy}"
-        ) from None

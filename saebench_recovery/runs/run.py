@@ -260,14 +260,11 @@ class _Work:
     def _scored(
         self, work: SideBySide, earlier: RunState | None, facts: dict[str, Facts]
     ) -> RunState:
-        # It imports torch and transformers, which a complete run does without.
-        from saebench_recovery.runs.provenance import provenance
-
         spent = earlier.provenance.seconds if earlier else 0
         started = time.monotonic() - spent
         target = self.shared.target(self.plan)
         # Before the first task is scored: data that cannot be read must not cost finished work.
-        made_by = provenance(target, [matchup.task for matchup in self.matchups.values()])
+        made_by = self.shared.provenance(self.plan)
         commits = dict(earlier.provenance.commits) if earlier else {}
 
         def state() -> RunState:

@@ -12,6 +12,7 @@ from saebench_recovery.base.progress import Progress
 from saebench_recovery.runs.plan import Plan
 
 if TYPE_CHECKING:
+    from saebench_recovery.schema import Provenance
     from saebench_recovery.scoring.undisturbed import Undisturbed
     from saebench_recovery.targets.target import Target
 
@@ -22,6 +23,7 @@ class Shared:
     def __init__(self) -> None:
         self._target: tuple[object, Target] | None = None
         self._seen: dict[str, dict[str, Undisturbed]] = {}
+        self._made_by: tuple[object, Provenance] | None = None
 
     def target(self, plan: Plan) -> Target:
         """The plan's target on its device, checked at the hook points that its settings name.
@@ -51,6 +53,25 @@ class Shared:
         if others_at_hand(*plan.plugins):
             remember(self._target[1])  # before any task is asked for its examples
         return self._target[1]
+
+    def provenance(self, plan: Plan) -> Provenance:
+        """What stands beside the plan's numbers, a hash of all its examples among it.
+
+        Only tasks of the package's own are known to give the same examples when asked again.
+
+        Raises:
+            UserError: see `target`, or data cannot be read.
+        """
+        # It imports torch and transformers, which a complete run does without.
+        from saebench_recovery.runs.provenance import provenance
+        from saebench_recovery.scoring.integrity import others_at_hand
+
+        target = self.target(plan)
+        key = (target.asked, *map(plan.before_attack, plan.spec.tasks))
+        if self._made_by is None or self._made_by[0] != key or others_at_hand(*plan.plugins):
+            made_by = provenance(target, [matchup.task for matchup in plan.matchups.values()])
+            self._made_by = (key, made_by)
+        return self._made_by[1]
 
     def undisturbed(self, plan: Plan, label: str, progress: Progress) -> Undisturbed:
         """The plan's defense on one of its tasks, fitted and seen before any attack.

@@ -52,6 +52,8 @@ from saebench_recovery.schema.values import (
     Rate,
     Share,
     Stored,
+    Summary,
+    Versioned,
 )
 
 __all__ = [
@@ -100,7 +102,9 @@ __all__ = [
     "StoredChunk",
     "StoredFailure",
     "SuiteMember",
+    "Summary",
     "TaskAttribution",
     "Texts",
+    "Versioned",
     "WeightStage",
 ]

@@ -15,7 +15,7 @@ from saebench_recovery.schema.facts import (
 )
 from saebench_recovery.schema.finding import Finding
 from saebench_recovery.schema.record import Constraint
-from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored
+from saebench_recovery.schema.values import Count, Finite, Mean, Rate, Share, Stored, Summary
 from saebench_recovery.spec import BudgetUnit, Limits, ThreatModel
 
 
@@ -152,7 +152,7 @@ class Row(Stored):
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples
     limits: Limits = Field(description="of a constrained and of a base-like recovery")
-    measures: dict[str, Rate | Mean] = Field(description="see `scoring.measures`")
+    measures: dict[str, Summary] = Field(description="see `scoring.measures`")
     under_attack: Rate = Field(
         description="what ranks: base examples that the defense does not flip, and flips that are "
         "recovered inside the limits, of all base examples"

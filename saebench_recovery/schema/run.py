@@ -8,7 +8,7 @@ from pydantic import Field
 
 from saebench_recovery.schema.facts import Cost, Facts
 from saebench_recovery.schema.row import Row
-from saebench_recovery.schema.values import SCHEMA_VERSION, Count, Finite, Stored
+from saebench_recovery.schema.values import Count, Finite, Stored, Versioned
 
 
 class Agreement(Stored):
@@ -44,10 +44,9 @@ class Provenance(Stored):
     seconds: Finite
 
 
-class RunResult(Stored):
+class RunResult(Versioned):
     """`result.json`."""
 
-    schema_version: int = SCHEMA_VERSION
     status: Literal["partial", "complete"]
     identity: str
     spec: dict[str, Any]
@@ -55,10 +54,9 @@ class RunResult(Stored):
     rows: tuple[Row, ...]
 
 
-class RunState(Stored):
+class RunState(Versioned):
     """`run.json`: how far a run has come; `result.json` stands beside it once it is complete."""
 
-    schema_version: int = SCHEMA_VERSION
     status: Literal["running", "complete"]
     identity: str
     spec: dict[str, Any]

@@ -21,6 +21,12 @@ class Stored(Shown, BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Versioned(Stored):
+    """A file of its own, which names the version of the schema that it follows."""
+
+    schema_version: int = SCHEMA_VERSION
+
+
 class Rate(Stored):
     """`k` of `n` with a 95 % interval: Wilson at the effective sample size, with a t quantile.
 
@@ -46,3 +52,7 @@ class Mean(Stored):
     max: Finite | None
     low: Finite | None
     high: Finite | None
+
+
+# They share no required field but `n`, so which one it is need not be decided by trying both.
+Summary = Annotated[Rate | Mean, Field(union_mode="left_to_right")]

@@ -100,7 +100,7 @@ class _Flips:
         return [record.cluster for record in self.records]
 
     def rate(self, of: Callable[[Record], bool | None]) -> Rate:
-        return readings.rate([of(record) for record in self.records], self.clusters)
+        return statistics.rate([of(record) for record in self.records], self.clusters)
 
     def mean(self, of: Callable[[Record], float | None]) -> Mean:
         return statistics.mean([of(record) for record in self.records], self.clusters)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.interfaces import Attack, Defense, Task
-from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.meter import Meter, total_cost
 from saebench_recovery.schema import Compute, Cost, Facts, Finding, PerturbationKind
 from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import finding, refuse
@@ -53,10 +53,12 @@ def attacked(
     with own.counting():
         if not setting.mixed:  # what is wrong with a member of a suite is found in its turn
             refuse(check_member(setting, seen.flips[:1]))
+    spreads = seen.measured(setting)
+    with own.counting():
         setting.measure()
     learned, flips = halves(seen.flips) if attack.learns else ([], seen.flips)
     turns = taken_turns(setting, learned, flips, journal, progress)
-    scoring = total_cost([seen.cost, own.cost()])
+    scoring = total_cost([seen.cost, spreads, own.cost()])
     facts = _facts(setting, seen, len(learned), scoring, turns)
     found = (*seen.checks.findings, *seen.checks.afterwards(), *_left_behind(setting))
     return facts.model_copy(update={"findings": found})
@@ -121,14 +123,4 @@ def _facts(
         ),
         forced_sae=any(latents.dictionary.forced for latents in defense.latents.values()),
         rounded=setting.rounded,
-    )
-
-
-def total_cost(costs: Sequence[Cost]) -> Cost:
-    """Work added up; of the memory in use the most."""
-    summed = ("forward", "backward", "token_layers", "flops", "seconds")
-    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    return Cost(
-        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
-        peak_bytes=max(peaks, default=None),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saebench_recovery.scoring.clusters import Array, totals
+from saebench_recovery.scoring.clusters import Array, by_row, defined_alike, totals
 from saebench_recovery.scoring.intervals import (
     difference_interval,
     difference_p_value,
@@ -61,41 +63,75 @@ def paired(
     Raises:
         ValueError: not as many values of either run, or cluster names.
     """
-    if not len(first) == len(second) == len(clusters):
-        raise ValueError(f"{len(first)} and {len(second)} values, but {len(clusters)} clusters")
-    gaps = np.array(second, dtype=np.float64) - np.array(first, dtype=np.float64)
-    defined = ~np.isnan(gaps)
-    gaps = gaps[defined]
-    if not len(gaps):
-        return None
-    total_M, size_M = totals(gaps, [name for name, d in zip(clusters, defined, strict=True) if d])
-    binary = all(value is None or isinstance(value, bool) for value in (*first, *second))
+    return beside(first, [second], clusters)[0]
+
+
+def beside(
+    first: Sequence[Value], others: Sequence[Sequence[Value]], clusters: Sequence[str]
+) -> list[Paired | None]:
+    """Each of several runs compared with the first one, all at once; see `paired`."""
+    for other in others:
+        if not len(first) == len(other) == len(clusters):
+            counts = f"{len(first)} and {len(other)} values"
+            raise ValueError(f"{counts}, but {len(clusters)} clusters")
+    found: list[Paired | None] = [None] * len(others)
+    first_E, first_binary = np.array(first, dtype=np.float64), _binary(first)
+    for binary in (False, True):
+        chosen = [n for n, one in enumerate(others) if (first_binary and _binary(one)) is binary]
+        if not chosen:
+            continue
+        gap_RE = np.array([others[n] for n in chosen], dtype=np.float64) - first_E
+        for numbers, gaps, names in defined_alike(gap_RE, clusters):
+            if names:
+                for r, one in zip(numbers, _compared(gaps, names, binary=binary), strict=True):
+                    found[chosen[r]] = one
+    return found
+
+
+def _binary(values: Sequence[Value]) -> bool:
+    return all(value is None or isinstance(value, bool) for value in values)
+
+
+def _compared(gap_RE: Array, clusters: Sequence[str], *, binary: bool) -> Iterator[Paired]:
+    """What gaps that are defined on all of some flips say, row by row."""
+    total_RM, size_M = totals(gap_RE, clusters)
     interval = difference_interval if binary else mean_interval
-    low = high = None
+    each = np.atleast_2d(gap_RE)
+    ends: Sequence[Sequence[float | None]] = [[None, None]] * len(each)
     if len(size_M) > 1:
-        low, high = (float(bound) for bound in interval(total_M, size_M))
-    p_value, method = paired_test(total_M, size_M, binary=binary)
-    return Paired(
-        difference=float(gaps.mean()),
-        low=low,
-        high=high,
-        first_larger=int((gaps < 0).sum()),
-        second_larger=int((gaps > 0).sum()),
-        p_value=p_value,
-        method=method,
-        pairs=len(gaps),
-        clusters=len(size_M),
-    )
+        ends = by_row(*interval(total_RM, size_M))
+    tests = paired_tests(total_RM, size_M, binary=binary)
+    for gap_E, (low, high), (p_value, method) in zip(each, ends, tests, strict=True):
+        yield Paired(
+            difference=float(gap_E.mean()),
+            low=low,
+            high=high,
+            first_larger=int((gap_E < 0).sum()),
+            second_larger=int((gap_E > 0).sum()),
+            p_value=p_value,
+            method=method,
+            pairs=len(gap_E),
+            clusters=len(size_M),
+        )
 
 
 def paired_test(total_M: Array, size_M: Array, *, binary: bool) -> tuple[float, str]:
     """p-value of a mean difference of zero from the totals of clusters, and by which test."""
-    by_flips, method = sign_flip_test(total_M)
+    return paired_tests(total_M, size_M, binary=binary)[0]
+
+
+def paired_tests(total_RM: Array, size_M: Array, *, binary: bool) -> list[tuple[float, str]]:
+    """The same for each of several rows of totals."""
+    keys = [total_M.tobytes() for total_M in np.atleast_2d(total_RM)]
+    tested = dict(zip(keys, np.atleast_2d(total_RM), strict=True))
+    by_flips = {key: sign_flip_test(total_M) for key, total_M in tested.items()}
+    every = [by_flips[key] for key in keys]
     single = bool((size_M == 1).all())
     if len(size_M) == 1 or (binary and single):
-        return by_flips, method
-    of = difference_p_value if binary else mean_p_value
-    return max(by_flips, float(of(total_M, size_M))), f"{method} and t test"
+        return every
+    by_t = by_row((difference_p_value if binary else mean_p_value)(total_RM, size_M))
+    pairs = zip(every, by_t, strict=True)
+    return [(max(p_value, other), f"{method} and t test") for (p_value, method), [other] in pairs]
 
 
 def sign_flip_test(total_M: Array) -> tuple[float, str]:
@@ -118,13 +154,19 @@ def sign_flip_test(total_M: Array) -> tuple[float, str]:
     if len(total_M) <= ENUMERATED:
         positive_BM = np.arange(2 ** len(total_M))[:, None] >> np.arange(len(total_M)) & 1
     else:
-        shape = (DRAWS, len(total_M))
-        positive_BM = np.random.default_rng(SEED).integers(0, 2, shape, dtype=np.int8)
+        positive_BM = _drawn(len(total_M))
     sum_B = 2 * (positive_BM @ total_M) - total_M.sum()
     as_far = int((np.abs(sum_B) >= abs(float(total_M.sum())) - ROUNDING * largest).sum())
     if len(total_M) <= ENUMERATED:
         return as_far / len(sum_B), "exact sign flips"
     return (as_far + 1) / (DRAWS + 1), f"{DRAWS} random sign flips"
+
+
+@lru_cache(maxsize=16)
+def _drawn(clusters: int) -> NDArray[np.int8]:
+    """The same random signs for all that have as many clusters."""
+    shape = (DRAWS, clusters)
+    return np.random.default_rng(SEED).integers(0, 2, shape, dtype=np.int8)
 
 
 def _convolved(total_M: Sequence[int]) -> float:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from saebench_recovery.schema import Mean, PerturbationKind, Rate, Record
 from saebench_recovery.scoring import statistics
 from saebench_recovery.scoring.measures import Measure, verdict
-
-Values = Sequence[bool | float | None]
+from saebench_recovery.scoring.statistics import Values
 
 
 def recovered_by(record: Record, flops: float) -> bool:
@@ -37,9 +36,16 @@ def values(measure: Measure, records: Sequence[Record], perturbation: Perturbati
 
 def summary(measure: Measure, values: Values, clusters: Sequence[str]) -> Rate | Mean:
     """A measure's rate or mean over the flips on which it is defined."""
+    return summaries(measure, [values], clusters)[0]
+
+
+def summaries(
+    measure: Measure, of_runs: Sequence[Values], clusters: Sequence[str]
+) -> Sequence[Rate | Mean]:
+    """The same of several runs on the same flips."""
     if measure.kind == "rate":
-        return rate(values, clusters)
-    return within(measure.bounds, statistics.mean(values, clusters))
+        return statistics.rates(of_runs, clusters)
+    return [within(measure.bounds, mean) for mean in statistics.means(of_runs, clusters)]
 
 
 def within(bounds: tuple[float, float], mean: Mean) -> Mean:
@@ -53,9 +59,3 @@ def within(bounds: tuple[float, float], mean: Mean) -> Mean:
         return mean
     cut = {"low": max(mean.low, lowest), "high": min(mean.high, highest)}
     return mean.model_copy(update=cut)
-
-
-def rate(values: Values, clusters: Sequence[str]) -> Rate:
-    """A rate over the flips on which there is a verdict."""
-    known = [(bool(v), c) for v, c in zip(values, clusters, strict=True) if v is not None]
-    return statistics.rate([value for value, _ in known], [cluster for _, cluster in known])

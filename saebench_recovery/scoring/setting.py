@@ -136,9 +136,17 @@ class Setting:
     @cached_property
     def spreads(self) -> dict[str, Spread]:
         """Per site that the attack perturbs, of the task's selection prompts."""
+        return {str(site): self.spread(site) for site in self.measured_sites}
+
+    @property
+    def measured_sites(self) -> list[Site]:
+        """Those whose spread the attack's budgets are measured in."""
+        return KINDS[self.attack.space][0].sites(self.attack, self.defense)
+
+    def spread(self, site: Site) -> Spread:
+        """The spread of a site on the task's selection prompts."""
         prompts = [e.prompt for e in self.task.examples(self.target, "selection")]
-        sites = KINDS[self.attack.space][0].sites(self.attack, self.defense)
-        return {str(site): spread(self.target, site, prompts) for site in sites}
+        return spread(self.target, site, prompts)
 
     @cached_property
     def drift_rule(self) -> DriftRule:

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from saebench_recovery.schema import Mean, Rate
-from saebench_recovery.scoring.clusters import totals
+from saebench_recovery.scoring.clusters import by_row, defined_alike, totals
 from saebench_recovery.scoring.intervals import mean_interval, rate_interval
 
+Values = Sequence[bool | float | None]
 
-def rate(successes: Sequence[bool], clusters: Sequence[str]) -> Rate:
+
+def rate(successes: Values, clusters: Sequence[str]) -> Rate:
     """Share of successes with a 95 % interval (`rate_interval`).
+
+    None and NaN mean "undefined for this example": they are left out and `n` counts the rest.
 
     By simulation it covers rates of 0.05 to 0.95 in at least 93 % of samples with 5 to 50
     clusters of 1 to 40 examples whose own rates follow a beta distribution with a correlation of
@@ -27,15 +31,24 @@ def rate(successes: Sequence[bool], clusters: Sequence[str]) -> Rate:
 
     A single cluster is one observation: `rate_interval` says what is left of 0 to 1 then.
     """
-    x = np.asarray(successes, dtype=np.float64)
-    total_M, size_M = totals(x, clusters)
-    if len(x) == 0:
-        return Rate(k=0, n=0, rate=None, low=None, high=None)
-    low, high = rate_interval(total_M, size_M)
-    return Rate(k=int(x.sum()), n=len(x), rate=float(x.mean()), low=float(low), high=float(high))
+    return rates([successes], clusters)[0]
 
 
-def mean(values: Sequence[float | None], clusters: Sequence[str]) -> Mean:
+def rates(successes: Sequence[Values], clusters: Sequence[str]) -> list[Rate]:
+    """The same of several rows over the same examples, all at once."""
+    every_RE = np.array(successes, dtype=np.float64)  # None becomes NaN
+    found = [Rate(k=0, n=0, rate=None, low=None, high=None)] * len(every_RE)
+    for numbers, x_RE, names in defined_alike(every_RE, clusters):
+        if not names:
+            continue
+        low_R, high_R = rate_interval(*totals(x_RE, names))
+        columns = by_row(x_RE.sum(-1), x_RE.mean(-1), low_R, high_R)
+        for r, (k, share, low, high) in zip(numbers, columns, strict=True):
+            found[r] = Rate(k=int(k), n=len(names), rate=share, low=low, high=high)
+    return found
+
+
+def mean(values: Values, clusters: Sequence[str]) -> Mean:
     """Mean, median and largest value with a 95 % interval of the mean (`mean_interval`).
 
     None and NaN mean "undefined for this example": they are left out and `n` counts the rest. One
@@ -45,25 +58,26 @@ def mean(values: Sequence[float | None], clusters: Sequence[str]) -> Mean:
     exponential ones in skewness; for those with 5 examples that stand alone, in 92 %. For
     log-normal values of sigma 1 coverage falls to 0.89 (5 alone) and 0.91 (10 and 20 clusters).
     """
-    if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values, but {len(clusters)} clusters")
-    every = np.array(values, dtype=np.float64)  # None becomes NaN
-    defined = ~np.isnan(every)
-    x = every[defined]
-    if not len(x):
-        return Mean(n=0, mean=None, median=None, max=None, low=None, high=None)
-    total_M, size_M = totals(x, [name for name, d in zip(clusters, defined, strict=True) if d])
-    low = high = None
-    if len(size_M) > 1:
-        low, high = (float(bound) for bound in mean_interval(total_M, size_M))
-    return Mean(
-        n=len(x),
-        mean=float(x.mean()),
-        median=float(np.median(x)),
-        max=float(x.max()),
-        low=low,
-        high=high,
-    )
+    return means([values], clusters)[0]
+
+
+def means(values: Sequence[Values], clusters: Sequence[str]) -> list[Mean]:
+    """The same of several rows over the same examples, all at once."""
+    every_RE = np.array(values, dtype=np.float64)  # None becomes NaN
+    found = [Mean(n=0, mean=None, median=None, max=None, low=None, high=None)] * len(every_RE)
+    for numbers, x_RE, names in defined_alike(every_RE, clusters):
+        if not names:
+            continue
+        total_RM, size_M = totals(x_RE, names)
+        ends: Sequence[Sequence[float | None]] = [[None, None]] * len(numbers)
+        if len(size_M) > 1:
+            ends = by_row(*mean_interval(total_RM, size_M))
+        columns = by_row(x_RE.mean(-1), np.median(x_RE, axis=-1), x_RE.max(-1))
+        for r, (centre, middle, largest), (low, high) in zip(numbers, columns, ends, strict=True):
+            found[r] = Mean(
+                n=len(names), mean=centre, median=middle, max=largest, low=low, high=high
+            )
+    return found
 
 
 def median_smallest(norms: Sequence[float | None]) -> float | None:

@@ -6,7 +6,8 @@ None of this depends on the attack, so attacks on one defense share it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, Split, Task
-from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.meter import Meter, total_cost
+from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.sae.latents import Latents
-from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, SideEffects
+from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, SideEffects, Spread
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.check.preflight import Preflight, preflight
 from saebench_recovery.scoring.check.task_examples import clustered
@@ -52,11 +54,30 @@ class Undisturbed:
     flips: Sequence[Flip]
     effects: SideEffects
     ringing: Rate | None
+    rule: DriftRule
     cost: Cost
+    _spreads: dict[Site, tuple[Spread, Cost]] = field(default_factory=dict)
 
     def under(self, attack: Attack, spec: RunSpec) -> Setting:
-        """The setting of an attack on it."""
-        return Setting(self.target, self.task, self.defense, attack, spec, self.held)
+        """The setting of an attack on it; what was measured once holds for all of them."""
+        setting = Setting(self.target, self.task, self.defense, attack, spec, self.held)
+        vars(setting).update(drift_rule=deepcopy(self.rule))
+        return setting
+
+    def measured(self, setting: Setting) -> Cost:
+        """Give an attack's setting the spreads of its sites; what it costs to measure them.
+
+        The same whether another attack needed them before, so that a row says what it costs alone.
+        """
+        sites = setting.measured_sites
+        for site in sites:
+            if site not in self._spreads:
+                meter = Meter()
+                with meter.counting():
+                    found = setting.spread(site)
+                self._spreads[site] = found, meter.cost()
+        vars(setting).update(spreads={str(site): self._spreads[site][0] for site in sites})
+        return total_cost([self._spreads[site][1] for site in sites])
 
     def counts(self, learned: int) -> ExampleCounts:
         """Examples by what became of them, where the attack learned from so many flips."""
@@ -94,6 +115,7 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
         unsuppressed, flips = valid_flips(setting, clustered(target, examples), checks.defended)
         effects = side_effects(setting)
         ringing = false_alarms(setting.active, examples)
+        rule = setting.drift_rule
     return Undisturbed(
         target=target,
         task=task,
@@ -106,6 +128,7 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
         flips=flips,
         effects=effects,
         ringing=ringing,
+        rule=rule,
         cost=meter.cost(),
     )
 

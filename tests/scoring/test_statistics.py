@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm, t, ttest_1samp
 
 from saebench_recovery.schema import Rate
+from saebench_recovery.scoring import paired, statistics
 from saebench_recovery.scoring.clusters import totals
 from saebench_recovery.scoring.intervals import PRIOR_CLUSTERS, design_effect
 from saebench_recovery.scoring.statistics import mean, median_smallest, rate
@@ -160,3 +162,32 @@ def test_median_smallest_norm_counts_failures_as_infinite(
     norms: list[float | None], expected: float | None
 ) -> None:
     assert median_smallest(norms) == expected
+
+
+def test_many_rows_at_once_are_each_row_alone() -> None:
+    """Whatever each of them leaves undefined."""
+    drawn = np.random.default_rng(0)
+    names = [f"{item}" for item in drawn.integers(0, 9, 30)]
+    numbers = np.where(drawn.random((40, 30)) < 0.02, np.nan, drawn.lognormal(size=(40, 30)))
+    numbers[3], numbers[4] = np.nan, numbers[5]
+    verdicts = [[None if np.isnan(x) else bool(x > 1) for x in row] for row in numbers]
+    assert statistics.rates(verdicts, names) == [statistics.rate(row, names) for row in verdicts]
+    rows = numbers.tolist()
+    _alike(statistics.means(rows, names), [statistics.mean(row, names) for row in rows])
+    sides: list[Sequence[statistics.Values]] = [verdicts, rows]
+    for others in sides:
+        own = others[0]
+        beside = paired.beside(own, others, names)
+        assert beside[3] is None
+        alone = [paired.paired(own, row, names) for row in others]
+        _alike([one for one in beside if one], [one for one in alone if one])
+
+
+def _alike(many: Sequence[object], alone: Sequence[object]) -> None:
+    """But for the last bits; the fields of either, nulls as NaN."""
+    assert len(many) == len(alone)
+    for one, other in zip(many, alone, strict=True):
+        of_both = [{"method": "", **vars(of)} for of in (one, other)]
+        assert of_both[0].pop("method") == of_both[1].pop("method")
+        found, expected = (np.array([*of.values()], dtype=float) for of in of_both)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

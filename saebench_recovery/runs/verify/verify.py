@@ -134,7 +134,7 @@ class _Scope:
     def chosen(self, plan: Plan, stored: StoredRun) -> dict[str, set[str]]:
         """Ids of flips by covered task, the same ones whatever else is verified."""
         return {
-            task: self._drawn(task, stored.records(task))
+            task: self._drawn(task, stored.records.get(task, []))
             for task in plan.matchups
             if self.covers(task)
         }
@@ -189,7 +189,7 @@ def _check_rows(stored: StoredRun, findings: Findings) -> None:
         if facts is None:
             continue
         try:
-            found = aggregate(facts, stored.records(row.task))
+            found = aggregate(facts, stored.records.get(row.task, []))
         except UserError:
             continue  # it is among the findings already: a flip is stored twice
         findings.add(differing("row", row, found, task=row.task))

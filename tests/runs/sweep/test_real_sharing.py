@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from saebench_recovery.runs import provenance
 from saebench_recovery.runs.run import execute
 from saebench_recovery.runs.sweep.cells import planned, shared_part
 from saebench_recovery.runs.sweep.engine import Orders, ThisProcess
+from saebench_recovery.scoring import setting
 from saebench_recovery.spec import RunSpec
 from tests.runs.test_run import contents
 
 
-def test_shared_passes_change_no_bit(tmp_path: Path) -> None:
+def test_shared_passes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an attack with another seed, which is done after the one that made them."""
+    made: list[object] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: made.append(function) or function(*given)
+
     specs = [
         RunSpec(tasks=("ioi",), limit=6, flops=1.0, attack=attack, seed=seed)
         for attack, seed in (("random-direction", 1), ("orthogonal", 0))
@@ -20,7 +31,10 @@ def test_shared_passes_change_no_bit(tmp_path: Path) -> None:
     plans = planned(specs)
     assert shared_part(plans[0]) == shared_part(plans[1])
     execute(specs[1], tmp_path / "alone")
+    for module, name in ((provenance, "data_hash"), (setting, "spread")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     outcomes = ThisProcess(Orders(tmp_path / "shared")).outcomes([plans])
     assert [one.error for one in outcomes] == [None, None]
     own = contents(tmp_path / "shared" / plans[1].identity)
     assert own == contents(tmp_path / "alone" / plans[1].identity)
+    assert len(made) == 2  # each once for both
