@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saebench_recovery.base import described
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import PLUGIN_FILES
+from saebench_recovery.base.plugin import PLUGIN_FILES, PluginError, one_line
 from saebench_recovery.base.settings import nearest, validate
 from saebench_recovery.base.task_file import ENDINGS, read_task_file
 
@@ -151,10 +151,11 @@ def _import_file(path: str | Path, file: Path, name: str) -> None:
         sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         sys.modules.pop(name, None)  # the file may have removed itself
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"plugin file {str(path)!r} does not import: {reason}") from error
+        raise UserError(f"plugin file {str(path)!r} does not import: {one_line(error)}") from error
 
 
 def _load_task_file(file: Path, module: str) -> None:
@@ -238,7 +239,13 @@ def create(kind: Kind, name: str, settings: Mapping[str, Any]) -> Plugin:
         UserError: unknown name, unknown key, or a value that does not fit.
     """
     cls = plugin_class(kind, name)
-    return cls(validate(cls.Config, settings, f"{kind} {name!r}"))
+    config = validate(cls.Config, settings, f"{kind} {name!r}")
+    try:
+        return cls(config)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{kind} {name!r}", "__init__", f"raised {one_line(error)}") from error
 
 
 def registered_name(kind: Kind, plugin: str | type[Plugin]) -> str:
