@@ -27,8 +27,9 @@ def looked_at(problem: Problem) -> Problem:
 
 
 def _looked_at(engine: Engine) -> Engine:
-    active = replace(engine.active, defense=_Defense(engine.active.defense))
-    return replace(engine, active=active, task=_Task(engine.task))
+    defense: Any = _Defense(engine.active.defense)
+    task: Any = _Task(engine.task)
+    return replace(engine, active=replace(engine.active, defense=defense), task=task)
 
 
 class _Plugin:
@@ -76,10 +77,13 @@ def _called(title: str, method: str, function: Callable[[Tensor], Tensor], given
         refuse("returned")
     if inside.requires_grad and returned.requires_grad:
         came: list[bool] = []
-        returned.register_hook(lambda grad: came.append(_finite(grad)))
-        inside.register_hook(
-            lambda grad: refuse("has a gradient of") if all(came) and not _finite(grad) else None
-        )
+
+        def check(grad: Tensor) -> None:
+            if all(came) and not _finite(grad):
+                refuse("has a gradient of")
+
+        returned.register_hook(lambda grad: came.append(_finite(grad)))  # type: ignore[no-untyped-call]
+        inside.register_hook(check)  # type: ignore[no-untyped-call]
     return returned
 
 
