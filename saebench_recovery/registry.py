@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saebench_recovery.base import described
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import PLUGIN_FILES
+from saebench_recovery.base.plugin import PLUGIN_FILES, PluginError, one_line
 from saebench_recovery.base.settings import nearest, validate
 from saebench_recovery.base.task_file import ENDINGS, read_task_file
 
@@ -35,6 +35,7 @@ _registered: dict[Kind, dict[str, type[Plugin]]] = {"defense": {}, "attack": {},
 TABLE_TASK = "saebench_recovery.tasks._table"
 
 _plugin_files: dict[str, Path] = {}  # by the name under which the module was imported
+_of_others: frozenset[str] = frozenset()  # files and classes of others that came into the process
 
 
 # --- registering ----------------------------------------------------------------------------
@@ -67,10 +68,30 @@ def _registrar(kind: Kind, name: str) -> Callable[[type[Any]], type[Any]]:
         if holder not in (None, _address(cls)):
             raise UserError(f"{kind} name {name!r} is taken by {holder}; choose another")
         cls.name = name
+        if not _by_the_package(kind, name, cls):
+            _note_others(_address(cls))
         _registered[kind][name] = cls
         return cls
 
     return register
+
+
+def _by_the_package(kind: Kind, name: str, cls: type[Any]) -> bool:
+    """Whether it is the built-in class: its module registers it, before it has its name there."""
+    module = sys.modules.get(cls.__module__)
+    ours = BUILT_IN[kind].get(name, ("",))[0] == _address(cls)
+    return ours and module is not None and not hasattr(module, cls.__qualname__)
+
+
+def _note_others(name: str) -> None:
+    """Remember code of others; nothing that it changes of itself afterwards takes that back."""
+    global _of_others
+    _of_others = frozenset((*_of_others, name))
+
+
+def code_of_others() -> frozenset[str]:
+    """Plugin files that were imported into this process, and classes that are not built in."""
+    return _of_others
 
 
 def _check_class(kind: Kind, cls: type[Any]) -> None:
@@ -112,6 +133,14 @@ def load_plugin_file(path: str | Path) -> None:
     if file.suffix in ENDINGS:
         _load_task_file(Path(path), name)
         return
+    try:
+        _import_file(path, file, name)
+    finally:
+        _note_others(str(file))  # after it ran, whatever it then did to this record
+    _plugin_files[name] = file
+
+
+def _import_file(path: str | Path, file: Path, name: str) -> None:
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin file {str(path)!r} is not a Python file")
@@ -122,11 +151,11 @@ def load_plugin_file(path: str | Path) -> None:
         sys.path.append(str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"plugin file {str(path)!r} does not import: {reason}") from error
-    _plugin_files[name] = file
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        sys.modules.pop(name, None)  # the file may have removed itself
+        raise UserError(f"plugin file {str(path)!r} does not import: {one_line(error)}") from error
 
 
 def _load_task_file(file: Path, module: str) -> None:
@@ -210,7 +239,13 @@ def create(kind: Kind, name: str, settings: Mapping[str, Any]) -> Plugin:
         UserError: unknown name, unknown key, or a value that does not fit.
     """
     cls = plugin_class(kind, name)
-    return cls(validate(cls.Config, settings, f"{kind} {name!r}"))
+    config = validate(cls.Config, settings, f"{kind} {name!r}")
+    try:
+        return cls(config)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{kind} {name!r}", "__init__", f"raised {one_line(error)}") from error
 
 
 def registered_name(kind: Kind, plugin: str | type[Plugin]) -> str:

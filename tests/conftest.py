@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from saebench_recovery.base.plugin import PLUGIN_FILES
+from saebench_recovery import registry
 from saebench_recovery.cli import progress
 from tests.fake_engine import Engine
 
@@ -49,13 +48,12 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _without_plugin_files() -> None:
+def _without_code_of_others() -> None:
     """Beside code of others, what a test puts in the place of a part of the package is named.
 
-    So the files that tests of another module have imported are not to be seen here.
+    So the files and classes that other test modules have brought are forgotten here.
     """
-    for name in [name for name in sys.modules if name.startswith(PLUGIN_FILES)]:
-        del sys.modules[name]
+    registry._of_others = frozenset()
 
 
 @pytest.fixture

@@ -32,14 +32,15 @@ Indices = Annotated[
 ]
 """Indices of latents, each once."""
 
-# The methods through which the harness asks a plugin; helpers of its own are not among them.
+# What the harness asks of a plugin, as a method or a property; helpers of its own are not among it.
 ASKED = frozenset(
     {
-        *("fit", "intervene", "alarm"),
+        *("fit", "intervene", "alarm", "false_alarms", "sees_only_latents", "latents", "scores"),
         *("examples", "attribution", "margins", "objective", "behaviour", "stopped"),
-        *("fidelity", "base_like", "figures", "side_figures", "variants"),
-        *("positions", "insertion", "beginnings", "never_learned"),
+        *("fidelity", "base_like", "figures", "side_figures", "variants", "data_files"),
+        *("positions", "insertion", "beginnings", "never_learned", "label", "pool", "new_tokens"),
         *("suite", "sites", "promise", "search", "shortest"),
+        *("space", "constrained", "length", "learns", "restores", "shortens"),
     }
 )
 
@@ -77,13 +78,14 @@ class Plugin:
 
     def __init_subclass__(cls, *, kind: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
-        if kind:  # an interface, whose own methods are the harness's
+        if kind:  # an interface
             cls.kind = kind
-            return
         for name in ASKED & vars(cls).keys():
-            method = vars(cls)[name]
-            if isinstance(method, FunctionType):
-                setattr(cls, name, _guarded(method))
+            asked = vars(cls)[name]
+            if isinstance(asked, FunctionType):
+                setattr(cls, name, _guarded(name, asked))
+            elif isinstance(asked, property) and asked.fget is not None:
+                setattr(cls, name, asked.getter(_guarded(name, asked.fget)))
 
     @property
     def title(self) -> str:
@@ -91,11 +93,12 @@ class Plugin:
         return f"{self.kind} {(self.name or type(self).__name__)!r}"
 
 
-def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, with what it raises turned into a `PluginError`.
+def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """What is asked by that name, with whatever it raises turned into a `PluginError`.
 
     Bad input and an accelerator that is full are reported by others: they pass, bad input with the
-    kind of the plugin. An attack's search calls the defense and the task, which say so themselves.
+    kind of the plugin, memory with a note of who ran out of it. An attack's search calls the
+    defense and the task, which say so themselves.
     """
 
     @functools.wraps(method)
@@ -106,15 +109,34 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             if self.kind != "attack" or not error.kind:
                 error.kind = self.kind
             raise
-        except Exception as error:
-            kind = type(error)
-            if (kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError"):  # not imported
+        except KeyboardInterrupt:  # somebody stops the run
+            raise
+        except BaseException as error:
+            if is_out_of_memory(error):
+                if not hasattr(error, "__notes__"):
+                    error.add_note(f"{self.title}: {name}")
                 raise
-            raise PluginError(self.title, method.__name__, f"raised {one_line(error)}") from error
+            raise PluginError(self.title, name, f"raised {one_line(error)}") from error
 
     return guarded
 
 
-def one_line(error: Exception) -> str:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device is full, as torch says it; torch is not imported."""
+    kind = type(error)
+    return (kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError")
+
+
+def who_ran_out(error: BaseException) -> str:
+    """The plugin and its method in which memory ran out, with a colon; empty where in none."""
+    return f"{error.__notes__[0]}: " if hasattr(error, "__notes__") else ""
+
+
+def one_line(error: BaseException) -> str:
     """What is said of an error that is none of ours."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # it is a plugin's own and fails at this, too
+        return name
+    return " ".join(f"{name}: {text}".split())[:300]

@@ -16,6 +16,7 @@ import typer
 
 from saebench_recovery import __version__
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.plugin import is_out_of_memory, who_ran_out
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import reason
 from saebench_recovery.cli.attribute import attribute
@@ -109,9 +110,11 @@ def main() -> None:
         where = "" if error.filename is None else f": {str(error.filename)!r}"
         refuse(f"{reason(error)}{where}")
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+        full = isinstance(error, MemoryError) or is_out_of_memory(error)
+        if not (full or "memory" in str(error)):
             raise
-        refuse("not enough memory; try a smaller --batch-size, or fewer examples with --limit")
+        what = f"{who_ran_out(error)}not enough memory"
+        refuse(f"{what}; try a smaller --batch-size, or fewer examples with --limit")
 
 
 def refuse(line: str) -> NoReturn:

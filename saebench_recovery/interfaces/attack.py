@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, final
 
 from saebench_recovery.base.plugin import Plugin, PluginError
@@ -12,6 +12,7 @@ from saebench_recovery.interfaces.defense import Defense
 from saebench_recovery.interfaces.task import Task
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.perturbations.blame import looked_at
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.schema import Constraint
 
@@ -85,6 +86,16 @@ class Attack(Plugin, ABC, kind="attack"):
         under the active defense. The search works on copies of what its result is held to.
         """
         search = self.shortest if shortest else self.search
+        try:
+            return self._admitted(search, problem)
+        except PluginError as error:
+            if error.kind == self.kind:
+                self._admitted(search, looked_at(problem))  # raises of whoever showed it NaN
+            raise
+
+    def _admitted(
+        self, search: Callable[[Problem], Perturbation], problem: Problem
+    ) -> Perturbation:
         perturbation = search(problem.copied())
         try:
             return problem.admit(perturbation)

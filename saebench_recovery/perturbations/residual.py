@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -45,7 +45,8 @@ class Residual(Space):
     `units` [N, P] say what a budget of 1 is at each site and position, `norms` [N, P] the defended
     residual's there. `constraints` say what keeps the defended latents in place at each site; a
     space that is not `constrained` knows them and does not apply them. `later` are defended sites
-    behind the first.
+    behind the first. `unheld` counts the latents that a defense behind the perturbation declares
+    and no prompt shows an edit of, which nothing keeps in place.
     """
 
     kind: ClassVar[str] = "residual"
@@ -57,6 +58,7 @@ class Residual(Space):
     units: Mapping[Site, Tensor]
     norms: Mapping[Site, Tensor]
     later: tuple[Site, ...] = ()
+    unheld: int = 0
 
     @classmethod
     def sites(cls, reach: Reach, defense: Intervention) -> list[Site]:
@@ -90,6 +92,7 @@ class Residual(Space):
             windows.units(),
             windows.norms,
             later,
+            _unheld(posing.active, sites),
         )
         return windows.problem(space)
 
@@ -103,15 +106,23 @@ class Residual(Space):
         """What the constraint sets keep in place, at the perturbed sites only."""
         if not self.constrained:
             return Held(kind="none", rank=0)
-        loose = [c for c in self.constraints.values() if c.kind != "exact"]
-        note = loose[0].note if loose else ""
-        if self.later:
-            note = f"held at the perturbed sites only; {', '.join(map(str, self.later))} may move"
+        reasons = list(self._reasons())
         return Held(
-            kind="first-order" if self.later or loose else "exact",
+            kind="first-order" if reasons else "exact",
             rank=sum(c.rank for c in self.constraints.values()),
-            note=note,
+            note=reasons[0] if reasons else "",
         )
+
+    def _reasons(self) -> Iterator[str]:
+        """Why latents that are held may move all the same, the furthest reaching first."""
+        if self.later:
+            yield f"held at the perturbed sites only; {', '.join(map(str, self.later))} may move"
+        yield from (c.note for c in self.constraints.values() if c.kind != "exact")
+        if self.unheld:
+            yield (
+                f"declared latents that no prompt shows an edit of are not held ({self.unheld}): "
+                "where one comes on, the defense may move those that are"
+            )
 
     def copied(self) -> Self:
         units, norms = (
@@ -241,6 +252,17 @@ def _check_sites(posing: Posing, sites: list[Site]) -> None:
             f"the attack perturbs {', '.join(beyond)}, behind the last defended site {last}: no "
             "defense runs on that; perturb an earlier site, or say --threat-model post"
         )
+
+
+def _unheld(active: DefendedModel, sites: list[Site]) -> int:
+    """How many latents the defense may switch on by itself: none before a delta that follows it."""
+    if active.defense is None or active.threat_model == "post":
+        return 0
+    return sum(
+        len(declared.features) - len(active.latents[site].features)
+        for site, declared in active.defense.latents.items()
+        if site in sites
+    )
 
 
 def _constraint(

@@ -23,7 +23,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.controls import Ladder, climbed
-from saebench_recovery.scoring.integrity import fingerprint, replaced
+from saebench_recovery.scoring.integrity import disarmed, fingerprint, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.misled import misled
@@ -48,7 +48,7 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
     judges = setting.task, setting.defense
-    watched = setting.watched
+    watched = setting.watched or disarmed()
     before, made, rules = fingerprint(*judges) if watched else {}, rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.

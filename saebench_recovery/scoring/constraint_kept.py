@@ -13,28 +13,19 @@ EXACT_DRIFT, ROUNDED_EXACT_DRIFT = 1e-3, 1e-2
 OUTSIDE = 0.25  # of the flips: few recoveries past the limits change no rank
 
 
-def _moved(record: Record, facts: Facts) -> bool:
-    """Whether latents that are held exactly moved all the same."""
-    limit = ROUNDED_EXACT_DRIFT if facts.rounded else EXACT_DRIFT
-    exact = record.constraint.kind == "exact"
-    return exact and (_relative_drift(record, "perturbed") or 0) > limit
-
-
-def _first_order(record: Record, facts: Facts) -> bool:
-    """Latents that are declared and not held may come on: what the defense then does moves others.
-
-    Until one does, those that are held stay exactly where they are.
-    """
-    some_held = facts.held != facts.features
-    return record.constraint.kind == "first-order" or (some_held and _moved(record, facts))
+def _first_order(record: Record) -> bool:
+    return record.constraint.kind == "first-order"
 
 
 def holds_to_first_order(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    return any(_first_order(record, facts) for record in records)
+    return any(map(_first_order, records))
 
 
 def constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> bool:
-    return facts.held == facts.features and any(_moved(record, facts) for record in records)
+    """Whether latents that are held exactly moved all the same."""
+    limit = ROUNDED_EXACT_DRIFT if facts.rounded else EXACT_DRIFT
+    exact = [record for record in records if record.constraint.kind == "exact"]
+    return any((_relative_drift(record, "perturbed") or 0) > limit for record in exact)
 
 
 def constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
@@ -44,7 +35,7 @@ def constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
     """
     if row.recovery.k - row.constrained.k <= OUTSIDE * row.recovery.n:
         return False
-    recovered = [r for r in records if _first_order(r, facts) and verdict(r, "recovery")]
+    recovered = [r for r in records if _first_order(r) and verdict(r, "recovery")]
     outside = sum(record.measures.get("constrained") is False for record in recovered)
     return outside > max(OUTSIDE * len(records), len(recovered) / 2)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import builtins
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cached_property
@@ -20,10 +19,15 @@ from typing import cast
 import torch
 
 from saebench_recovery.base.catalogue import Kind
-from saebench_recovery.base.plugin import PLUGIN_FILES, Plugin
-from saebench_recovery.registry import is_built_in, plugin_class
+from saebench_recovery.base.plugin import Plugin
+from saebench_recovery.registry import code_of_others, is_built_in, plugin_class
 from saebench_recovery.scoring.source_code import is_planted, modules, otherwise
 
+# What says whose code is watched.
+DECIDES = tuple(
+    f"saebench_recovery.{name}"
+    for name in ("registry", "scoring.integrity", "scoring.source_code", "scoring.setting")
+)
 CALCULATES: tuple[ModuleType | type, ...] = (
     builtins,
     math,
@@ -36,8 +40,12 @@ CALCULATES: tuple[ModuleType | type, ...] = (
 
 def others_at_hand(*plugins: Plugin) -> bool:
     """Whether this process runs code of others: a plugin of theirs, or a file that was imported."""
-    own = all(map(_is_ours, plugins))
-    return not own or any(name.startswith(PLUGIN_FILES) for name in list(sys.modules))
+    return bool(code_of_others()) or not all(map(_is_ours, plugins))
+
+
+def disarmed() -> bool:
+    """Whether what decides on watching is no longer what the package's source says."""
+    return any(True for _ in otherwise(DECIDES))
 
 
 def _is_ours(plugin: Plugin) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from inspect import CO_OPTIMIZED
 from types import CodeType, FunctionType, ModuleType
@@ -32,9 +32,14 @@ def modules() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
-def otherwise() -> Iterator[str]:
-    """Names of this package under which something else stands than its source puts there."""
+def otherwise(among: Container[str] | None = None) -> Iterator[str]:
+    """Names of this package under which something else stands than its source puts there.
+
+    Of some of its modules, or of all.
+    """
     for name, module in modules():
+        if among is not None and name not in among:
+            continue
         codes, imports = _source(name)
         for qualified, expected in codes.items():
             if (value := _found(module, qualified)) is not None and _code(value) not in expected:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.plugin import one_line
+from saebench_recovery.base.plugin import one_line, who_ran_out
 from saebench_recovery.base.progress import Progress, part
 from saebench_recovery.interfaces import Attack
 from saebench_recovery.model.meter import Meter, ticking
@@ -139,9 +139,10 @@ def _scored(setting: Setting, flips: Sequence[Flip], size: int) -> tuple[Chunk, 
     while True:
         try:
             return score_chunk(setting, flips[:size]), size
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if size <= 1:
-                raise UserError("one example does not fit the device's memory") from None
+                line = f"{who_ran_out(error)}one example does not fit the device's memory"
+                raise UserError(line) from None
             size //= 2
 
 

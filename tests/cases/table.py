@@ -1,33 +1,70 @@
-"""The table of cases in docs/soundness.md: `python -m tests.cases.table`."""
+"""The table of cases in docs/soundness-cases.md.
+
+python -m tests.cases.table           writes the page
+python -m tests.cases.table --check   fails if it is out of date; the tests hold it line by line
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from saebench_recovery import registry
+from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.schema import Finding
-from tests.cases.examined import of_case
+from tests.cases.examined import LIMIT, of_case
 from tests.cases.expected import EXPECTED
 
+PAGE = Path(__file__).parents[2] / "docs" / "soundness-cases.md"
 WORDS = {"error": "refused", "invalid": "invalid", "caution": "caution", "note": "note"}
+INTRO = f"""# Cases that break a rule
+
+<!-- written by `python -m tests.cases.table` -->
+
+What `saebench check` says of each plugin of `tests/cases/` that breaks one of the
+[rules](soundness.md), on `ioi` of `organism` with {LIMIT} prompts: a defense against
+`unconstrained`, an attack against `clamp`, a task under both. *Refused* is one line and exit code 2
+of `saebench run`. What shows only in a search, or beside one, is tested where the table of the
+rules says.
+
+| case | what it does | verdict | findings |
+|---|---|---|---|
+"""
 
 
-def table() -> str:
-    """Every case with what it does, the verdict and the findings, the gravest first."""
-    lines = ["| case | what it does | verdict | findings |", "|---|---|---|---|"]
-    for kind, cases in EXPECTED.items():
-        for name in cases:
-            findings = sorted(of_case(kind, name), key=_gravity)
-            verdict = WORDS[findings[0].level] if findings else "nothing found"
-            names = ", ".join(f"`{one.name}`" for one in findings)
-            what = (inspect.getdoc(registry.plugin_class(kind, name)) or "").partition("\n")[0]
-            lines.append(f"| `{name}` | {what} | {verdict} | {names} |")
-    return "\n".join(lines)
+def page() -> str:
+    lines = [line_of(kind, name, of_case(kind, name)) for kind, name in cases()]
+    return INTRO + "\n".join(lines) + "\n"
+
+
+def cases() -> Iterator[tuple[Kind, str]]:
+    return ((kind, name) for kind, of_kind in EXPECTED.items() for name in of_kind)
+
+
+def line_of(kind: Kind, name: str, found: tuple[Finding, ...]) -> str:
+    """A case with what it does, the verdict and the findings, the gravest first."""
+    findings = sorted(found, key=_gravity)
+    verdict = WORDS[findings[0].level] if findings else "nothing found"
+    names = ", ".join(f"`{one.name}`" for one in findings)
+    what = (inspect.getdoc(registry.plugin_class(kind, name)) or "").partition("\n")[0]
+    return f"| `{name}` | {what} | {verdict} | {names} |"
 
 
 def _gravity(found: Finding) -> int:
     return list(WORDS).index(found.level)
 
 
+def main() -> None:
+    text = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(text, "utf-8")
+    elif PAGE.read_text("utf-8") != text:
+        sys.exit(
+            "out of date, write it with `python -m tests.cases.table`: docs/soundness-cases.md"
+        )
+
+
 if __name__ == "__main__":
-    print(table())
+    main()

@@ -73,3 +73,39 @@ def test_from_python() -> None:
         defense="bad-double", tasks=["ioi"], attack="unconstrained", limit=16
     )
     assert [(one.name, one.level) for one in found["ioi"]] == [("wrong-dtype", "error")]
+
+
+RAISES = """
+import torch
+from saebench_recovery import register_defense
+from saebench_recovery.defenses.clamp import Clamp
+
+
+@register_defense("{method}-raises")
+class Raises(Clamp):
+    def {method}(self, *given):
+        raise {error}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "line"),
+    [
+        ("intervene", "torch.OutOfMemoryError('full')", "intervene: not enough memory; try a"),
+        ("__init__", "SystemExit(0)", "__init__ raised SystemExit: 0"),
+    ],
+)
+def test_memory_and_exits_are_said_of_the_plugin(
+    method: str,
+    error: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    file, defense = tmp_path / "raises.py", f"{method}-raises"
+    file.write_text(RAISES.format(method=method, error=error))
+    words = ["check", "--plugin", str(file), "--defense", defense, "--task", "ioi", "--limit", "4"]
+    assert called(monkeypatch, *words) == 2
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith(f"error: defense {defense!r}: {line}")

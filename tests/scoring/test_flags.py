@@ -51,7 +51,6 @@ def base(shown: int, chance: float | None, n: int = 100) -> Facts:
 
 FIRST_ORDER = Constraint(kind="first-order", rank=1)
 TOKENS = PerturbationKind(kind="tokens", length=4)
-SOME_HELD = facts(features={"a site": (3, 5)}, held={"a site": (3,)})
 UNBOUND: dict[str, Any] = {"constrained": None, "faithful": None}
 
 
@@ -74,7 +73,6 @@ def test_an_ordinary_row_has_no_flags() -> None:
         ("constraint-broken", raised(facts(rounded=True), drifting(2e-2))),
         ("constraint-vacuous", raised(None, UNBOUND)),
         ("first-order-constraint", raised(None, {"constraint": FIRST_ORDER})),
-        ("first-order-constraint", raised(SOME_HELD, drifting(2e-3))),
         ("random-recovers", raised(None, {"random_direction": True})),
         ("injection-as-easy", raised(None, {"wrong_target": True})),
         ("retained-too-low", raised(breaking(retain_known=14, retain_kept=11))),
@@ -98,7 +96,6 @@ def test_each_is_raised_alone(flag: str, flags: tuple[str, ...]) -> None:
         raised(None, None, record(id="z", flags=("no-gradient",))),  # one of forty
         raised(facts(rounded=True), drifting(2e-3)),
         raised(None, drifting(2e-3, "none")),
-        raised(SOME_HELD, drifting(5e-4)),
         raised(breaking(retain_known=20, retain_kept=18)),
         raised(breaking(kl=0.49, ce_increase=0.49)),
         raised(

@@ -7,16 +7,18 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from saebench_recovery.defenses.clamp import Clamp
+from torch import Tensor
 
-from saebench_recovery.interfaces import (
-    Attack,
-    ResidualDelta,
-)
+from saebench_recovery.base.sites import Site
+from saebench_recovery.interfaces import Attack, ResidualDelta
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
+from saebench_recovery.schema import Row
 from saebench_recovery.spec import ThreatModel
 from saebench_recovery.targets.target import Target
 from tests.soundness.setting import (
+    FEW_LATENTS,
     SITE,
     STEPS,
     THREAT_MODELS,
@@ -82,3 +84,37 @@ def test_projecting_only_the_gradient_is_not_orthogonal(threat_model: ThreatMode
     assert row.drift["perturbed"].relative_l2.mean is not None
     assert row.drift["perturbed"].relative_l2.mean > 1e-2
     assert "constraint-broken" in row.flag_names
+
+
+class Spares(Clamp):
+    """Edits all declared latents but the last, the more the stronger the last one is."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        latents = self.latents[site]
+        z_BTS, p_BTS = latents.read(resid_BTD), latents.preactivation(resid_BTD)
+        change_BTS = -0.7 * z_BTS * (1 + 0.1 * p_BTS[..., -1:])
+        change_BTS[..., -1] = 0
+        return latents.write(resid_BTD, change_BTS)
+
+
+def sparing(threat_model: ThreatModel) -> Row:
+    return run(Spares(Spares.Config(**FEW_LATENTS)), orthogonal(), threat_model=threat_model).row
+
+
+def test_a_declared_latent_that_is_not_held_makes_the_constraint_first_order() -> None:
+    row = sparing("reclamp")
+    assert row.constraint.kind == "first-order"
+    assert "not held (1)" in row.constraint.note
+    largest = row.drift["perturbed"].relative_l2.max
+    assert largest is not None
+    assert largest > 1e-2  # it moves, and the defense then moves the others
+    assert "first-order-constraint" in row.flag_names
+    assert "constraint-broken" not in row.flag_names
+
+
+def test_behind_the_defense_what_is_not_held_moves_nothing() -> None:
+    row = sparing("post")
+    assert row.constraint.kind == "exact"
+    largest = row.drift["perturbed"].relative_l2.max
+    assert largest is not None
+    assert largest <= 1e-4

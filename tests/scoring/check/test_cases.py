@@ -10,6 +10,7 @@ from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.scoring.check.catalogue import CATALOGUE
 from tests.cases.examined import examined, of_case
 from tests.cases.expected import EXPECTED
+from tests.cases.table import INTRO, PAGE, cases, line_of
 
 CASES = [
     (kind, name, *wanted) for kind, found in EXPECTED.items() for name, wanted in found.items()
@@ -30,6 +31,14 @@ def test_a_case_gets_its_name(kind: Kind, name: str, finding: str, level: str) -
     (sentence,) = (one.sentence for one in found if one.name == finding)
     assert "\n" not in sentence
     assert repr(name) in sentence
+    assert line_of(kind, name, found) in PAGE.read_text("utf-8").splitlines()
+
+
+def test_the_page_of_cases_has_nothing_else() -> None:
+    text = PAGE.read_text("utf-8")
+    assert text.startswith(INTRO)
+    shown = [line.split("`")[1] for line in text.removeprefix(INTRO).splitlines()]
+    assert shown == [name for _, name in cases()]
 
 
 HONEST = sorted({*product(BUILT_IN["defense"], TASKS)} - {("trajectory", "tpp")})  # no later site
