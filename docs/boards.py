@@ -21,7 +21,7 @@ from saebench_recovery.results.report.markdown import table
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "leaderboards"
 # Entries whose replay needs weights that are no part of the package have a folder of their own.
-HOLDERS = (FOLDER, FOLDER / "smollm2-135m-instruct")
+HOLDERS = (FOLDER, FOLDER / "gemma-3-270m", FOLDER / "smollm2-135m-instruct")
 FIGURE = "standings-1.svg"
 SHOWN = ("ioi", 5)  # the task in the README, and how many of its defenses
 START, END = "<!-- board: start -->\n", "<!-- board: end -->\n"
@@ -54,7 +54,7 @@ def written() -> Iterator[tuple[Path, bytes]]:
         write_report([place / "embedded"], place / "page.html", place)
         yield FOLDER / "organism.svg", (place / FIGURE).read_bytes()
     yield FOLDER / "external.md", external().encode()
-    yield ROOT / "README.md", readme(boards).encode()
+    yield ROOT / "README.md", readme(embedded).encode()
 
 
 def main() -> None:
