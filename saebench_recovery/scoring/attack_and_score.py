@@ -23,7 +23,7 @@ from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.controls import Ladder, climbed
-from saebench_recovery.scoring.integrity import disarmed, fingerprint, replaced
+from saebench_recovery.scoring.integrity import disarmed, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.misled import misled
@@ -47,22 +47,21 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         UserError: the attack's space does not admit the task or the prompts.
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
-    judges = setting.task, setting.defense
     watched = setting.watched or disarmed()
-    before, made, rules = fingerprint(*judges) if watched else {}, rows_made(), _rules(setting)
+    before, made, rules = setting.judges_before, rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, shown)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     uncounted = attacking.forward != rows_made() - made
-    patched = uncounted or rules != _rules(setting)
-    patched = patched or (watched and bool(replaced(before, *judges)))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
+        patched = uncounted or rules != _rules(setting)
+        patched = patched or (watched and bool(replaced(before, setting.task, setting.defense)))
         looks, tolerance = problem.sightings if watched else (), _tolerance(setting)
         shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
         raised = {REPLACED: patched, MISLED: shown_otherwise}
