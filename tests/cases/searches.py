@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from saebench_recovery.attacks._ascent import ResidualAscent, ascend
+from saebench_recovery.attacks._ascent import ResidualAscent
 from torch import Tensor
 
 from saebench_recovery import register_attack
@@ -31,13 +31,15 @@ class Short(ResidualAscent):
 
 
 class Overlong(Attack):
-    """One step up the gradient, a thousand times too long."""
+    """One step up the gradient, several times too long."""
+
+    times = 10.0
 
     def search(self, problem: Problem) -> ResidualDelta:
         zeros = problem.zeros()
         _, grads = problem.gradient(zeros)
         units = {s: torch.nn.functional.normalize(g, dim=2) for s, g in grads.items()}
-        long = {s: 1e3 * problem.radius[s][:, :, None] * unit for s, unit in units.items()}
+        long = {s: self.times * problem.radius[s][:, :, None] * unit for s, unit in units.items()}
         return replace(zeros, values=long)
 
 
@@ -223,7 +225,5 @@ def stepped(
     )
 
 
-def chosen(
-    better_N: Tensor, tried: dict[Site, Tensor], best: Any
-) -> dict[Site, Tensor]:
+def chosen(better_N: Tensor, tried: dict[Site, Tensor], best: Any) -> dict[Site, Tensor]:
     return {s: torch.where(better_N[:, None, None], v, best[s]) for s, v in tried.items()}

@@ -11,7 +11,8 @@ import torch
 from saebench_recovery.attacks._ascent import ascend
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
-from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.problem import Problem
 from tests.problems import problem_of, tiny_setting
 
