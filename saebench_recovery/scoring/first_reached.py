@@ -18,8 +18,8 @@ def first_reached(problem: Problem, trail: Trail) -> Tensor:
     """What each row [N] had cost when its objective was first reached; infinite where it never was.
 
     The package's own attacks are taken at their word. Of another, what reached the objective is
-    kept to the space and the budget, and looked at again: what then does not reach it, or was not kept, is
-    infinite, and a flip that recovers all the same did so at the end.
+    held to the space and the budget, and looked at again: a row whose perturbation then does not
+    reach it, or was not kept, is infinite, and if its flip recovers, it did so at the end.
     """
     if trail.kept is None:
         return trail.first_N

@@ -16,9 +16,8 @@ from saebench_recovery.scoring.measures import verdict
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.spec import RunSpec
-from tests.cases.examined import FOLDER, organism
+from tests.cases.examined import STEPS, organism
 from tests.cases.expected import FLAGGED
-from tests.cases.searches import STEPS
 from tests.journal import MemoryJournal, Scored, quiet
 
 SEARCHED = 24  # prompts
@@ -40,8 +39,7 @@ def honest() -> Scored:
 
 def of_search(name: str) -> Scored:
     """The row of a case."""
-    organism()
-    registry.load_plugin_file(FOLDER / "searches.py")
+    organism()  # with the plugin files
     return _scored(name)
 
 

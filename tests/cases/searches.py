@@ -1,6 +1,6 @@
 """Attacks whose trick shows in a run only, each one small; see `tests.cases.expected`.
 
-Beside each stands what it does to the row: `tests.cases.searched` runs them.
+`tests.cases.searched` runs them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, ResidualDelta, Task
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring import replay
-
-STEPS = 12
+from tests.cases.examined import STEPS
 
 
 class Short(ResidualAscent):
@@ -112,7 +111,7 @@ class BosScale(Short):
 
 @register_attack("x-grad-proj")
 class GradientProjected(Attack):
-    """Adam on projected gradients, the delta itself never projected; says that it is constrained."""
+    """Adam on projected gradients, the delta never projected; says that it is constrained."""
 
     constrained = True
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
 from saebench_recovery.schema import Finding
-from tests.cases.examined import LIMIT, of_case
+from tests.cases.examined import LIMIT, STEPS, of_case
 from tests.cases.expected import EXPECTED
 from tests.cases.searched import SEARCHED, SEARCHES, of_search, outcome
-from tests.cases.searches import STEPS
 from tests.journal import Scored
 
 PAGE = Path(__file__).parents[2] / "docs" / "soundness-cases.md"

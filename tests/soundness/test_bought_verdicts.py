@@ -119,15 +119,6 @@ def test_a_control_that_the_attack_weakens_is_named_and_the_reference_counts() -
     assert "control-weakened" not in few  # one of two may miss by chance
 
 
-class Patching(Orthogonal):
-    """Lets every drift pass."""
-
-    def search(self, problem: Problem) -> ResidualDelta:
-        judge: Any = replaying
-        judge.within_limits = lambda drift, limits: torch.ones(1, dtype=torch.bool)
-        return super().search(problem)
-
-
 class Recounting(Orthogonal):
     """Has a measure count every flip, whatever was seen."""
 
@@ -144,22 +135,6 @@ class Miscalculating(Orthogonal):
         tensors: Any = torch.Tensor
         tensors.argmax = lambda self, *args, **kwargs: torch.zeros(len(self), dtype=torch.long)
         return super().search(problem)
-
-
-class Disarming(Orthogonal):
-    """Switches off the defense that it can reach."""
-
-    def search(self, problem: Problem) -> ResidualDelta:
-        defense: Any = problem._engine.active.defense
-        defense.intervene = lambda site, resid: resid
-        return super().search(problem)
-
-
-def test_a_patched_judge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge: Any = replaying
-    monkeypatch.setattr(judge, "within_limits", judge.within_limits)  # put back afterwards
-    row = run(clamp(), Patching()).row
-    assert ("judge-replaced", "invalid") in {(flag.name, flag.level) for flag in row.flags}
 
 
 def test_a_patched_table_is_named() -> None:
@@ -219,12 +194,6 @@ def test_what_a_plugin_file_plants_beforehand_is_named(
     )
     registry.load_plugin_file(file)
     assert "judge-replaced" in run(clamp(), orthogonal()).row.flag_names
-
-
-def test_a_disarmed_copy_judges_nothing() -> None:
-    honest, disarmed = run(clamp(), Orthogonal()).row, run(clamp(), Disarming()).row
-    assert disarmed.controls.nothing == honest.controls.nothing
-    assert disarmed.constrained.k <= honest.constrained.k
 
 
 class Unbooked(Orthogonal):
