@@ -38,7 +38,7 @@ class Trail:
         self.searching, self.known = row_N, flops
 
     def catch_up(self, flops: float) -> None:
-        """What the search has cost since, and no row was booked for, is borne by all of its rows."""
+        """What the search has cost since, and no row was booked for, all of its rows bear."""
         if self.known is not None and self.searching is not None and flops > self.known:
             self.spend(self.searching, (flops - self.known) / len(self.searching))
             self.known = flops

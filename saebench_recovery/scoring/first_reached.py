@@ -1,4 +1,4 @@
-"""When a search first had what it was after: believed where the perturbation of then is seen to work.
+"""When a search first had what it was after: believed where what it had then is seen to work.
 
 An attack can look at what no budget allows, or write to the trail that its search leaves.
 """

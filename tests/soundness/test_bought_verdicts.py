@@ -13,7 +13,7 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.interfaces import Example, ResidualDelta
+from saebench_recovery.interfaces import Example, ResidualDelta, Task
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring import measures
 from saebench_recovery.scoring import replay as replaying
@@ -153,6 +153,19 @@ def test_a_patched_function_of_torch_is_named() -> None:
     finally:
         del tensors.argmax  # the inherited one is back
     assert "judge-replaced" in row.flag_names
+
+
+class Early(Orthogonal):
+    """Puts a detector of its own on the task while it is asked where it acts, before any search."""
+
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+        judge: Any = task
+        judge.behaviour = lambda output: torch.ones(len(output.examples), dtype=torch.bool)
+        return super().positions(task, example)
+
+
+def test_what_an_attack_replaces_before_it_searches_is_named() -> None:
+    assert "judge-replaced" in run(clamp(), Early()).row.flag_names
 
 
 def hides_a_builtin(monkeypatch: pytest.MonkeyPatch, task: TinyTask) -> None:
