@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from saebench_recovery.base.precision import finest
 from saebench_recovery.schema import Cost
 
 _open: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
@@ -49,27 +48,6 @@ class _Noted:
 
 _made = [0]  # rows of all passes of this process, whichever meters are open
 _noted: list[_Noted] = []  # while a pass is measured
-
-
-class Trail:
-    """What the search has cost each of N rows, and had cost when its objective was first reached.
-
-    FLOPs [N], in float64 where the device has it; `first_N` is infinite until then. Every
-    selection of a problem's rows writes into the one trail of the whole problem.
-    """
-
-    def __init__(self, size: int, device: torch.device | str) -> None:
-        self.spent_N = torch.zeros(size, dtype=finest(torch.device(device)), device=device)
-        self.first_N = torch.full_like(self.spent_N, torch.inf)
-
-    def spend(self, row_N: Tensor, flops: float) -> None:
-        """Add work that cost so many FLOPs a row."""
-        self.spent_N[row_N] += flops
-
-    def reach(self, row_N: Tensor, reached_N: Tensor) -> None:
-        """Note the rows whose objective is reached now."""
-        now_N = torch.where(reached_N, self.spent_N[row_N], torch.inf)
-        self.first_N[row_N] = torch.minimum(self.first_N[row_N], now_N)
 
 
 class Meter:

@@ -21,9 +21,10 @@ from saebench_recovery.model.drafts import Drafts
 from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.model.forward import Start, forward
 from saebench_recovery.model.generation import written
-from saebench_recovery.model.meter import Meter, Trail
-from saebench_recovery.model.perturbation import ResidualDelta
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.model.roles import Judge
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.drift_penalty import DriftPenalty
 
@@ -157,17 +158,22 @@ class Engine:
         most, drafts = self.task.new_tokens, self.drafts
         return self.booked(lambda: written(self.active, examples, most, delta, drafts))
 
-    def reached(self, objective_N: Tensor, goal_N: Tensor) -> Tensor:
+    def reached(
+        self, objective_N: Tensor, goal_N: Tensor, perturbation: Perturbation | None = None
+    ) -> Tensor:
         """Note on the trail which rows have their objective now; minus infinity has nothing."""
         least_N = 0 if self.wanted_NV is None else goal_N
-        self.trail.reach(self.row_N, objective_N > least_N)
+        self.trail.reach(self.row_N, objective_N > least_N, perturbation)
         return objective_N
 
     def booked(self, work: Callable[[], T]) -> T:
         """Do work for all rows alike, and put on their trail what it cost."""
         before = self.meter.flops
+        self.trail.catch_up(before)
         result = work()
         self.trail.spend(self.row_N, (self.meter.flops - before) / self.size)
+        if self.trail.known is not None:
+            self.trail.known = self.meter.flops
         return result
 
     def groups(self, wanted_N: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from saebench_recovery.base.seeds import generators
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.backward import Backward
 from saebench_recovery.model.examples import Example, Output
-from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.engine import Engine, Sighting
 from saebench_recovery.perturbations.space import Space
 
@@ -128,7 +129,7 @@ class Problem:
             engine.witness.see(Sighting(engine, delta, objective_N))
             return objective_N
 
-        return self._engine.reached(self._engine.booked(work), self.goal_N)
+        return self._engine.reached(self._engine.booked(work), self.goal_N, perturbation)
 
     @torch.no_grad()
     def behaviour(self, perturbation: Perturbation) -> Tensor:
@@ -185,7 +186,7 @@ class Problem:
         own = grads if self._engine.active.backward == "own" else None
         length_N = self.pooled_radius_N if self.space.has_norm else None
         self._engine.witness.see(Sighting(self._engine, delta, objective_N, own, length_N))
-        return self._engine.reached(objective_N, self.goal_N), grads
+        return self._engine.reached(objective_N, self.goal_N, delta), grads
 
     def has_no_gradient(self) -> Tensor:
         """Bool [N]: the objective has no gradient at the zero perturbation."""
@@ -271,6 +272,10 @@ class Problem:
         """What the search has spent on each row, and what it had reached by then."""
         return self._engine.trail
 
+    def begin(self) -> None:
+        """From now on these rows are searched, and bear what that costs."""
+        self.trail.begin(self._engine.row_N, self._engine.meter.flops)
+
     @property
     def sightings(self) -> tuple[Sighting, ...]:
         """What the search was shown at a few points of its own."""
@@ -284,6 +289,10 @@ class Problem:
     def counting_on(self, meter: Meter) -> Self:
         """The same problem, its work booked elsewhere and on no trail."""
         return replace(self, _engine=self._engine.counting_on(meter))
+
+    def afresh(self) -> Self:
+        """The same problem, as if nothing had been spent on it yet."""
+        return self.with_engine(lambda engine: engine.counting_on(engine.meter))
 
     def shuffled(self) -> tuple[Self, Tensor]:
         """Each prompt's rows in an order of its own, and the index [N] that puts them back."""

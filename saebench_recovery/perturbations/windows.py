@@ -14,7 +14,7 @@ from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.forward import Start, narrowed, prefill
-from saebench_recovery.model.meter import Trail
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing, Space

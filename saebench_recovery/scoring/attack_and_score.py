@@ -16,14 +16,16 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Example, Perturbation, ResidualDelta
-from saebench_recovery.model.meter import Meter, Trail, rows_made
+from saebench_recovery.model.meter import Meter, rows_made
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.evidence import NEVER_LEARNED, pack
 from saebench_recovery.perturbations.kinds import pose
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.space import Posing
 from saebench_recovery.schema import Record
 from saebench_recovery.scoring.controls import Ladder, climbed
-from saebench_recovery.scoring.integrity import disarmed, fingerprint, replaced
+from saebench_recovery.scoring.first_reached import first_reached
+from saebench_recovery.scoring.integrity import disarmed, is_ours, replaced
 from saebench_recovery.scoring.journal import Chunk
 from saebench_recovery.scoring.measures import Seen, measured
 from saebench_recovery.scoring.misled import misled
@@ -47,22 +49,22 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         UserError: the attack's space does not admit the task or the prompts.
     """
     attacking, shown, scoring = Meter(), Meter(), Meter()
-    judges = setting.task, setting.defense
     watched = setting.watched or disarmed()
-    before, made, rules = fingerprint(*judges) if watched else {}, rows_made(), _rules(setting)
+    before, made, rules = setting.judges_before, rows_made(), _rules(setting)
     with attacking.counting(), shown.counting():
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, shown)
+        problem.trail.kept = None if is_ours(setting.attack) else []
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     uncounted = attacking.forward != rows_made() - made
-    patched = uncounted or rules != _rules(setting)
-    patched = patched or (watched and bool(replaced(before, *judges)))
     with scoring.counting():
         ladder = climbed(posed(setting, flips, scoring), perturbation, setting.head)
         unknown = never_learned(setting, flips)
         replay = Replay(setting, [f.example for f in flips], ladder.headline(wrong=False))
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
+        patched = uncounted or rules != _rules(setting)
+        patched = patched or (watched and bool(replaced(before, setting.task, setting.defense)))
         looks, tolerance = problem.sightings if watched else (), _tolerance(setting)
         shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
         raised = {REPLACED: patched, MISLED: shown_otherwise}
@@ -83,17 +85,22 @@ def searched(setting: Setting, problem: Problem) -> Perturbation:
     attack = setting.attack
     if not (attack.shortens and len(setting.budgets) > 1):
         shuffled, back = problem.shuffled()
-        # The driver itself, whatever a plugin overrides.
-        return Attack.run(attack, shuffled).rows(back)
+        return _run(attack, shuffled).rows(back)
     row_N = torch.arange(problem.size, device=problem.goal_N.device)
     headline, back = problem.rows(row_N[::2]).shuffled()
     largest, also_back = problem.rows(row_N[1::2]).shuffled()
-    found = Attack.run(attack, headline).rows(back)
-    shortest = Attack.run(attack, largest, shortest=True).rows(also_back)
+    found = _run(attack, headline).rows(back)
+    shortest = _run(attack, largest, shortest=True).rows(also_back)
     # The space of deltas admits nothing else.
     assert isinstance(found, ResidualDelta)
     assert isinstance(shortest, ResidualDelta)
     return found.interleaved(shortest)
+
+
+def _run(attack: Attack, problem: Problem, *, shortest: bool = False) -> Perturbation:
+    """A search by the driver itself, whatever a plugin overrides."""
+    problem.begin()
+    return Attack.run(attack, problem, shortest=shortest)
 
 
 def posed(setting: Setting, flips: Sequence[Flip], meter: Meter) -> Problem:
@@ -214,7 +221,8 @@ def _records(
     unknown: NeverLearned,
 ) -> list[Record]:
     first = torch.arange(len(flips), device=trail.spent_N.device) * ladder.problem.variants
-    spent_E, reached_E = trail.spent_N[first + setting.head], trail.first_N[first + setting.head]
+    first_N = first_reached(ladder.problem, trail)
+    spent_E, reached_E = (of_N[first + setting.head] for of_N in (trail.spent_N, first_N))
     within_reach = [reaches(setting, flip.example, flip.wrong) for flip in flips]
     unreached_E = ~torch.tensor(within_reach, device=spent_E.device)
     seen = _seen(ladder, replay, unknown, unreached_E, _injected(setting, ladder, spent_E))

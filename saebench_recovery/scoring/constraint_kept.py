@@ -25,7 +25,7 @@ def constraint_broken(row: Row, records: Sequence[Record], facts: Facts) -> bool
     """Whether latents that are held exactly moved all the same."""
     limit = ROUNDED_EXACT_DRIFT if facts.rounded else EXACT_DRIFT
     exact = [record for record in records if record.constraint.kind == "exact"]
-    return any((_relative_drift(record, "perturbed") or 0) > limit for record in exact)
+    return any(_moved(record) > limit for record in exact)
 
 
 def constraint_lost(row: Row, records: Sequence[Record], facts: Facts) -> bool:
@@ -47,5 +47,7 @@ def constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> boo
     return 2 * bound < len(records)
 
 
-def _relative_drift(record: Record, scope: str) -> float | None:
-    return record.drift.get(scope, {}).get("relative_l2")
+def _moved(record: Record) -> float:
+    """How far held latents moved: their activations, and the readings of silent ones below them."""
+    drift = record.drift.get("perturbed", {})
+    return max(drift.get(name) or 0 for name in ("relative_l2", "preactivation_relative"))

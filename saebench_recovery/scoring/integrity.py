@@ -40,7 +40,7 @@ CALCULATES: tuple[ModuleType | type, ...] = (
 
 def others_at_hand(*plugins: Plugin) -> bool:
     """Whether this process runs code of others: a plugin of theirs, or a file that was imported."""
-    return bool(code_of_others()) or not all(map(_is_ours, plugins))
+    return bool(code_of_others()) or not all(map(is_ours, plugins))
 
 
 def disarmed() -> bool:
@@ -48,7 +48,7 @@ def disarmed() -> bool:
     return any(True for _ in otherwise(DECIDES))
 
 
-def _is_ours(plugin: Plugin) -> bool:
+def is_ours(plugin: Plugin) -> bool:
     """Whether the package defines the plugin's class, whatever the class says of itself."""
     kind, name = cast("Kind", plugin.kind), plugin.name
     return is_built_in(kind, name) and type(plugin) is plugin_class(kind, name)

@@ -37,7 +37,7 @@ def is_reference(attack: Attack) -> bool:
 def injected(attack: Attack, problem: Problem, flops: float) -> Perturbation:
     """What the reference attack of the problem's space finds, at most at a cost of FLOPs a row."""
     reference = _reference(attack)
-    return Attack.run(reference, replace(problem, allowance=flops or None))
+    return Attack.run(reference, replace(problem.afresh(), allowance=flops or None))
 
 
 def _reference(attack: Attack) -> Attack:

@@ -21,7 +21,7 @@ from saebench_recovery.perturbations.kinds import KINDS, inapplicable
 from saebench_recovery.perturbations.space import Lessons
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
-from saebench_recovery.scoring.integrity import others_at_hand
+from saebench_recovery.scoring.integrity import disarmed, fingerprint, others_at_hand
 from saebench_recovery.scoring.lessons import lessons
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
@@ -76,13 +76,19 @@ class Setting:
         if not found:
             raise UserError(f"{self.attack.title}: none of its members applies; {reasons[0]}")
         for member in found:  # what was measured once holds for all
-            vars(member).update(active=self.active, bare=self.bare, drift_rule=self.drift_rule)
+            shared = ("active", "bare", "drift_rule", "judges_before")
+            vars(member).update({name: getattr(self, name) for name in shared})
         return found
 
     @property
     def watched(self) -> bool:
         """Whether code of others takes part: the package alone replaces and changes nothing."""
         return others_at_hand(self.task, self.defense, self.attack)
+
+    @cached_property
+    def judges_before(self) -> dict[str, int]:
+        """What figures depend on, as it was before the attack was asked anything; if watched."""
+        return fingerprint(self.task, self.defense) if self.watched or disarmed() else {}
 
     @cached_property
     def active(self) -> DefendedModel:

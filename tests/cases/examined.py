@@ -16,12 +16,13 @@ from saebench_recovery.targets.target import Target
 
 FOLDER = Path(__file__).parent
 LIMIT = 64
+STEPS = 12  # of the searches that run
 SITE = "blocks.2.hook_resid_post"
 
 
 @cache
 def organism() -> Target:
-    for name in ("defenses", "tasks", "attacks"):
+    for name in ("defenses", "tasks", "attacks", "searches"):
         registry.load_plugin_file(FOLDER / f"{name}.py")
     return load_target("organism", "cpu", dtype="auto", force_sae=False)
 

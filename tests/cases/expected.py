@@ -1,4 +1,8 @@
-"""What `saebench check` must say of each case: the finding's name and its level."""
+"""What must be said of each case: the finding's or flag's name and its level.
+
+`EXPECTED` is said by `saebench check`, `FLAGGED` by a row; what has no effect at all is in
+`tests.cases.searched`.
+"""
 
 from __future__ import annotations
 
@@ -72,4 +76,10 @@ EXPECTED: dict[Kind, dict[str, tuple[str, str]]] = {
     "defense": DEFENSES,
     "task": TASKS,
     "attack": ATTACKS,
+}
+FLAGGED = {
+    "cheat-mutate": ("search-misled", "invalid"),
+    "x-grad-proj": ("constraint-broken", "caution"),
+    "x-kill-defense": ("search-misled", "invalid"),
+    "x-patch-limits": ("judge-replaced", "invalid"),
 }

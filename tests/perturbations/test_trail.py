@@ -11,8 +11,10 @@ import torch
 from saebench_recovery.attacks._ascent import ascend
 from saebench_recovery.attacks.orthogonal import Orthogonal
 
-from saebench_recovery.model.meter import Meter, Trail
+from saebench_recovery.model.meter import Meter
+from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.problem import Problem
+from saebench_recovery.scoring.first_reached import first_reached
 from tests.problems import problem_of, tiny_setting
 
 
@@ -55,6 +57,34 @@ def test_the_first_time_is_kept() -> None:
         trail.spend(everywhere, 5.0)
         trail.reach(everywhere, torch.tensor(reached))
     assert trail.first_N.tolist() == [10.0, 5.0, torch.inf]
+
+
+def test_what_no_row_was_booked_for_is_borne_by_the_rows_that_search() -> None:
+    with searching() as (problem, meter):
+        part = problem.rows(torch.arange(2))
+        part.begin()
+        before = meter.flops
+        part._engine.objective(part.zeros())  # past the door that books
+        assert meter.flops > before
+        part.objective(part.zeros())
+    spent_N = problem.spent_N()
+    torch.testing.assert_close(float(spent_N[:2].sum()), meter.flops - before)
+    assert not spent_N[2:].any()
+
+
+def test_what_was_reached_beyond_the_budget_was_not_reached() -> None:
+    with searching() as (problem, _):
+        problem.trail.kept = []
+        zeros, everywhere = problem.zeros(), torch.arange(problem.size)
+        _, grads = problem.gradient(zeros)
+        long = replace(zeros, values={s: 1e3 * g / g.norm() for s, g in grads.items()})
+        problem._engine.reached(torch.ones(problem.size), problem.goal_N, long)
+        assert problem.trail.first_N[everywhere].isfinite().all()
+        small = replace(problem, budget_N=1e-6 * problem.budget_N)
+        found_N = first_reached(small, problem.trail)
+        already_N = problem.objective(zeros) > 0
+    assert torch.equal(found_N.isfinite(), already_N)
+    assert not already_N.all()
 
 
 def test_scoring_leaves_no_trail() -> None:

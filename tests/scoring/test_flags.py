@@ -34,11 +34,12 @@ def raised(
     return names(aggregate(given or facts(), changed))
 
 
-def drifting(relative: float | None, kind: str = "exact") -> dict[str, Any]:
-    return {
-        "constraint": Constraint(kind=kind, rank=1),
-        "drift": {"perturbed": {"relative_l2": relative, "preactivation_relative": relative}},
-    }
+def drifting(
+    relative: float | None, kind: str = "exact", *, below: float | None = None
+) -> dict[str, Any]:
+    """Of latents that moved so much; `below` their threshold where they are silent."""
+    moved = {"relative_l2": relative, "preactivation_relative": below or relative}
+    return {"constraint": Constraint(kind=kind, rank=1), "drift": {"perturbed": moved}}
 
 
 def breaking(**changes: Any) -> Facts:
@@ -70,6 +71,7 @@ def test_an_ordinary_row_has_no_flags() -> None:
         ("no-suffix", raised(None, None, record(id="z", flags=("no-suffix",)))),
         ("tail-disagrees", raised(None, None, record(id="z", flags=("tail-disagrees",)))),
         ("constraint-broken", raised(None, drifting(2e-3))),
+        ("constraint-broken", raised(None, drifting(None, below=2e-3))),
         ("constraint-broken", raised(facts(rounded=True), drifting(2e-2))),
         ("constraint-vacuous", raised(None, UNBOUND)),
         ("first-order-constraint", raised(None, {"constraint": FIRST_ORDER})),

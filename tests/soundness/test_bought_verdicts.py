@@ -13,7 +13,7 @@ from saebench_recovery.attacks.orthogonal import Orthogonal
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.interfaces import Example, ResidualDelta
+from saebench_recovery.interfaces import Example, ResidualDelta, Task
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.scoring import measures
 from saebench_recovery.scoring import replay as replaying
@@ -119,15 +119,6 @@ def test_a_control_that_the_attack_weakens_is_named_and_the_reference_counts() -
     assert "control-weakened" not in few  # one of two may miss by chance
 
 
-class Patching(Orthogonal):
-    """Lets every drift pass."""
-
-    def search(self, problem: Problem) -> ResidualDelta:
-        judge: Any = replaying
-        judge.within_limits = lambda drift, limits: torch.ones(1, dtype=torch.bool)
-        return super().search(problem)
-
-
 class Recounting(Orthogonal):
     """Has a measure count every flip, whatever was seen."""
 
@@ -146,22 +137,6 @@ class Miscalculating(Orthogonal):
         return super().search(problem)
 
 
-class Disarming(Orthogonal):
-    """Switches off the defense that it can reach."""
-
-    def search(self, problem: Problem) -> ResidualDelta:
-        defense: Any = problem._engine.active.defense
-        defense.intervene = lambda site, resid: resid
-        return super().search(problem)
-
-
-def test_a_patched_judge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge: Any = replaying
-    monkeypatch.setattr(judge, "within_limits", judge.within_limits)  # put back afterwards
-    row = run(clamp(), Patching()).row
-    assert ("judge-replaced", "invalid") in {(flag.name, flag.level) for flag in row.flags}
-
-
 def test_a_patched_table_is_named() -> None:
     recovery, of = measures.MEASURES[0], measures.MEASURES[0].of
     try:
@@ -178,6 +153,19 @@ def test_a_patched_function_of_torch_is_named() -> None:
     finally:
         del tensors.argmax  # the inherited one is back
     assert "judge-replaced" in row.flag_names
+
+
+class Early(Orthogonal):
+    """Puts a detector of its own on the task while it is asked where it acts, before any search."""
+
+    def positions(self, task: Task, example: Example) -> tuple[int, ...]:
+        judge: Any = task
+        judge.behaviour = lambda output: torch.ones(len(output.examples), dtype=torch.bool)
+        return super().positions(task, example)
+
+
+def test_what_an_attack_replaces_before_it_searches_is_named() -> None:
+    assert "judge-replaced" in run(clamp(), Early()).row.flag_names
 
 
 def hides_a_builtin(monkeypatch: pytest.MonkeyPatch, task: TinyTask) -> None:
@@ -219,12 +207,6 @@ def test_what_a_plugin_file_plants_beforehand_is_named(
     )
     registry.load_plugin_file(file)
     assert "judge-replaced" in run(clamp(), orthogonal()).row.flag_names
-
-
-def test_a_disarmed_copy_judges_nothing() -> None:
-    honest, disarmed = run(clamp(), Orthogonal()).row, run(clamp(), Disarming()).row
-    assert disarmed.controls.nothing == honest.controls.nothing
-    assert disarmed.constrained.k <= honest.constrained.k
 
 
 class Unbooked(Orthogonal):

@@ -16,9 +16,12 @@ from saebench_recovery.model.batch import batch
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.scoring.passes import whole_pass
+from saebench_recovery.scoring.reference import injected
 from tests.soundness.setting import (
     SITE,
+    Seen,
     Zero,
+    a_problem,
     clamp,
     fitted,
     flips_of,
@@ -157,3 +160,16 @@ def test_random_direction_that_recovers_as_much_is_flagged() -> None:
     assert row.recovery.k > 0
     assert "random-recovers" in row.flag_names
     assert "random-recovers" not in standard("orthogonal").row.flag_names
+
+
+def test_what_scoring_has_spent_is_no_cost_of_the_reference() -> None:
+    problem = a_problem()
+    problem.gradient(problem.zeros())
+    allowance = 8 * float(problem.spent_N().amax())
+    first = injected(Seen(), problem.afresh(), allowance)
+    for _ in range(8):
+        problem.gradient(problem.zeros())
+    again = injected(Seen(), problem, allowance)
+    assert isinstance(first, ResidualDelta)
+    assert isinstance(again, ResidualDelta)
+    assert torch.equal(first.values[SITE], again.values[SITE])

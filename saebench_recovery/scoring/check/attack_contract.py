@@ -91,5 +91,5 @@ def _search(setting: Setting, flip: Flip) -> None:
     allowance = ONE_STEP if setting.task.pool is None else None
     short = setting.spec.model_copy(update={"flops": allowance})
     with meter.counting():
-        one = replace(setting, spec=short)
+        one = replace(setting, spec=short).handed_out()
         Attack.run(setting.attack, posed(one, [flip], meter))

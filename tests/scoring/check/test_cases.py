@@ -10,7 +10,8 @@ from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.scoring.check.catalogue import CATALOGUE
 from tests.cases.examined import examined, of_case
 from tests.cases.expected import EXPECTED
-from tests.cases.table import INTRO, PAGE, cases, line_of
+from tests.cases.searched import SEARCHES
+from tests.cases.table import INTRO, PAGE, SECOND, cases, line_of
 
 CASES = [
     (kind, name, *wanted) for kind, found in EXPECTED.items() for name, wanted in found.items()
@@ -37,8 +38,9 @@ def test_a_case_gets_its_name(kind: Kind, name: str, finding: str, level: str) -
 def test_the_page_of_cases_has_nothing_else() -> None:
     text = PAGE.read_text("utf-8")
     assert text.startswith(INTRO)
-    shown = [line.split("`")[1] for line in text.removeprefix(INTRO).splitlines()]
-    assert shown == [name for _, name in cases()]
+    checked, searched = text.removeprefix(INTRO).split(SECOND)
+    shown = [[line.split("`")[1] for line in of.split("\n") if line] for of in (checked, searched)]
+    assert shown == [[name for _, name in cases()], list(SEARCHES)]
 
 
 HONEST = sorted({*product(BUILT_IN["defense"], TASKS)} - {("trajectory", "tpp")})  # no later site
