@@ -22,7 +22,11 @@ def test_shared_passes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made: list[object] = []
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: made.append(function) or function(*given)
+        def counting(*given: Any) -> Any:
+            made.append(function)
+            return function(*given)
+
+        return counting
 
     specs = [
         RunSpec(tasks=("ioi",), limit=6, flops=1.0, attack=attack, seed=seed)
