@@ -80,6 +80,8 @@ class Plugin:
         super().__init_subclass__(**options)
         if kind:  # an interface
             cls.kind = kind
+        if "title" in vars(cls):  # messages have to be able to name it
+            raise TypeError(f"{cls.__name__} has a title of its own; its name is what it has")
         for name in ASKED & vars(cls).keys():
             asked = vars(cls)[name]
             if isinstance(asked, FunctionType):
@@ -113,7 +115,7 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except BaseException as error:
             if is_out_of_memory(error):
-                if not hasattr(error, "__notes__"):
+                if not getattr(error, "__notes__", ()):
                     error.add_note(f"{self.title}: {name}")
                 raise
             raise PluginError(self.title, name, f"raised {one_line(error)}") from error
@@ -123,20 +125,28 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a device is full, as torch says it; torch is not imported."""
-    kind = type(error)
-    return (kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError")
+    return type(error).__module__ == "torch" and _name(error) == "OutOfMemoryError"
 
 
 def who_ran_out(error: BaseException) -> str:
     """The plugin and its method in which memory ran out, with a colon; empty where in none."""
-    return f"{error.__notes__[0]}: " if hasattr(error, "__notes__") else ""
+    notes = getattr(error, "__notes__", ())
+    return f"{notes[0]}: " if notes else ""
 
 
 def one_line(error: BaseException) -> str:
     """What is said of an error that is none of ours."""
-    name = type(error).__name__
+    name = _name(error)
     try:
         text = str(error)
-    except Exception:  # it is a plugin's own and fails at this, too
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # it is a plugin's own and fails at this, too
         return name
     return " ".join(f"{name}: {text}".split())[:300]
+
+
+def _name(error: BaseException) -> str:
+    """Of its class, whatever a metaclass of the plugin's says."""
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return name

@@ -49,6 +49,7 @@ def run(
         typer.Option(
             metavar="N",
             min=1,
+            max=10_000,
             help="Run with each seed from 0 to N - 1, and show how far apart the figures lie.",
             envvar="SAEBENCH_SEEDS",
         ),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.hashing import hash_file
-from saebench_recovery.base.reading import read_bytes, read_tensors
+from saebench_recovery.base.reading import read_bytes, read_tensors, reason
 from saebench_recovery.results.packed import Packed, line_of, pack, tags
 from saebench_recovery.results.replaced import finish_replacing
 from saebench_recovery.results.store import (
@@ -249,7 +249,8 @@ def evidence_tags(file: Path) -> dict[str, str]:
             header = json.loads(opened.read(min(length, LONGEST_HEADER)))
         return {str(name): str(value) for name, value in header["__metadata__"].items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{str(file)!r} has no header that can be read: {error!r}") from None
+        words = f"{type(error).__name__}: {reason(error)}"  # its repr may hold the whole header
+        raise UserError(f"{str(file)!r} has no header that can be read: {words}") from None
 
 
 def _short(text: str | None) -> str:

@@ -36,6 +36,21 @@ class MuteError(Exception):
         raise ValueError("no words")
 
 
+class ExitingError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+
+class Nameless(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise ValueError("no name")
+
+
+class NamelessError(Exception, metaclass=Nameless):
+    pass
+
+
 class Aside(BaseException):
     """What no `except Exception` sees."""
 
@@ -50,8 +65,10 @@ class Aside(BaseException):
         (Aside("by the way"), "Aside: by the way"),
         (BaseExceptionGroup("many", [Aside()]), "BaseExceptionGroup: many (1 sub-exception)"),
         (MuteError(), "MuteError"),
+        (ExitingError(), "ExitingError"),
+        (NamelessError("words"), "NamelessError: words"),
     ],
-    ids=repr,
+    ids=lambda said: said if isinstance(said, str) else "raises",
 )
 def test_whatever_is_raised_is_one_line(error: BaseException, said: str) -> None:
     class Raises(Interface):
@@ -102,3 +119,26 @@ def test_bad_input_a_full_device_and_who_stops_the_run_pass(error: BaseException
     assert caught.value is error
     if isinstance(error, torch.OutOfMemoryError):
         assert who_ran_out(error) == "task 'passes': examples: "
+
+
+def test_notes_that_say_nothing_are_no_name() -> None:
+    full = torch.OutOfMemoryError("full")
+    full.__notes__ = []
+
+    class Passes(Interface):
+        name = "passes"
+
+        def examples(self) -> None:
+            raise full
+
+    assert who_ran_out(full) == ""
+    with pytest.raises(torch.OutOfMemoryError):
+        Passes().examples()
+    assert who_ran_out(full) == "task 'passes': examples: "
+
+
+def test_what_messages_call_a_plugin_is_its_name() -> None:
+    with pytest.raises(TypeError, match="Titled has a title of its own"):
+
+        class Titled(Interface):
+            title = property(lambda self: 1 / 0)

@@ -54,6 +54,8 @@ TASKS = {
     "t-reads-ids": ("two-detectors", "invalid"),
     "t-same-ids": ("ids-not-unique", "error"),
     "t-raises": ("raises", "error"),
+    "t-harder-wrong": ("unequal-answers", "invalid"),
+    "t-easier-right": ("unequal-answers", "invalid"),
     "t-misleading": ("objective-disagrees", "invalid"),
     "t-all-faithful": ("fidelity-blind", "invalid"),
     "t-retain-alone": ("no-retain-examples", "invalid"),

@@ -123,6 +123,34 @@ class ReadsIds(IndirectObject):
         return self.objective(output) > least_E
 
 
+@register_task("t-harder-wrong")
+class HarderWrong(IndirectObject):
+    """A wrong answer has to win by more, so that none is injected."""
+
+    def examples(self, target: Target, split: Split) -> Sequence[Example]:
+        found = super().examples(target, split)
+        self.right = {**getattr(self, "right", {}), **{e.prompt: e.candidates[0] for e in found}}
+        return found
+
+    def is_right(self, output: Output) -> Tensor:
+        asked = [e.candidates[0] == self.right.get(e.prompt) for e in output.examples]
+        return torch.tensor(asked, dtype=torch.float32, device=output.scores_EC.device)
+
+    def objective(self, output: Output) -> Tensor:
+        return super().objective(output) - 6 * (1 - self.is_right(output))
+
+
+@register_task("t-easier-right")
+class EasierRight(HarderWrong):
+    """The right answer counts as given where it loses by little; the objective is honest."""
+
+    def objective(self, output: Output) -> Tensor:
+        return IndirectObject.objective(self, output)
+
+    def behaviour(self, output: Output) -> Tensor:
+        return self.objective(output) + 1.5 * self.is_right(output) > 0
+
+
 @register_task("t-misleading")
 class Misleading(IndirectObject):
     """The sign of its objective is right, and its slope leads away from the behaviour."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.results.chunks import RunJournal, read_evidence, read_log
+from saebench_recovery.results.chunks import RunJournal, evidence_tags, read_evidence, read_log
 from saebench_recovery.results.store import (
     FAILURES,
     RECORDS,
@@ -249,3 +249,14 @@ def test_empty_denominator_is_null_and_nan_is_refused() -> None:
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValidationError):
             made(Rate, high=bad)
+
+
+def test_a_broken_header_is_not_printed(tmp_path: Path) -> None:
+    file = tmp_path / "00000.safetensors"
+    header = b'{"x": "' + b"a" * 100_000 + b'\xff"}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(
+        UserError, match="no header that can be read: UnicodeDecodeError: "
+    ) as caught:
+        evidence_tags(file)
+    assert len(str(caught.value)) < 1000

@@ -75,6 +75,9 @@ CATALOGUE: dict[str, Known] = {
     "wrong-target-shown": Known(
         "invalid", "let `wrong` be an answer that neither the clean nor the defended model gives"
     ),
+    "unequal-answers": Known(
+        "invalid", "let the same scores mean the same, whichever of the answers is asked for"
+    ),
     "two-detectors": Known(
         "invalid", "judge each output by the field that the task reads, always the same one"
     ),

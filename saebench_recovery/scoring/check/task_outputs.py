@@ -18,6 +18,7 @@ from saebench_recovery.scoring.setting import Setting
 AGREES, MOSTLY_AGREES = 0.95, 0.5  # shares of outputs
 ALONE = 4  # outputs that are judged one by one, too
 PARTS = (0.25, 0.5)  # of the way from a defended output to the clean one
+STEPS = 16  # of that way, on which the behaviour begins to be shown
 SOMETIMES_SHOWN, MOSTLY_SHOWN = 0.1, 0.5  # of valid flips
 
 
@@ -90,11 +91,38 @@ def _wrong_targets(
         asked = Output(tuple(wrong), defended.scores_EC[flips], texts=texts)
     else:
         asked = whole_pass(setting.active, task, setting.target.batch(wrong))
+        if task.pool is None:  # what is pooled says itself which answer it is near
+            yield from _unequal(task, _rows(clean, flips), _rows(defended, flips), wrong)
     share = float(task.behaviour(asked).float().mean())
     if share > SOMETIMES_SHOWN:
         words = f"{task.title}: the defended model already gives {share:.0%} of the wrong targets"
         level: Level = "invalid" if share > MOSTLY_SHOWN else "note"
         yield finding("wrong-target-shown", words, level)
+
+
+def _unequal(
+    task: Task, clean: Output, defended: Output, wrong: Sequence[Example]
+) -> Iterator[Finding]:
+    """Whether a wrong answer has to score more, or less, than the right one to count as given.
+
+    The scores of outputs on the way are judged as the right answer's, and then as the wrong one's.
+    """
+    # As many candidates as there are scores, where the wrong one is none of them.
+    named = tuple(
+        other.with_candidates(*other.candidates[: len(example.candidates)])
+        for example, other in zip(clean.examples, wrong, strict=True)
+    )
+    harder_E = torch.zeros(len(named), device=clean.scores_EC.device)
+    for step in range(STEPS + 1):
+        output = _between(defended, clean, step / STEPS)
+        right_E, wrong_E = (task.behaviour(o) for o in (output, replace(output, examples=named)))
+        harder_E += right_E.float() - wrong_E.float()
+    net = float(harder_E.sign().sum())
+    if abs(net) > SOMETIMES_SHOWN * len(named):
+        level: Level = "invalid" if abs(net) > MOSTLY_SHOWN * len(named) else "caution"
+        more = "more" if net > 0 else "less"
+        words = f"{task.title} asks {more} of a wrong answer than of the right one"
+        yield finding("unequal-answers", f"{words}, by {abs(net):.0f} of {len(named)} flips", level)
 
 
 def _again(task: Task, output: Output) -> Iterator[tuple[str, Output]]:
@@ -141,21 +169,21 @@ def _differs(task: Task, output: Output, again: Output) -> bool:
     """Whether verdicts differ, on all outputs together or on the first ones alone."""
     for verdict in (task.behaviour, task.stopped):
         wanted_E = verdict(output)
-        alone = [verdict(_rows(again, slice(e, e + 1))) for e in range(len(wanted_E))[:ALONE]]
+        alone = [verdict(_rows(again, [e])) for e in range(len(wanted_E))[:ALONE]]
         same = torch.equal(torch.cat(alone), wanted_E[:ALONE])
         if not (same and torch.equal(verdict(again), wanted_E)):
             return True
     return False
 
 
-def _rows(output: Output, rows: slice) -> Output:
+def _rows(output: Output, rows: Sequence[int]) -> Output:
     def part(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[rows]
+        return None if values is None else values[list(rows)]
 
     return Output(
-        output.examples[rows],
-        output.scores_EC[rows],
+        tuple(output.examples[e] for e in rows),
+        output.scores_EC[list(rows)],
         part(output.logprobs_EV),
         part(output.pooled_ED),
-        output.texts and output.texts[rows],
+        output.texts and tuple(output.texts[e] for e in rows),
     )
