@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.model.defended import DefendedModel
@@ -98,7 +99,7 @@ def test_without_one_there_is_no_detector() -> None:
     clamp.fit(shared_target("llama"), TinyTask())
     clamp.watch(shared_target("llama"), TinyTask())
     assert clamp.false_alarms is None
-    with pytest.raises(NotImplementedError, match="no detector"):
+    with pytest.raises(PluginError, match="no detector"):
         clamp.alarm(SITE, torch.zeros(1, 1, WIDTH), entering=True)
 
 

@@ -12,7 +12,7 @@ from saebench_recovery.runs import provenance
 from saebench_recovery.runs.run import execute
 from saebench_recovery.runs.sweep.cells import planned, shared_part
 from saebench_recovery.runs.sweep.engine import Orders, ThisProcess
-from saebench_recovery.scoring import setting
+from saebench_recovery.selection import spread
 from saebench_recovery.spec import RunSpec
 from tests.runs.test_run import contents
 
@@ -35,7 +35,7 @@ def test_shared_passes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     plans = planned(specs)
     assert shared_part(plans[0]) == shared_part(plans[1])
     execute(specs[1], tmp_path / "alone")
-    for module, name in ((provenance, "data_hash"), (setting, "spread")):
+    for module, name in ((provenance, "data_hash"), (spread, "content_residuals")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     outcomes = ThisProcess(Orders(tmp_path / "shared")).outcomes([plans])
     assert [one.error for one in outcomes] == [None, None]
