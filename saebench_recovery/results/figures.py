@@ -9,8 +9,8 @@ from statistics import median
 from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.schema import Drift, Facts, Mean, Rate, Record, Row
 from saebench_recovery.scoring.measures import MEASURES, verdict
+from saebench_recovery.scoring.statistics import Values
 
-Values = Sequence[bool | float | None]
 Summed = tuple[str, Rate | Mean, Values]  # a figure by its place, and the flips' own values
 ROUNDING = 1e-9  # relative, of a mean that is added up in another order
 BUDGET_ROUNDING = 1e-5  # relative: a perturbation that is clipped has its norm but for this

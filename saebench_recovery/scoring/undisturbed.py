@@ -62,7 +62,7 @@ class Undisturbed:
         """The setting of an attack on it; what was measured once holds for all of them."""
         setting = Setting(self.target, self.task, self.defense, attack, spec, self.held)
         vars(setting).update(drift_rule=deepcopy(self.rule))
-        _ = setting.judges_before
+        _ = setting.judges_before  # now, as the attack is asked for its sites next
         return setting
 
     def measured(self, setting: Setting) -> Cost:
