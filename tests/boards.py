@@ -43,7 +43,6 @@ def board(defenses: int, seed: int = 0, **names: str) -> Leaderboard:
     group = made(
         Group,
         budget=0.5,
-        seed=seed,
         counted=(ATTACKS[0],),
         standard_suite=True,
         defenses=tuple(standings),

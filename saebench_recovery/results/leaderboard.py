@@ -1,8 +1,8 @@
 """Leaderboards: what complete runs say about defenses and attacks, one file per target and task.
 
-Only what is comparable is ranked together: one target, threat model, budget, set of limits, seed,
-and the same task on as many examples. Attacks on weights rank apart from all others. The targets of
-one task (classes, say) make one board.
+Only what is comparable is ranked together: one target, threat model, budget, set of limits, and
+the same task on as many examples. Attacks on weights rank apart from all others. Seeds, and the
+targets of one task (classes, say), make one board.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class Group(Stored):
     budget: Finite
     budget_unit: BudgetUnit
     limits: Limits
-    seed: int
     limit: Count | None = Field(description="of evaluation examples, for each target of the task")
     task_config: dict[str, Any]
     target_hash: str
@@ -80,7 +79,6 @@ def _comparable(scored: Scored) -> list[Any]:
         row.budget,
         row.budget_unit,
         row.limits.model_dump(),
-        row.seed,
         entry.limit,
         _task_config(entry),
         row.perturbation.of_weights,
@@ -103,7 +101,6 @@ def _group(entries: Sequence[Scored]) -> Group:
         budget=first.row.budget,
         budget_unit=first.row.budget_unit,
         limits=first.row.limits,
-        seed=first.row.seed,
         limit=first.entry.limit,
         task_config=_task_config(first.entry),
         target_hash=first.entry.provenance.target_hash,

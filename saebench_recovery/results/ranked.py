@@ -22,7 +22,6 @@ from saebench_recovery.scoring.intervals import design_effect
 from saebench_recovery.scoring.paired import paired
 from saebench_recovery.scoring.power import flips_to_separate
 from saebench_recovery.scoring.ranking import LEVEL, holm, ranks
-from saebench_recovery.scoring.under_attack import Outcome
 
 
 class Pair(Stored):
@@ -30,7 +29,7 @@ class Pair(Stored):
 
     first: str
     second: str
-    examples: Count
+    examples: Count = Field(description="each once for every seed that both were run with")
     difference: Finite = Field(description="of the behaviour under attack, second less first")
     low: Finite | None
     high: Finite | None
@@ -69,22 +68,23 @@ def ranked(
 def _table(
     entries: Sequence[Scored],
 ) -> tuple[dict[str, dict[str, list[Scored]]], Demand]:
-    """Entries by the labels of defense and attack, at most one for each target of the task."""
+    """Entries by the labels of defense and attack, at most one for each target and seed."""
     every = [scored.entry for scored in entries]
     attacks = labels(every, "attack")
-    table: dict[str, dict[str, dict[str, Scored]]] = {}
+    table: dict[str, dict[str, dict[tuple[str, int], Scored]]] = {}
     for scored, defense, attack in zip(entries, labels(every, "defense"), attacks, strict=True):
-        of_task = table.setdefault(defense, {}).setdefault(attack, {})
-        earlier = of_task.get(scored.row.task)
-        if earlier is None or _stronger(scored, earlier):
-            of_task[scored.row.task] = scored
+        cells = table.setdefault(defense, {}).setdefault(attack, {})
+        cell = scored.row.task, scored.row.seed
+        if cell not in cells or _stronger(scored, cells[cell]):
+            cells[cell] = scored
     demand = Demand(
         tasks=tuple(sorted({entry.row.task for entry in every})),
         attacks=tuple(sorted(set(attacks))),
         counted=counted_attacks(entries, attacks),
+        first_seed=min(entry.row.seed for entry in every),
     )
     return {
-        name: {a: [of_task[t] for t in sorted(of_task)] for a, of_task in of_attack.items()}
+        name: {a: [cells[cell] for cell in sorted(cells)] for a, cells in of_attack.items()}
         for name, of_attack in table.items()
     }, demand
 
@@ -138,17 +138,20 @@ def _needed(
     """For each defense that is not told from the one before it, examples that would do so."""
     return {
         second.standing.defense: flips_to_separate(
-            _rate(first), _rate(second), max(_design(first.outcomes), _design(second.outcomes))
+            _rate(first), _rate(second), max(_design(first), _design(second))
         )
         for first, second in pairwise(contenders)
         if adjusted.get((first.standing.defense, second.standing.defense), 1.0) > LEVEL
     }
 
 
-def _design(outcomes: Mapping[str, Outcome]) -> float:
-    of_all = outcomes.values()
+def _design(contender: Contender) -> float:
+    """How much less a base example says than an independent one, all its seeds together."""
+    of_all = contender.outcomes.values()
     values = np.array([o.shows for o in of_all], dtype=np.float64)
-    return float(design_effect(*totals(values, [o.cluster for o in of_all])))
+    total_M, size_M = totals(values, [o.cluster for o in of_all])
+    seeds = len(contender.standing.seeds)
+    return float(design_effect(total_M / seeds, size_M / seeds))
 
 
 def in_order(entries: Sequence[Scored]) -> tuple[Entry, ...]:

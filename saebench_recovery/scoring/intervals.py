@@ -39,7 +39,7 @@ def design_effect(total_RM: Array, size_M: Array) -> Array:
     n, m = size_M.sum(), len(size_M)
     typical = float(size_M @ size_M / n)
     rate_R = total_RM.sum(-1) / n
-    if typical == 1:
+    if typical <= 1:  # less where an example that was tried several times counts in part
         return np.ones_like(rate_R)
     if m == 1:
         return np.full_like(rate_R, typical)

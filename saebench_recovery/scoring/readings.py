@@ -34,17 +34,19 @@ def values(measure: Measure, records: Sequence[Record], perturbation: Perturbati
     return [record.measures.get(measure.name) for record in records]
 
 
-def summary(measure: Measure, values: Values, clusters: Sequence[str]) -> Rate | Mean:
-    """A measure's rate or mean over the flips on which it is defined."""
-    return summaries(measure, [values], clusters)[0]
+def summary(
+    measure: Measure, values: Values, clusters: Sequence[str], repeats: int = 1
+) -> Rate | Mean:
+    """A measure's rate or mean over the flips on which it is defined; see `statistics.rate`."""
+    return summaries(measure, [values], clusters, repeats)[0]
 
 
 def summaries(
-    measure: Measure, of_runs: Sequence[Values], clusters: Sequence[str]
+    measure: Measure, of_runs: Sequence[Values], clusters: Sequence[str], repeats: int = 1
 ) -> Sequence[Rate | Mean]:
     """The same of several runs on the same flips."""
     if measure.kind == "rate":
-        return statistics.rates(of_runs, clusters)
+        return statistics.rates(of_runs, clusters, repeats)
     return [within(measure.bounds, mean) for mean in statistics.means(of_runs, clusters)]
 
 

@@ -19,7 +19,7 @@ from saebench_recovery.scoring.intervals import mean_interval, rate_interval
 Values = Sequence[bool | float | None]
 
 
-def rate(successes: Values, clusters: Sequence[str]) -> Rate:
+def rate(successes: Values, clusters: Sequence[str], repeats: int = 1) -> Rate:
     """Share of successes with a 95 % interval (`rate_interval`).
 
     None and NaN mean "undefined for this example": they are left out and `n` counts the rest.
@@ -30,18 +30,22 @@ def rate(successes: Values, clusters: Sequence[str]) -> Rate:
     coverage falls to 0.86 at rates of 0.05 and 0.1 (and 0.9 and 0.95).
 
     A single cluster is one observation: `rate_interval` says what is left of 0 to 1 then.
+
+    Where every example was tried with several seeds, `repeats` is how many: the interval is that of
+    the examples' own shares, as trying one again says nothing of others.
     """
-    return rates([successes], clusters)[0]
+    return rates([successes], clusters, repeats)[0]
 
 
-def rates(successes: Sequence[Values], clusters: Sequence[str]) -> list[Rate]:
+def rates(successes: Sequence[Values], clusters: Sequence[str], repeats: int = 1) -> list[Rate]:
     """The same of several rows over the same examples, all at once."""
     every_RE = np.array(successes, dtype=np.float64)  # None becomes NaN
     found = [Rate(k=0, n=0, rate=None, low=None, high=None)] * len(every_RE)
     for numbers, x_RE, names in defined_alike(every_RE, clusters):
         if not names:
             continue
-        low_R, high_R = rate_interval(*totals(x_RE, names))
+        total_RM, size_M = totals(x_RE, names)
+        low_R, high_R = rate_interval(total_RM / repeats, size_M / repeats)
         columns = by_row(x_RE.sum(-1), x_RE.mean(-1), low_R, high_R)
         for r, (k, share, low, high) in zip(numbers, columns, strict=True):
             found[r] = Rate(k=int(k), n=len(names), rate=share, low=low, high=high)

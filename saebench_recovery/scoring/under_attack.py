@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from saebench_recovery.schema import BaseExample, Record
 from saebench_recovery.scoring.measures import gave_way
+
+Example = TypeVar("Example")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ def outcomes(unsuppressed: Iterable[BaseExample], flips: Iterable[Record]) -> di
     }
 
 
-def worst(of_attacks: Iterable[dict[str, Outcome]]) -> dict[str, Outcome]:
+def worst(of_attacks: Iterable[dict[Example, Outcome]]) -> dict[Example, Outcome]:
     """Each base example under whichever attack did best on it."""
-    found: dict[str, Outcome] = {}
+    found: dict[Example, Outcome] = {}
     for of_attack in of_attacks:
         for id, outcome in of_attack.items():
             if id not in found or outcome.shows:

@@ -12,7 +12,7 @@ from saebench_recovery.results.standings import AttackStanding, DefenseStanding
 from saebench_recovery.results.summary import estimate_columns
 from saebench_recovery.scoring import measures
 
-OF_GROUP = ("threat_model", "budget", "budget_unit", "seed", "limit", "target_hash")
+OF_GROUP = ("threat_model", "budget", "budget_unit", "limit", "target_hash")
 OF_DEFENSE = ("rank", "defense", "examples", "base", "suppressed", "retain_known", "retain_kept")
 OF_ATTACK = ("attack", "worst_drift", "flops", "seconds")
 
@@ -42,7 +42,10 @@ def _line(group: Group, defense: DefenseStanding, attack: AttackStanding) -> dic
         **{name: getattr(group, name) for name in OF_GROUP},
         **{name: getattr(defense, name) for name in OF_DEFENSE},
         **{name: getattr(attack, name) for name in OF_ATTACK},
+        "seeds": " ".join(map(str, attack.seeds)),
         **estimate_columns("under_attack", attack.under_attack),
+        "under_attack_smallest": attack.spread and attack.spread.smallest,
+        "under_attack_largest": attack.spread and attack.spread.largest,
     }
     for measure in measures.MEASURES:
         columns |= estimate_columns(measure.name, attack.measures[measure.name])

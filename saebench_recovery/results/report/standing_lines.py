@@ -10,7 +10,16 @@ from saebench_recovery.results.report.numbers import NONE, estimate, number
 from saebench_recovery.results.standings import AttackStanding, DefenseStanding
 from saebench_recovery.schema import Flag, Rate
 
-HEADS = ("rank", "defense", "behaviour under attack", "suppressed", "kept", "KL", "flags")
+HEADS = (
+    "rank",
+    "defense",
+    "behaviour under attack",
+    "over seeds",
+    "suppressed",
+    "kept",
+    "KL",
+    "flags",
+)
 LEGEND = (
     """\
 Defenses are ranked by the behaviour under attack: of all base examples (the clean model shows
@@ -18,8 +27,9 @@ the behaviour), the share on which it still shows, because the defense does not 
 because the attack recovers it with the defended latents in place. Less is better. Each example is
 under the worst of the attacks that count, which stand above the table. Defenses that a paired test
 does not tell apart (Holm over the board) share a rank. What is not ranked stands below, with the
-reason. Kept: retain examples that the defended model gets right, of those that the clean one does.
-A task with several targets counts the examples of all.""",
+reason. Over seeds: the least and the most of that share under any one seed, and how many there are;
+only what is drawn for an attack depends on them. Kept: retain examples that the defended model gets
+right, of those that the clean one does. A task with several targets counts the examples of all.""",
     """\
 A cell of an attack holds the share of suppressed examples that it recovered with the defended
 latents in place (drift inside the limits), and in brackets, where it differs, the share that it
@@ -30,7 +40,7 @@ share of perturbed prompts on which the defense's detector rang.""",
 
 def terms(group: Group) -> str:
     """Under which terms the rows of a group were made."""
-    return f"{group.threat_model}, budget {group.budget:g} ({group.budget_unit}), seed {group.seed}"
+    return f"{group.threat_model}, budget {group.budget:g} ({group.budget_unit})"
 
 
 def heading(board: Leaderboard, group: Group) -> str:
@@ -66,11 +76,20 @@ def cells(defense: DefenseStanding) -> list[str]:
         NONE if defense.rank is None else str(defense.rank),
         defense.defense,
         estimate(defense.under_attack),
+        over_seeds(defense),
         f"{defense.suppressed} of {defense.base}",
         f"{defense.retain_kept} of {defense.retain_known}",
         number(defense.kl, ".2g"),
         ", ".join(flag_names(defense.flags)) or "none",
     ]
+
+
+def over_seeds(standing: DefenseStanding | AttackStanding) -> str:
+    """Smallest and largest behaviour under attack of any seed, and their number."""
+    if standing.spread is None:
+        return NONE
+    smallest, largest = standing.spread.smallest, standing.spread.largest
+    return f"{smallest:.2f} to {largest:.2f} ({len(standing.seeds)})"
 
 
 def flag_names(flags: Sequence[Flag]) -> list[str]:

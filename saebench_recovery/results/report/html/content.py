@@ -21,7 +21,15 @@ from saebench_recovery.scoring import measures
 
 FILTERS = ("target", "task", "terms")
 HEADS = (*FILTERS, *standing_lines.HEADS, "worst attack")
-ATTACK_HEADS = ("attack", "under attack", "drift, worst", "FLOPs on a flip", "seconds", "flags")
+ATTACK_HEADS = (
+    "attack",
+    "under attack",
+    "over seeds",
+    "drift, worst",
+    "FLOPs on a flip",
+    "seconds",
+    "flags",
+)
 Content = dict[str, Any]
 
 
@@ -61,6 +69,7 @@ class _GroupLines:
             place,
             defense.defense,
             2.0 if rate is None else rate,
+            defense.spread.largest - defense.spread.smallest if defense.spread else 0.0,
             -defense.suppressed,
             -defense.retain_kept,
             defense.kl or 0.0,
@@ -88,6 +97,7 @@ class _GroupLines:
             "cells": [
                 attack.attack,
                 estimate(attack.under_attack),
+                standing_lines.over_seeds(attack),
                 number(attack.worst_drift, ".2g"),
                 number(attack.flops / flips if flips else None, ".2g"),
                 number(attack.seconds, ".3g"),
