@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -240,11 +241,11 @@ class Declared:
     option: Option
     field: FieldInfo
 
-    @property
+    @cached_property
     def default(self) -> Any:
         return self.field.default
 
-    @property
+    @cached_property
     def shape(self) -> type:
         """How many values it takes: `bool` none, `tuple` and `dict` several, `str` one."""
         kind = get_origin(self.field.annotation) or self.field.annotation

@@ -19,5 +19,9 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
+        if ran and not gc.get_freeze_count():
+            # What was made counts as new, and all of it would be gone through at once.
+            gc.freeze()
+            gc.unfreeze()
         if ran:
             gc.enable()
