@@ -34,10 +34,11 @@ LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept, evenly 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a search was shown at one point.
+    """What some rows of a search were shown at one point.
 
-    `grads` are the objective's, where they came by the defense's own backward pass; `length_N` is
-    each row's budget as a length.
+    `engine` is the search's own, to be cut down to those rows only if they are looked at again:
+    that copies their prefixes. `grads` are the objective's, where they came by the defense's own
+    backward pass; `length_N` is each row's budget as a length.
     """
 
     engine: Engine
@@ -45,6 +46,11 @@ class Sighting:
     objective_N: Tensor
     grads: Mapping[Site, Tensor] | None = None
     length_N: Tensor | None = None
+    index_N: Tensor | None = None  # of the engine's rows; None for all
+
+    def again(self) -> Engine:
+        """The engine of these rows."""
+        return self.engine if self.index_N is None else self.engine.rows(self.index_N)
 
 
 @dataclass
@@ -67,11 +73,12 @@ class Witness:
         index = torch.arange(0, size, -(-size // WITNESSED), device=sighting.objective_N.device)
         grads, length_N = sighting.grads, sighting.length_N
         self.kept[place] = Sighting(
-            sighting.engine.rows(index),
+            sighting.engine,
             sighting.delta and sighting.delta.rows(index),
             sighting.objective_N[index].detach(),
             grads and {site: grad[index] for site, grad in grads.items()},
             None if length_N is None else length_N[index],
+            index,
         )
 
 

@@ -28,8 +28,8 @@ FEW = 3  # rows
 @torch.no_grad()
 def misled(seen: Sighting, defense: Intervention, tolerance: float) -> bool:
     """Whether values or gradients were other ones, on more rows than rounding and kinks explain."""
-    active = replace(seen.engine.active, defense=defense, backward="own")
-    engine = replace(seen.engine, active=active)
+    engine = seen.again()
+    engine = replace(engine, active=replace(engine.active, defense=defense, backward="own"))
     again_N = engine.objective(seen.delta)
     gap_N = (again_N - seen.objective_N).abs() / (1 + again_N.abs())
     if 2 * int((gap_N > tolerance).sum()) > len(gap_N) or not torch.isfinite(gap_N).all():
