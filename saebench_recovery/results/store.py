@@ -218,7 +218,7 @@ def read_model(file: Path, model: type[Whole], remedy: str = REPEAT) -> Whole:
 
 
 class _Versioned(BaseModel):
-    schema_version: int
+    schema_version: int = Field(strict=True)
 
 
 def _check_version(content: bytes, file: Path, remedy: str) -> None:

@@ -24,7 +24,7 @@ class Stored(Shown, BaseModel):
 class Versioned(Stored):
     """A file of its own, which names the version of the schema that it follows."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, strict=True)  # `true` is no number
 
 
 class Rate(Stored):

@@ -205,6 +205,7 @@ def test_evidence_of_another_kind_or_of_other_examples_is_refused(
         ("[]", "not a result file"),
         ("[" * 100_000, "not a result file"),
         (f'{{"schema_version": {"9" * 5000}}}', "not a result file"),
+        ('{"schema_version": true}', "not a result file"),
         ('{"schema_version": 99}', "schema version 99, newer than 2: upgrade"),
         ('{"schema_version": 1}', "schema version 1, and this .* reads 2 only: run again"),
         ('{"schema_version": 2}', "does not follow schema version 2 at status"),
