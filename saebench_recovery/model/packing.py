@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ def attention_mask(**asked: Any) -> Tensor:
     """What transformers asks for at each pass, as its own `eager_mask` gives it."""
     active = _active.get()
     if active is None:
-        return eager_mask(**asked)
+        return cast(Tensor, eager_mask(**asked))
     packing, mask_RT = active
     rows = {"batch_size": packing.rows, "q_length": packing.columns, "kv_length": mask_RT.shape[1]}
     return packing.mask(eager_mask(**{**asked, **rows, "attention_mask": mask_RT}))
