@@ -130,7 +130,8 @@ class Task(Plugin, ABC, kind="task"):
     def side_figures(self, clean: Run, defended: Run) -> dict[str, float]:
         """Run-level figures that the task's field asks for, beside the other side effects.
 
-        `clean` and `defended` run any examples through the model without and with the defense.
+        `clean` and `defended` run any examples through the model without and with the defense. A
+        task that generates is given the texts, and no scores.
         """
         return {}
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.meter import note_twofold
+from saebench_recovery.model.packing import attention_mask as packed_or_whole
 
 NAME = "saebench_prefix"
 
@@ -71,14 +72,14 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
         """The same prefix, which keeps the keys and values of the next pass over it."""
         return FrozenPrefix(self.length, self.keys_values, recording=True)
 
-    def extended(self, recorded: FrozenPrefix, count: int, rows_per_example: int) -> FrozenPrefix:
+    def extended(self, recorded: FrozenPrefix, count: int, examples: int) -> FrozenPrefix:
         """A prefix for each example of a pass: its own, and `count` tokens that it then ran."""
         longer: list[tuple[Tensor, Tensor] | None] = []
         for past, layer in zip(self.keys_values, recorded.layers, strict=True):
             if layer.recorded is None:  # a layer that did not run
                 longer.append(None)
                 continue
-            own = [t[::rows_per_example, :, :count] for t in layer.recorded]
+            own = [t[:: t.shape[0] // examples, :, :count] for t in layer.recorded]
             if past is not None and self.length:
                 share = own[0].shape[0] // past[0].shape[0]
                 pairs = zip(past, own, strict=True)
@@ -198,4 +199,4 @@ def _per_row(x: Tensor, shared: int, Q: int) -> Tensor:
 
 
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, packed_or_whole)

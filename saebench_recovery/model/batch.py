@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.model.examples import Example
+from saebench_recovery.model.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Batch:
     prefix: Prefix
     length_R: Tensor
     settled_R: Tensor
+    apart: bool = False  # every row is run by itself, so that it has a gradient of its own
 
     @property
     def rows_per_example(self) -> int:
@@ -63,6 +65,20 @@ class Batch:
         """The different candidate tokens [K], and where among them each [E, C] is."""
         ids_K, place_EC = torch.unique(self.candidate_EC.clamp(min=0), return_inverse=True)
         return ids_K, place_EC
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """How the rows are run; None as they are."""
+        if self.forced_RQ is None or self.apart:
+            return None
+        return Packing.of(self.ids_RQ, self.mask_RQ, self.forced_RQ, self.rows_per_example)
+
+    @property
+    def state_RQ(self) -> Tensor:
+        """The place, row by row, of a token whose state each [R, Q] has."""
+        R, Q = self.ids_RQ.shape
+        place_RQ = torch.arange(R * Q, device=self.ids_RQ.device).view(R, Q)
+        return place_RQ if self.packing is None else self.packing.first(place_RQ)
 
     def columns(self, position_EP: Tensor) -> Tensor:
         """Window column [R, P] of absolute positions, -1 where there is none."""
@@ -92,6 +108,7 @@ class Batch:
             self.prefix,
             self.length_R[index_R],
             self.settled_R[index_R],
+            self.apart,
         )
 
     def with_first_tokens(self, ids_EK: Tensor) -> Batch:

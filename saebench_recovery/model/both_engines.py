@@ -79,7 +79,7 @@ class _Seen:
     """What the engine that searches saw of the first prompt, float32.
 
     `parts` holds the position at which each begins, and the residuals [T, D] by site before the
-    edit. `logits_QV` are those of the last positions, from the tail.
+    edit. `logits_QV` are those of the last positions, of what was written too, from the tail.
     """
 
     written: tuple[int, ...]
@@ -117,7 +117,7 @@ def compared(
         if not error <= (ALLOWED if exact else ALLOWED_ROUNDED):
             raise Disagreement(where, error)
 
-    _hold_all(sites, seen, wanted, len(short.prompt), hold)
+    _hold_all(sites, seen, wanted, hold)
     return errors, run
 
 
@@ -127,7 +127,9 @@ def _seen(
     target = active.target
     written = continued(active, examples, NEW)[0]
     begin = [min(c, len(e.prompt) - 1) for c, e in zip(CACHED, examples, strict=True)]
-    laid = target.batch(examples, begin)
+    # What is written stands behind another answer, as the second candidate of a packed row.
+    answered = [e.with_candidates(e.prompt[-NEW:], written) for e in examples]
+    laid = target.batch(answered, begin)
     before, window = Trace(), Trace()
     with layers_noted() as noted:
         start = prefill(
@@ -146,7 +148,7 @@ def _seen(
         )
     edits = {s: edit for s, edit in active.edits(laid).items() if not start.contains(s)}
     length = len(examples[0].prompt) - begin[0]
-    hidden_QD = final_states(target, laid, edits, start)[0, :length]
+    hidden_QD = final_states(target, laid, edits, start)[1, : length + len(written) - 1]
     parts = (
         (0, {s: x[0, -begin[0] :] for s, x in before.before.items()}),
         (begin[0], {s: x[0, :length] for s, x in window.before.items()}),
@@ -158,7 +160,6 @@ def _hold_all(
     sites: Sequence[Site],
     seen: _Seen,
     wanted: Pass,
-    end: int,
     hold: Hold,
 ) -> None:
     """Hold residuals, what blocks add, logits and the choice of tokens, in the model's order."""
@@ -169,8 +170,8 @@ def _hold_all(
     for layer in sorted({site.layer for site in sites}):
         _hold_sums(layer, wanted, hold)
     count = len(seen.logits_QV)
-    hold("the tail's logits", _error(seen.logits_QV, wanted.logits_TV[end - count : end]))
-    chosen_NV = wanted.logits_TV[end - 1 :]
+    hold("the tail's logits", _error(seen.logits_QV, wanted.logits_TV[-count:]))
+    chosen_NV = wanted.logits_TV[-len(seen.written) :]
     token_N = torch.tensor(seen.written, device=chosen_NV.device)
     gap_N = chosen_NV.amax(1) - chosen_NV.gather(1, token_N[:, None])[:, 0]
     hold("the choice of generated tokens", gap_N / chosen_NV.norm(dim=1))

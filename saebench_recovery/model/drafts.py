@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.model.beginnings import Beginnings
 from saebench_recovery.model.examples import Example
 
 KEPT = 4  # different texts of each prompt
@@ -22,8 +23,12 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Drafts:
-    """What was written last behind each prompt, the latest first, always up to as many tokens."""
+    """What was written last behind each prompt, the latest first, always up to as many tokens.
 
+    With them is kept what the model has read of the prompts themselves.
+    """
+
+    beginnings: Beginnings = field(default_factory=Beginnings)
     _kept: dict[Ids, tuple[Ids, ...]] = field(default_factory=dict)
 
     def beginning(self, examples: Sequence[Example], first_R: Tensor) -> Tensor:

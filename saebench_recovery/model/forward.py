@@ -32,6 +32,7 @@ from saebench_recovery.model.hooks import (
 )
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.meter import counted
+from saebench_recovery.model.packing import Packing, masked
 
 SHARED = 4  # times as many different answers as an example has: one product serves all
 
@@ -173,7 +174,8 @@ def narrowed(
     if mixing or last >= width or window.forced_RQ is None:
         return window, start
     later_RQ = window.forced_RQ.index_fill(1, torch.arange(last, device=target.device), -1)
-    settled_R = _forced(target, later_RQ, final_states(target, window, edits, start))
+    later = replace(window, forced_RQ=later_RQ)
+    settled_R = _forced(target, later, final_states(target, window, edits, start))
     return window.before(last, settled_R), replace(start, resid_RQD=start.resid_RQD[:, :last])
 
 
@@ -185,15 +187,43 @@ def final_states(
     def work() -> Tensor:
         return _window(target, batch, edits, start)
 
-    return _counted(target, batch, edits, start, target.depth(), work)
+    return _counted(target, batch, edits, start, target.depth(), work, batch.packing)
 
 
 def _window(
     target: LanguageModel, batch: Batch, edits: Mapping[Site, Edit], start: Start | None
 ) -> Tensor:
+    mask_RT = batch.mask_RQ if start is None else _attention_mask(batch, start)
+    packing = batch.packing
+    if packing is None:
+        return _run_window(target, batch, mask_RT, edits, start)
+    packed, start = _packed(batch, packing, start)
+    edits = {site: packing.around(edit) for site, edit in edits.items()}
+    past = mask_RT.shape[1] - packing.columns
+    seen_ET = mask_RT.new_ones(len(packed.ids_RQ), past + packing.width)
+    with masked(packing, mask_RT):
+        return packing.unpacked(_run_window(target, packed, seen_ET, edits, start))
+
+
+def _packed(batch: Batch, packing: Packing, start: Start | None) -> tuple[Batch, Start | None]:
+    """The tokens of packed rows, and what enters them."""
+    laid = (batch.ids_RQ, batch.mask_RQ, batch.position_RQ)
+    tokens = tokens_only(*(packing.packed(values_RQ) for values_RQ in laid))
+    if start is None or start.at_tokens:
+        return tokens, start
+    return tokens, replace(start, resid_RQD=packing.packed(start.resid_RQD))
+
+
+def _run_window(
+    target: LanguageModel,
+    batch: Batch,
+    mask_RT: Tensor,
+    edits: Mapping[Site, Edit],
+    start: Start | None,
+) -> Tensor:
     if start is None:
         with edited(target.model, edits):
-            return run_tokens(target, batch, batch.mask_RQ, None)
+            return run_tokens(target, batch, mask_RT, None)
     injected = starting_at(target.model, start_block(start.site), start.resid_RQD)
     # Edit hooks are installed before the injection, which prepends itself where both meet.
     with (
@@ -201,7 +231,7 @@ def _window(
         nullcontext() if start.at_tokens else injected,
         reading(start.prefix) if start.prefix.length else nullcontext(),
     ):
-        return run_tokens(target, batch, _attention_mask(batch, start), start.prefix)
+        return run_tokens(target, batch, mask_RT, start.prefix)
 
 
 def _counted(
@@ -211,13 +241,15 @@ def _counted(
     start: Start | None,
     depth: int,
     work: Callable[[], Tensor],
+    packing: Packing | None = None,
 ) -> Tensor:
     """Do a window's pass through the blocks before `depth`, and count it."""
     R, Q = batch.ids_RQ.shape
+    E, K = (R, Q) if packing is None else packing.token_EK.shape
     first = 0 if start is None or start.at_tokens else start_block(start.site)
     past = 0 if start is None else start.prefix.length
-    kind = (Q, first, depth, past, *kinds(edits))
-    return counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * (depth - first))
+    kind = (Q, R // E, K, first, depth, past, *kinds(edits))
+    return counted(target.model, work, kind=kind, rows=R, token_layers=E * K * (depth - first))
 
 
 class _SiteReached(Exception):  # noqa: N818
@@ -242,7 +274,7 @@ def until_site(
             _window(target, batch, {**edits, site: stop}, start)
         return reached[0]
 
-    return _counted(target, batch, edits, start, target.depth(site), work)
+    return _counted(target, batch, edits, start, target.depth(site), work, batch.packing)
 
 
 def content(target: LanguageModel, batch: Batch) -> Tensor:
@@ -305,7 +337,7 @@ def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     if batch.forced_RQ is None:
         scores_EC = _logits(target, batch, hidden_RQD)
     else:
-        total_R = batch.settled_R + _forced(target, batch.forced_RQ, hidden_RQD)
+        total_R = batch.settled_R + _forced(target, batch, hidden_RQD)
         scores_EC = (total_R / batch.length_R).view(len(batch.readout_E), -1)
         if any(batch.one_token):  # it is scored as it is alone
             one_E = torch.tensor(batch.one_token, device=scores_EC.device)
@@ -324,8 +356,13 @@ def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     return target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
 
 
-def _forced(target: LanguageModel, forced_RQ: Tensor, hidden_RQD: Tensor) -> Tensor:
+def _forced(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     """Sum [R] of the log-probabilities of the tokens that each row should predict."""
+    forced_RQ = batch.forced_RQ
+    assert forced_RQ is not None
     row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
-    each = target.logprobs_of(hidden_RQD[row, column], forced_RQ[row, column])
+    once, again = torch.unique(batch.state_RQ[row, column], return_inverse=True)
+    total = target.log_totals(hidden_RQD.flatten(0, 1)[once])
+    wanted = target.logits_of(hidden_RQD[row, column], forced_RQ[row, column][:, None])[:, 0]
+    each = wanted - total[again]
     return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)

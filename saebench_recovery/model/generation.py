@@ -7,22 +7,19 @@ cache makes every later pass one token long; the published code lost most of its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from saebench_recovery.model.batch import Batch, tokens_only
+from saebench_recovery.model.beginnings import Beginnings
+from saebench_recovery.model.cached_pass import left_padded, ran
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.drafts import Drafts
 from saebench_recovery.model.examples import Example
-from saebench_recovery.model.forward import run_tokens
-from saebench_recovery.model.hooks import edited, kinds
 from saebench_recovery.model.language_model import LanguageModel
-from saebench_recovery.model.meter import counted
 from saebench_recovery.model.perturbation import ResidualDelta
 
 LOOK_EVERY = 4  # tokens between looks at which rows have ended: a look costs a device sync
@@ -51,16 +48,16 @@ def continued(
 ) -> list[tuple[int, ...]]:
     """The ids that the defended model adds to each prompt, up to `new_tokens`, its end included.
 
-    Examples with one prompt (other budgets, another wanted answer) share the pass over what
-    comes before their first perturbed position. Texts among the `drafts` are confirmed in one
-    pass, and what is written is put there.
+    What comes before the first perturbed position is run once for all examples that share it.
+    Texts among the `drafts` are confirmed in one pass, and what is written is put there.
 
     Raises:
         UserError: a prompt with so many new tokens is longer than the context.
     """
     for example in examples:
         active.target.check_fits(example, new_tokens)
-    step, mask_RT, cache = _prefilled(active, examples, delta)
+    beginnings = Beginnings() if drafts is None else drafts.beginnings
+    step, mask_RT, cache = _prefilled(active, examples, delta, beginnings)
     ends = torch.tensor(_ends(active.target), dtype=torch.long, device=mask_RT.device)
     rows = torch.arange(len(examples), device=mask_RT.device)
     found_RT = torch.full((len(examples), new_tokens), -1, device=mask_RT.device)
@@ -114,7 +111,7 @@ def _confirmed(
     seen_RT = given_RT >= 0
     later_RT = position_R[:, None] + torch.arange(given_RT.shape[1], device=position_R.device)
     step = tokens_only(given_RT.clamp(min=0), seen_RT, later_RT)
-    hidden_RTD = _ran(active, step, torch.cat([mask_RT, seen_RT], 1), cache, delta)
+    hidden_RTD = ran(active, step, torch.cat([mask_RT, seen_RT], 1), cache, delta)
     cache.crop(-given_RT.shape[1])
     for index, wanted_R in enumerate(next_RT.unbind(1)):  # all logits at once could be too many
         likeliest_R = active.target.logits(hidden_RTD[:, index]).argmax(-1)
@@ -123,7 +120,10 @@ def _confirmed(
 
 
 def _prefilled(
-    active: DefendedModel, examples: Sequence[Example], delta: ResidualDelta | None
+    active: DefendedModel,
+    examples: Sequence[Example],
+    delta: ResidualDelta | None,
+    beginnings: Beginnings,
 ) -> tuple[Batch, Tensor, DynamicCache]:
     """The last tokens of every prompt, still to be run, with their mask and what they can see.
 
@@ -139,24 +139,11 @@ def _prefilled(
     before = [prompt[:-width] for prompt in prompts]
     place = {tokens: i for i, tokens in enumerate(dict.fromkeys(before))}
     row_R = torch.tensor([place[tokens] for tokens in before], device=device)
-    cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
-    shared, shared_mask_EP = _left_padded(list(place), list(map(len, place)), device)
-    if shared.ids_RQ.shape[1]:
-        _next(active, shared, shared_mask_EP, cache)
+    cache, shared_mask_EP = beginnings.cache(active, list(place))
+    if cache.layers:
         cache.batch_select_indices(row_R.cpu())
-    step, mask_RQ = _left_padded([p[-width:] for p in prompts], list(map(len, prompts)), device)
+    step, mask_RQ = left_padded([p[-width:] for p in prompts], list(map(len, prompts)), device)
     return step, torch.cat([shared_mask_EP[row_R], mask_RQ], 1), cache
-
-
-def _left_padded(
-    rows: Sequence[tuple[int, ...]], ends: Sequence[int], device: str
-) -> tuple[Batch, Tensor]:
-    """Rows of tokens that end before position `ends`, and their mask; padding lies before 0."""
-    ids_RQ = pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], True, 0, "left")
-    Q = ids_RQ.shape[1]
-    position_RQ = torch.tensor(ends)[:, None] + torch.arange(-Q, 0)
-    mask_RQ = (position_RQ >= 0).to(device)
-    return tokens_only(ids_RQ.to(device), mask_RQ, position_RQ.to(device)), mask_RQ
 
 
 def _next(
@@ -167,32 +154,8 @@ def _next(
     delta: ResidualDelta | None = None,
 ) -> Tensor:
     """The most likely token [R] after each row; the cache grows by the step's tokens."""
-    hidden_RQD = _ran(active, step, mask_RT, cache, delta)
+    hidden_RQD = ran(active, step, mask_RT, cache, delta)
     return active.target.logits(hidden_RQD[:, -1]).argmax(-1)
-
-
-def _ran(
-    active: DefendedModel,
-    step: Batch,
-    mask_RT: Tensor,
-    cache: DynamicCache,
-    delta: ResidualDelta | None,
-) -> Tensor:
-    """Final-norm states [R, Q, D] of a step's tokens, by which the cache grows."""
-    target = active.target
-    edits = active.edits(step, delta)
-    R, Q = step.ids_RQ.shape
-
-    def work() -> Tensor:
-        # Padding has a place before the prompt, for the delta's sake, but no embedding there.
-        inside = replace(step, position_RQ=step.position_RQ.clamp(min=0))
-        with edited(target.model, edits):
-            return run_tokens(target, inside, mask_RT, cache)
-
-    # The past's length too: otherwise the first pass of a process would decide what all cost.
-    kind = ("generation", Q, mask_RT.shape[1], *kinds(edits))
-    layers = target.depth()
-    return counted(target.model, work, kind=kind, rows=R, token_layers=R * Q * layers)
 
 
 def _ends(target: LanguageModel) -> list[int]:

@@ -209,7 +209,11 @@ class LanguageModel:
         return self._capped(logits_NV.to(hidden_ND.device, torch.float32))
 
     def logprobs_of(self, hidden_ND: Tensor, ids_N: Tensor) -> Tensor:
-        """The log-probability [N] of one token for each state, float32.
+        """The log-probability [N] of one token for each state, float32."""
+        return self.logits_of(hidden_ND, ids_N[:, None])[:, 0] - self.log_totals(hidden_ND)
+
+    def log_totals(self, hidden_ND: Tensor) -> Tensor:
+        """What a logit of each state exceeds its log-probability by [N], float32.
 
         On a CPU in parts of the vocabulary that its cache holds.
         """
@@ -219,8 +223,7 @@ class LanguageModel:
             self._logits_in(hidden_ND, slice(start, start + width))
             for start in range(0, size, width)
         ]
-        total_N = torch.stack([_log_sum(logits_NV) for logits_NV in parts]).logsumexp(0)
-        return self.logits_of(hidden_ND, ids_N[:, None])[:, 0] - total_N
+        return torch.stack([_log_sum(logits_NV) for logits_NV in parts]).logsumexp(0)
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
         """Some logits [N, C] only, float32: C rows of the unembedding instead of V."""

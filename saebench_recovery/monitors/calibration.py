@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -125,7 +125,8 @@ def _undisturbed(
             return own(entering[0])  # noqa: B023
 
         with torch.enable_grad():
-            output = forward(active.target, batch, {**edits, site: watch}, pool=task.pool)
+            alone = replace(batch, apart=True)
+            output = forward(active.target, alone, {**edits, site: watch}, pool=task.pool)
             (grad_RQD,) = torch.autograd.grad(task.objective(output).sum(), entering)
         C = batch.rows_per_example
         keep_EQ = content(active.target, batch)[::C]

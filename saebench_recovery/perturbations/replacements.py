@@ -96,7 +96,7 @@ def _behind(engine: Engine, count: int, recorded: FrozenPrefix) -> Engine:
     """The same windows without the suffix's first tokens: those are cached."""
     if count == 0:
         return engine
-    prefix = engine.start.prefix.extended(recorded, count, engine.batch.rows_per_example)
+    prefix = engine.start.prefix.extended(recorded, count, engine.size)
     mask_NP = engine.start.prefix_mask_EP.repeat_interleave(engine.variants, 0)
     mask_NP = torch.nn.functional.pad(mask_NP, (0, count), value=True)
     start = replace(engine.start, prefix=prefix, prefix_mask_EP=mask_NP, at_tokens=True)

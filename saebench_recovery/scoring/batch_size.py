@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saebench_recovery.model.hooks import blocks
+from saebench_recovery.model.hooks import blocks, start_block
 from saebench_recovery.scoring.setting import Flip, Setting
 
 CHUNK_BYTES = 2**29  # activations of one attack step that may live at once
@@ -38,7 +38,10 @@ def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
     room = CHUNK_BYTES
     if target.device.startswith("cuda"):
         room = int(torch.cuda.mem_get_info(target.device)[0]) // 4
-    each = FLOAT_BYTES * len(blocks(target.model)) * _floats_per_flip(setting, flips)
+    # Blocks before the first perturbed site are run once, and keep nothing.
+    first = min((start_block(site) for site in setting.measured_sites), default=0)
+    depth = max(1, len(blocks(target.model)) - first)
+    each = FLOAT_BYTES * depth * _floats_per_flip(setting, flips)
     return max(1, min(MAX_ROWS // setting.variants, room // each))
 
 
@@ -52,13 +55,13 @@ def _floats_per_flip(setting: Setting, flips: Sequence[Flip]) -> int:
     )
     ahead = (len(e.prompt) - first for e, first in zip(examples, starts, strict=True))
     window = max([1, *ahead]) + attack.length
-    # Answers of several tokens take a row each, behind the prompt.
-    answers = [a for f in flips for a in (*f.example.candidates, *f.wrong.candidates)]
-    tail = max(map(len, answers), default=1) - 1
-    rows = max((len(f.wrong.candidates) for f in flips), default=1) if tail else 1
+    # Answers of several tokens stand behind the prompt, in one packed row.
+    longer = (sum(len(a) - 1 for a in f.wrong.candidates) for f in flips)
+    tail = max(longer, default=0)
+    tail += tail > 0  # the first one's last token is run, too
     config: Any = setting.target.model.config
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     # Some 24 widths for each token, and attention weights twice.
     per_token = 24 * width + 2 * heads * (longest + attack.length + tail)
     per_prompt = 2 * width * longest  # keys and values, which the variants share
-    return setting.variants * rows * (window + tail) * per_token + per_prompt
+    return setting.variants * (window + tail) * per_token + per_prompt

@@ -42,11 +42,21 @@ def whole_pass(
     return output
 
 
-def outputs(examples: Sequence[Example], active: DefendedModel, task: Judge) -> Iterator[Output]:
-    """Candidates' scores of a list of examples, a chunk at a time."""
+def outputs(
+    examples: Sequence[Example], active: DefendedModel, task: Judge, *, scored: bool = True
+) -> Iterator[Output]:
+    """Candidates' scores of a list of examples, a chunk at a time, and texts where there are.
+
+    Not `scored`, a task that generates has the texts alone.
+    """
     for begin in range(0, len(examples), CHUNK):
         batch = active.target.batch(examples[begin : begin + CHUNK])
-        yield whole_pass(active, task, batch, distribution=False)
+        if scored or not task.new_tokens:
+            yield whole_pass(active, task, batch, distribution=False)
+            continue
+        scores_E0 = torch.empty(len(batch.examples), 0, device=batch.ids_RQ.device)
+        texts = written(active, batch.examples, task.new_tokens)
+        yield Output(batch.examples, scores_E0, texts=texts)
 
 
 @torch.no_grad()

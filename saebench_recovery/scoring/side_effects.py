@@ -32,7 +32,7 @@ def side_effects(setting: Setting) -> SideEffects:
         kl=kl,
         ce_increase=ce,
         figures=task.side_figures(
-            *(partial(outputs, active=model, task=task) for model in (bare, active))
+            *(partial(outputs, active=model, task=task, scored=False) for model in (bare, active))
         ),
     )
 

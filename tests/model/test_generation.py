@@ -182,8 +182,8 @@ def test_a_text_that_is_written_again_takes_one_pass_behind_its_first_token() ->
     first = continued(active, [example], NEW, delta, drafts)
     with meter.counting():
         assert continued(active, [example], NEW, delta, drafts) == first
-    assert meter.forward == 3  # what comes before the delta, the prompt's last token, the draft
-    assert meter.token_layers == (len(example.prompt) - 1 + NEW) * active.target.depth()
+    assert meter.forward == 2  # the prompt's last token, the draft: what comes before is kept
+    assert meter.token_layers == NEW * active.target.depth()
 
 
 def test_work_on_shared_prompts_is_done_once() -> None:
@@ -197,6 +197,18 @@ def test_work_on_shared_prompts_is_done_once() -> None:
     layers = active.target.depth()
     assert few.token_layers == (P - 1 + NEW) * layers
     assert many.token_layers == (P - 1 + 8 * NEW) * layers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_prompts_begin_with_alike_is_run_once(architecture: str) -> None:
+    """It changes no text, also where the prompts go on to different lengths."""
+    active, begin, meter = clamped(architecture), prompts()[1].prompt, Meter()
+    examples = [Example(str(n), (*begin, *range(4, 4 + n)), ((3,),)) for n in (2, 3, 3)]
+    alone = [continued(active, [example], NEW)[0] for example in examples]
+    with meter.counting():
+        assert continued(active, examples, NEW) == alone
+    tokens = len(begin) + (1 + 2) + 3 * NEW  # the second and third prompt are the same
+    assert meter.token_layers == tokens * active.target.depth()
 
 
 def test_texts_hold_no_special_tokens() -> None:

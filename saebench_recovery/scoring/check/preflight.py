@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -133,7 +133,8 @@ def _pull(setting: Setting, examples: Sequence[Example], site: Site) -> Tensor:
 
     Prompts are aligned at their last token.
     """
-    target, batch = setting.target, setting.target.batch(examples)
+    target = setting.target
+    batch = replace(target.batch(examples), apart=True)
     edits: dict[Site, Edit] = dict(setting.active.edits(batch))
     own, leaving = edits[site], []
 
