@@ -28,6 +28,7 @@ from saebench_recovery.model.generation import continued
 from saebench_recovery.model.hooks import blocks, skipping
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.plain import Conditions, Pass, PlainModel, as_eager
+from saebench_recovery.model.products import own_products
 from saebench_recovery.model.sampled_blocks import run_blocks
 
 SHORT, LONG, NEW = 11, 16, 2  # tokens of either prompt, and generated
@@ -104,7 +105,7 @@ def compared(
     short, long = _prompts(target)
     with skipping(target.model, set(range(len(blocks(target.model)))) - set(run)):
         seen = _seen(DefendedModel(target, stirred, held={}), (short, long), first, run)
-        with as_eager(target.model), as_written(target.model):
+        with as_eager(target.model), as_written(target.model), own_products(target.model):
             plain = PlainModel(target.model, target.tokenizer, {})
             wanted = plain.run((*short.prompt, *seen.written[:-1]), Conditions(stirred))
     errors: dict[str, float] = {}

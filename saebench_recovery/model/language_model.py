@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import reason
 from saebench_recovery.base.sites import Site
-from saebench_recovery.model import activations, attention
+from saebench_recovery.model import activations, attention, products
 from saebench_recovery.model import prompt_rules as rules
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.batch import batch as laid_out
@@ -42,6 +42,7 @@ class LanguageModel:
         config: Any = self.model.config
         config._attn_implementation = attention.NAME
         activations.fuse(self.model)
+        products.widen(self.model)
         self._check_head()
 
     @property
@@ -202,7 +203,7 @@ class LanguageModel:
         """The logits of a part of the vocabulary."""
         head = self._head
         there_ND, bias = hidden_ND.to(head.weight.device), head.bias
-        logits_NV = nn.functional.linear(
+        logits_NV = products.linear(
             there_ND, head.weight[part], None if bias is None else bias[part]
         )
         count_product(logits_NV, 2.0 * logits_NV.numel() * hidden_ND.shape[1])

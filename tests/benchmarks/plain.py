@@ -19,6 +19,7 @@ from torch import Tensor
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.activations import as_written
 from saebench_recovery.model.hooks import blocks
+from saebench_recovery.model.products import own_products
 from tests.benchmarks.setting import Workload
 
 
@@ -32,7 +33,7 @@ class PlainSearch:
         assert isinstance(attack, Orthogonal)
         self.config = attack.config
         shared = {id(weight): weight for weight in active.target.model.parameters()}
-        with as_written(active.target.model):
+        with as_written(active.target.model), own_products(active.target.model):
             self.model = cast(Any, copy.deepcopy(active.target.model, shared))
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         ((self.site, self.latents),) = active.defense.latents.items()
