@@ -111,8 +111,9 @@ class Jacobian(ResidualAscent):
         momentum = {s: torch.zeros_like(v) for s, v in whole.zeros().values.items()}
         rows: Rows | None = None
         spent: list[float] = []
+        steps = config.steps
         for step in count():
-            fresh = step % config.refresh == 0
+            fresh = step % config.refresh == 0 and step < steps
             look = model.look(delta_NF, linearise=fresh)
             rows = look.rows if fresh else rows
             objective_N = look.objective_N.masked_fill(look.drift_N > limit, -torch.inf)

@@ -111,6 +111,20 @@ class Batch:
             self.apart,
         )
 
+    def first_rows(self) -> Batch:
+        """Each example's first row alone: what its first candidate is read from."""
+        C = self.rows_per_example
+        return replace(
+            self,
+            ids_RQ=self.ids_RQ[::C],
+            mask_RQ=self.mask_RQ[::C],
+            position_RQ=self.position_RQ[::C],
+            candidate_EC=self.candidate_EC[:, :1],
+            forced_RQ=None if self.forced_RQ is None else self.forced_RQ[::C],
+            length_R=self.length_R[::C],
+            settled_R=self.settled_R[::C],
+        )
+
     def with_first_tokens(self, ids_EK: Tensor) -> Batch:
         """The same windows with other tokens at their start."""
         ids_RK = ids_EK.repeat_interleave(self.rows_per_example, 0)

@@ -140,6 +140,17 @@ class Engine:
             distribution=distribution,
         )
 
+    def read(self, delta: ResidualDelta, last: Site) -> Trace:
+        """The defended sites up to the `last`, in each example's first row alone.
+
+        One pass up to there, differentiable in the delta.
+        """
+        trace, batch, C = Trace(), self.batch.first_rows(), self.batch.rows_per_example
+        start = replace(self.start, resid_RQD=self.start.resid_RQD[::C])
+        edits = self.active.edits(batch, delta, trace)
+        forward(self.active.target, batch, edits, start, pool=last)
+        return trace
+
     def precision(self) -> AbstractContextManager[object]:
         """That of the passes that gradients are taken of."""
         if not self.rounded:

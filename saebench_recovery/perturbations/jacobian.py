@@ -17,7 +17,6 @@ from torch import Tensor
 from saebench_recovery.base.precision import exact, fine, finest
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import Trace
-from saebench_recovery.model.hooks import start_block
 from saebench_recovery.model.meter import count_backward
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.constraints import (
@@ -131,19 +130,15 @@ class Linearised:
             trace = Trace()
             with torch.enable_grad():
                 objective_N = engine.objective(self.delta(leaf), trace)
-                reading = self._reading(trace)
+                reading = self._reading(trace, engine.batch.rows_per_example)
                 if self._reference is None:
                     self._reference = _detached(reading)
                 moved_NM = self._moved(reading)
                 if self._penalty is not None:
                     square_N = (moved_NM / self._size(self._reference)).square().sum(1)
                     objective_N = objective_N - self._penalty * problem.goal_N * square_N
-                before = engine.meter.flops
-                (gradient_NF,) = torch.autograd.grad(
-                    objective_N.sum(), leaf, retain_graph=linearise
-                )
-                backward = engine.meter.flops - before
-                rows = self._rows(moved_NM, leaf, backward) if linearise else None
+                (gradient_NF,) = torch.autograd.grad(objective_N.sum(), leaf)
+                rows = self._rows(delta_NF) if linearise else None
             found = drift(
                 self._reference,
                 _detached(reading),
@@ -181,14 +176,6 @@ class Linearised:
         return self.exact.rank + sum(len(self._latents[s].features) for s in self.held)
 
     @property
-    def _share_of_tail(self) -> float:
-        """Blocks up to the last reading that is held, of those that a pass runs."""
-        engine = self.problem._engine
-        first = start_block(self._sites[0])
-        blocks = engine.active.target.depth(engine.task.pool) - first
-        return (start_block(self.held[-1]) - first) / blocks if blocks else 1.0
-
-    @property
     def sketched(self) -> bool:
         """Whether only some random combinations of the readings are held."""
         return 0 < len(self.mix_KM) < self.mix_KM.shape[1]
@@ -219,9 +206,8 @@ class Linearised:
             )
         return chosen
 
-    def _reading(self, trace: Trace) -> Reading:
-        """Of each example's first row, as drift is scored."""
-        C = self.problem._engine.batch.rows_per_example
+    def _reading(self, trace: Trace, C: int) -> Reading:
+        """Of each example's first row, as drift is scored, where a pass has C rows of each."""
         z, p = ({s: t[s][::C] for s in self._latents} for t in (trace.z, trace.p))
         return Reading(z, p)
 
@@ -256,19 +242,23 @@ class Linearised:
         mix_KM: Tensor = torch.randn(directions, count, generator=drawn) / directions**0.5
         return mix_KM.to(device)
 
-    def _rows(self, moved_NM: Tensor, leaf_NF: Tensor, backward_flops: float) -> Rows | None:
-        """The Jacobian; `backward_flops` is what a whole backward pass of all rows costs."""
+    def _rows(self, delta_NF: Tensor) -> Rows | None:
+        """The Jacobian, from a pass of its own that makes nothing but the readings."""
         if not len(self.mix_KM):
             return None
-        products = len(leaf_NF) * len(self.mix_KM)
-        count_backward(products, backward_flops / len(leaf_NF) * self._share_of_tail)
-        parts = []
+        engine, N = self.problem._engine, len(delta_NF)
+        leaf_NF = delta_NF.float().requires_grad_()
+        moved_NM = self._moved(self._reading(engine.read(self.delta(leaf_NF), self.held[-1]), 1))
+        parts, before = [], engine.meter.flops
         for mix_kM in torch.split(self.mix_KM, PRODUCTS):
-            wanted_kNM = mix_kM[:, None].expand(-1, len(leaf_NF), -1)
+            wanted_kNM = mix_kM[:, None].expand(-1, N, -1)
             (part_kNF,) = torch.autograd.grad(
                 moved_NM, leaf_NF, wanted_kNM, retain_graph=True, is_grads_batched=True
             )
             parts.append(part_kNF)
+        # Products that are made together have been counted as one.
+        each = (engine.meter.flops - before) / (N * len(parts))
+        count_backward(N * (len(self.mix_KM) - len(parts)), each)
         jacobian_KNF = torch.cat(parts)
         inside = torch.stack([self._tangent(part) for part in jacobian_KNF], 1)
         return Rows(inside)

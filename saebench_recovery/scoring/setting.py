@@ -23,6 +23,7 @@ from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
 from saebench_recovery.scoring.integrity import disarmed, fingerprint, others_at_hand
 from saebench_recovery.scoring.lessons import lessons
+from saebench_recovery.scoring.retain import Retain
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec
@@ -138,6 +139,19 @@ class Setting:
         if not KINDS[self.attack.space][0].learns:
             return (), ()
         return lessons(self.target, self.task, self.active)
+
+    @cached_property
+    def retain(self) -> Retain:
+        """The retain examples, and which of them the clean model gets right."""
+        return Retain.of(self.target, self.task, self.bare)
+
+    @cached_property
+    def retained(self) -> dict[str, float | None]:
+        """The share of the known ones that are kept under changes of weights, by their content.
+
+        One change serves all flips, so its share is found once for all chunks.
+        """
+        return {}
 
     @cached_property
     def spreads(self) -> dict[str, Spread]:

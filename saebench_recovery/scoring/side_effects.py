@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,54 +10,29 @@ from torch import Tensor
 from saebench_recovery.interfaces import Example
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.model.forward import final_states, forward
+from saebench_recovery.model.forward import final_states
 from saebench_recovery.schema import SideEffects
 from saebench_recovery.scoring.passes import outputs
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.selection.latent_scores import CHUNK
-from saebench_recovery.targets.phase import visible
 
 
 def side_effects(setting: Setting) -> SideEffects:
     """What is kept of the retain examples, and KL and cross-entropy on neutral text."""
     task, bare, active = setting.task, setting.bare, setting.active
-    retain, known = _known(setting)
-    kept = _right(known, active)
+    retain = setting.retain
+    kept = retain.kept(active)
     kl, ce = _neutral(setting)
     return SideEffects(
-        retain_n=len(retain),
-        retain_known=len(known),
-        retain_kept=sum(kept),
+        retain_n=retain.count,
+        retain_known=len(retain.known),
+        retain_kept=kept,
         kl=kl,
         ce_increase=ce,
         figures=task.side_figures(
             *(partial(outputs, active=model, task=task, scored=False) for model in (bare, active))
         ),
     )
-
-
-def retained(setting: Setting, active: DefendedModel) -> float | None:
-    """Of the retain examples that the clean model gets right, the share that this one does."""
-    _, known = _known(setting)
-    return sum(_right(known, active)) / len(known) if known else None
-
-
-def _known(setting: Setting) -> tuple[list[Example], list[Example]]:
-    """The retain examples that are scored, and those that the clean model gets right."""
-    retain = visible(setting.task.examples(setting.target, "retain"), lambda e: str(e.prompt))
-    right = _right(retain, setting.bare)
-    return retain, [e for e, ok in zip(retain, right, strict=True) if ok]
-
-
-@torch.no_grad()
-def _right(examples: Sequence[Example], active: DefendedModel) -> list[bool]:
-    """Whether each example's first candidate is the best one."""
-    right: list[bool] = []
-    for begin in range(0, len(examples), CHUNK):
-        batch = active.target.batch(examples[begin : begin + CHUNK])
-        output = forward(active.target, batch, active.edits(batch))
-        right += (output.scores_EC.argmax(1) == 0).tolist()
-    return right
 
 
 @torch.no_grad()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
+from safetensors.torch import save
 
 from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.schema import Stage
 from saebench_recovery.scoring.controls import Ladder
 from saebench_recovery.scoring.reach import reaches
 from saebench_recovery.scoring.setting import Flip, Setting
-from saebench_recovery.scoring.side_effects import retained
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def stages(setting: Setting, flips: Sequence[Flip], ladder: Ladder) -> list[tupl
     for (spent, change), (_, other) in zip(headline.stages(), wrong.stages(), strict=True):
         shows = right_rows.behaviour(change).tolist()
         injects = (wrong_rows.behaviour(other) & ~already_E).tolist()
-        kept = retained(setting, setting.active.with_weights(change.weights()))
+        kept = _retained(setting, change)
         for e, of_flip in enumerate(found):
             of_flip.append(
                 Stage(
@@ -43,3 +44,13 @@ def stages(setting: Setting, flips: Sequence[Flip], ladder: Ladder) -> list[tupl
                 )
             )
     return [tuple(of_flip) for of_flip in found]
+
+
+def _retained(setting: Setting, change: ChangedWeights) -> float | None:
+    """The share of retain examples that are right under a change which serves all prompts."""
+    tensors = change.rows(torch.tensor([0])).tensors()
+    content = hashlib.sha256(save({name: t.contiguous() for name, t in tensors.items()}))
+    found, key = setting.retained, content.hexdigest()
+    if key not in found:
+        found[key] = setting.retain.share_kept(setting.active.with_weights(change.weights()))
+    return found[key]

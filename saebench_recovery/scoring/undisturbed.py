@@ -24,6 +24,7 @@ from saebench_recovery.scoring.check.preflight import Preflight, preflight
 from saebench_recovery.scoring.check.task_examples import clustered
 from saebench_recovery.scoring.fit import fit, fit_task
 from saebench_recovery.scoring.monitor import false_alarms
+from saebench_recovery.scoring.retain import Retain
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.valid_flips import (
@@ -53,6 +54,7 @@ class Undisturbed:
     unsuppressed: Sequence[BaseExample]
     flips: Sequence[Flip]
     effects: SideEffects
+    retain: Retain
     ringing: Rate | None
     rule: DriftRule
     cost: Cost
@@ -61,7 +63,7 @@ class Undisturbed:
     def under(self, attack: Attack, spec: RunSpec) -> Setting:
         """The setting of an attack on it; what was measured once holds for all of them."""
         setting = Setting(self.target, self.task, self.defense, attack, spec, self.held)
-        vars(setting).update(drift_rule=deepcopy(self.rule))
+        vars(setting).update(drift_rule=deepcopy(self.rule), retain=self.retain)
         _ = setting.judges_before  # now, as the attack is asked for its sites next
         return setting
 
@@ -128,6 +130,7 @@ def undisturbed(setting: Setting, progress: Progress) -> Undisturbed:
         unsuppressed=unsuppressed,
         flips=flips,
         effects=effects,
+        retain=setting.retain,
         ringing=ringing,
         rule=rule,
         cost=meter.cost(),
