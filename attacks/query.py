@@ -63,7 +63,11 @@ class Query(ResidualAttack):
                 values[rows] = torch.where(accepted, tried.values[site], values[rows])
             # What failed is turned round once, and then another step is drawn.
             turned_N = fresh_N & ~better_N
-            step = _chosen(turned_N, step, _drawn(problem, query + 1))
+            new = rows[~turned_N[rows]]
+            drawn = _drawn(problem, query + 1, new)
+            for site, values in step.values.items():
+                values.neg_()
+                values[new] = drawn.values[site]
             fresh_N = ~turned_N
             if query % LOOK_EVERY == 0:
                 index = problem.groups(best_N < goal_N)
@@ -74,9 +78,9 @@ class Query(ResidualAttack):
         return best
 
 
-def _drawn(problem: Problem, number: int) -> ResidualDelta:
-    """A random delta of the full budget."""
-    drawn = problem.random(f"query {number}")
+def _drawn(problem: Problem, number: int, of: Tensor | None = None) -> ResidualDelta:
+    """A random delta of the full budget, of some rows or of all."""
+    drawn = problem.random(f"query {number}", of=of)
     assert isinstance(drawn, ResidualDelta)
     return drawn
 
@@ -90,11 +94,3 @@ def _moved(
     return replace(
         at, values=problem.project({s: v * far_N[:, None, None] for s, v in values.items()})
     )
-
-
-def _chosen(turned_N: Tensor, step: ResidualDelta, drawn: ResidualDelta) -> ResidualDelta:
-    """Each row's last step turned round, or one that was drawn."""
-    values = {
-        s: torch.where(turned_N[:, None, None], -v, drawn.values[s]) for s, v in step.values.items()
-    }
-    return replace(step, values=values)

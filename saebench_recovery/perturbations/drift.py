@@ -7,8 +7,9 @@ sites and over the scope's positions of one sequence row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,17 +53,22 @@ class Reading:
 class ScopeDrift:
     """Drift in one scope.
 
-    `metrics` holds every metric of `schema.Drift` as a float32 [R], NaN where it is undefined.
+    `metrics` holds every metric of `schema.Drift` as a float32 [R], NaN where it is undefined;
+    they are taken when they are first asked for, as a search looks at what is judged alone.
     `present_R`: rows that have a position in the scope. `judged_R`, `decode_judged_R`: what the
     limits are held against. Where the defense leaves the latents silent, no activation can say
     how far they were moved below their threshold: there the displacement of their
     pre-activations decides, relative to what is typical of active ones.
     """
 
-    metrics: dict[str, Tensor]
+    _take: Callable[[], dict[str, Tensor]]
     present_R: Tensor
     judged_R: Tensor
     decode_judged_R: Tensor
+
+    @cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        return self._take()
 
 
 @dataclass(frozen=True)
@@ -107,30 +113,35 @@ def drift(
     def within(scope_RQ: Tensor) -> ScopeDrift:
         l2, z0_norm = (scope_norm(v, scope_RQ) for v in (gap, z0))
         decode_l2, decode_z0 = (scope_norm(v, scope_RQ) for v in (decoded, decoded0))
-        eligible = _sum([v <= 0 for v in z0], scope_RQ)
-        switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
         every = _sum([torch.ones_like(v) for v in z0], scope_RQ).clamp_min(1).sqrt()
-        # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
-        # relative drift of 3.3e7 was once published.
-        undefined = z0_norm == 0
         displacement = scope_norm(scaled, scope_RQ) / every
-        metrics = {
-            "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
-            "l2": l2,
-            "linf": _largest(gap, scope_RQ),
-            "decode_l2": decode_l2,
-            "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
-            "floor_violation": (
-                scope_norm([torch.relu(-v) for v in gap], scope_RQ) / z0_norm
-            ).masked_fill(undefined, torch.nan),
-            "reactivated_fraction": (switched_on / eligible).masked_fill(eligible == 0, torch.nan),
-            "preactivation_linf": _largest(p_gap, scope_RQ),
-            "preactivation_relative": displacement,
-        }
         present_R = scope_RQ.any(1)
         silent_R = scope_norm(active, scope_RQ) / every <= SILENT
+
+        def metrics() -> dict[str, Tensor]:
+            eligible = _sum([v <= 0 for v in z0], scope_RQ)
+            switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
+            lowered = scope_norm([torch.relu(-v) for v in gap], scope_RQ)
+            # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
+            # relative drift of 3.3e7 was once published.
+            undefined = z0_norm == 0
+            each = {
+                "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
+                "l2": l2,
+                "linf": _largest(gap, scope_RQ),
+                "decode_l2": decode_l2,
+                "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
+                "floor_violation": (lowered / z0_norm).masked_fill(undefined, torch.nan),
+                "reactivated_fraction": (switched_on / eligible).masked_fill(
+                    eligible == 0, torch.nan
+                ),
+                "preactivation_linf": _largest(p_gap, scope_RQ),
+                "preactivation_relative": displacement,
+            }
+            return {name: v.masked_fill(~present_R, torch.nan) for name, v in each.items()}
+
         return ScopeDrift(
-            {name: values.masked_fill(~present_R, torch.nan) for name, values in metrics.items()},
+            metrics,
             present_R,
             _relative(l2, z0_norm, silent_R, displacement),
             _relative(decode_l2, decode_z0, silent_R | (decode_z0 == 0), displacement),

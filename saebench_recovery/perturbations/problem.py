@@ -99,23 +99,33 @@ class Problem:
         """The largest norm [N] at any position, in the run's unit; None without a norm."""
         return self.space.norm(perturbation)
 
-    def random(self, label: str, like: Perturbation | None = None) -> Perturbation:
+    def random(
+        self, label: str, like: Perturbation | None = None, of: Tensor | None = None
+    ) -> Perturbation:
         """A random perturbation, row by row as large as the given one or the budget.
 
         Drawn from the run's seed, the example's id, its place in the problem and `label`, so that
-        it does not depend on how examples are batched.
+        it does not depend on how examples are batched. `of` are indices of the rows that are
+        wanted, by default all.
         """
-        return self.space.random(_Draw(self, label), self.budget_N, like)
+        if of is None:
+            return self.space.random(_Draw(self, label), self.budget_N, like)
+        return self.space.rows(of).random(_Draw(self, label, of), self.budget_N[of], like)
 
-    def generators(self, label: str) -> list[Generator]:
+    def generators(self, label: str, of: Tensor | None = None) -> list[Generator]:
         """Random numbers for each row: of the seed, its example's id and its place among those.
 
-        They depend neither on how examples are batched nor on the order of the rows.
+        They depend neither on how examples are batched nor on the order of the rows, nor on which
+        of them are wanted: all, or those with the indices `of`.
         """
         order = self._engine.row_N.argsort().tolist()
         ids = [self._engine.plain[n].id for n in order]
-        drawn = dict(zip(order, generators(self.seed, label, ids), strict=True))
-        return [drawn[n] for n in range(self.size)]
+        rows = range(self.size) if of is None else of.tolist()
+        wanted = set(rows)
+        places = [place for place, n in enumerate(order) if n in wanted]
+        drawn = generators(self.seed, label, ids, places)
+        of_row = {order[place]: one for place, one in zip(places, drawn, strict=True)}
+        return [of_row[n] for n in rows]
 
     @torch.no_grad()
     def objective(self, perturbation: Perturbation) -> Tensor:
@@ -330,9 +340,10 @@ class _Draw:
 
     problem: Problem
     label: str
+    of: Tensor | None = None
 
     def __call__(self, part: str) -> list[Generator]:
-        return self.problem.generators(self.label + part)
+        return self.problem.generators(self.label + part, self.of)
 
     def alike(self, part: str) -> Generator:
         return next(generators(self.problem.seed, self.label + part, [""]))

@@ -16,10 +16,12 @@ from torch import nn
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import Attack
+from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.model.weights import copied, matrices
 from saebench_recovery.perturbations.low_rank import RANK, LowRank, LowRankChange
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.rounding import GROUP, Rounded, RoundedWeights, rounded
+from saebench_recovery.scoring.retain import Retain
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.spec import RunSpec
 from tests.journal import Scored, score
@@ -56,6 +58,26 @@ def test_stages_show_how_recovery_grows() -> None:
     # The right and the wrong answers are both trained.
     assert row.compute.attack.flops >= 2 * row.stages[-1].flops
     assert row.constrained.n == 0  # no limit on drift binds
+
+
+def test_what_a_stage_keeps_is_found_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[DefendedModel] = []
+    share_kept = Retain.share_kept
+
+    def noted(self: Retain, active: DefendedModel) -> float | None:
+        asked.append(active)
+        return share_kept(self, active)
+
+    monkeypatch.setattr(Retain, "share_kept", noted)
+    attack = Relearn(Relearn.Config(steps=STEPS, lr=0.01))
+    clamp = Clamp(Clamp.Config(latents=8))
+    chunked = score(
+        shared_target("gpt2"), TinyTask(), clamp, attack, RunSpec(limit=16, batch_size=2)
+    )
+    assert chunked.row.examples.valid > 2
+    assert len(asked) == len(chunked.row.stages)
+    kept = [stage.retained for stage in chunked.row.stages]
+    assert kept == [stage.retained for stage in relearned().row.stages]
 
 
 def test_nothing_that_is_scored_is_learned_from() -> None:

@@ -232,6 +232,15 @@ def test_random_ones_have_the_asked_norm_and_do_not_depend_on_the_batch(
 
 
 @every_kind
+def test_some_rows_are_drawn_as_they_are_among_all(kind: str) -> None:
+    posed = problem(kind)
+    index = torch.tensor([posed.size - 1, 0])
+    every, some = posed.random("test"), posed.random("test", of=index)
+    for name, tensor in every.rows(index).tensors().items():
+        torch.testing.assert_close(some.tensors()[name], tensor)
+
+
+@every_kind
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_rows_commute_with_everything(kind: str, data: st.DataObject) -> None:

@@ -45,7 +45,9 @@ def test_the_advantage_is_the_ratio_of_the_norms() -> None:
 
 
 def scope(judged: float, decoded: float, *, present: bool = True) -> ScopeDrift:
-    return ScopeDrift({}, torch.tensor([present]), torch.tensor([judged]), torch.tensor([decoded]))
+    return ScopeDrift(
+        dict, torch.tensor([present]), torch.tensor([judged]), torch.tensor([decoded])
+    )
 
 
 def test_the_tightest_limit_is_the_worst_of_scopes_and_of_both_drifts() -> None:
