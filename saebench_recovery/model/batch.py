@@ -36,7 +36,7 @@ class Batch:
     Single-token candidates are all read from one row (C' = 1). Where an example has longer ones,
     every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
-    change. Beside such an example one whose candidates are single tokens is laid out as it is alone.
+    change. One whose candidates are single tokens is laid out beside it as it is alone.
     """
 
     examples: tuple[Example, ...]
