@@ -3,8 +3,9 @@
 Shape letters used throughout the project: B batch, E examples, R sequence rows of a batch,
 C candidate answers, T tokens, Q tail columns, P perturbed positions, L inserted tokens, D residual
 width, S defended latents, M dictionary width, V vocabulary, N items of a flat list (the rows of a
-problem or prompts or tokens), K items of a short list (classes or directions or choices),
-F entries of a flattened perturbation, I directions of a basis.
+problem or prompts or tokens), K items of a short list (classes or directions or choices, or the
+tokens of a packed row), X tokens of all rows of an example, F entries of a flattened perturbation,
+I directions of a basis.
 """
 
 from saebench_recovery.base.errors import UserError

@@ -36,7 +36,7 @@ class Batch:
     Single-token candidates are all read from one row (C' = 1). Where an example has longer ones,
     every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
-    change.
+    change. One whose candidates are single tokens is laid out beside it as it is alone.
     """
 
     examples: tuple[Example, ...]
@@ -164,6 +164,8 @@ def batch(
             *example.candidates,
             *[example.candidates[0]] * (width - len(example.candidates)),
         ]
+        if example.longest_answer <= 1:
+            answers = [()] * width
         for answer in answers if forced else [()]:
             tokens = (*example.prompt, *answer)
             windows.append(torch.tensor(tokens[begin:]))
@@ -187,7 +189,7 @@ def batch(
         pad_sequence(candidates, True, -1),
         forced_RQ if forced else None,
         _prefix(examples, start),
-        (forced_RQ >= 0).sum(1),
+        (forced_RQ >= 0).sum(1).clamp(min=1),
         torch.zeros(len(windows)),
     )
     return _to(made, device)

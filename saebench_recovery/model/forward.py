@@ -33,8 +33,7 @@ from saebench_recovery.model.hooks import (
 from saebench_recovery.model.language_model import LanguageModel
 from saebench_recovery.model.meter import counted
 from saebench_recovery.model.packing import Packing, masked
-
-SHARED = 4  # times as many different answers as an example has: one product serves all
+from saebench_recovery.model.scores import candidate_scores, forced
 
 # Which edits hold for a batch: the active defense, and a perturbation where there is one.
 Edits = Callable[[Batch], Mapping[Site, Edit]]
@@ -91,7 +90,7 @@ def forward(
         pooled_ED = _content_mean(target, batch, resid_RQD, start)[:: batch.rows_per_example]
         return Output(batch.examples, pooled_ED[:, :0], pooled_ED=pooled_ED)
     hidden_RQD = final_states(target, batch, edits, start)
-    scores_EC = _scores(target, batch, hidden_RQD)
+    scores_EC = candidate_scores(target, batch, hidden_RQD)
     if not distribution:
         return Output(batch.examples, scores_EC)
     first = torch.arange(len(batch.readout_E), device=hidden_RQD.device)
@@ -175,7 +174,7 @@ def narrowed(
         return window, start
     later_RQ = window.forced_RQ.index_fill(1, torch.arange(last, device=target.device), -1)
     later = replace(window, forced_RQ=later_RQ)
-    settled_R = _forced(target, later, final_states(target, window, edits, start))
+    settled_R = forced(target, later, final_states(target, window, edits, start))
     return window.before(last, settled_R), replace(start, resid_RQD=start.resid_RQD[:, :last])
 
 
@@ -330,39 +329,3 @@ def _cache_argument(model: Any) -> str:
     """
     named = inspect.signature(model.forward).parameters
     return "cache" if "cache" in named else "past_key_values"
-
-
-def _scores(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
-    """Candidates' scores [E, C], float32."""
-    if batch.forced_RQ is None:
-        scores_EC = _logits(target, batch, hidden_RQD)
-    else:
-        total_R = batch.settled_R + _forced(target, batch, hidden_RQD)
-        scores_EC = (total_R / batch.length_R).view(len(batch.readout_E), -1)
-        if any(batch.one_token):  # it is scored as it is alone
-            one_E = torch.tensor(batch.one_token, device=scores_EC.device)
-            logits_EC = _logits(target, batch, hidden_RQD)
-            scores_EC = torch.where(one_E[:, None], logits_EC, scores_EC)
-    return scores_EC.masked_fill(batch.candidate_EC < 0, -torch.inf)
-
-
-def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
-    """Logits [E, C] of the candidates' first tokens at the readout."""
-    first_E = torch.arange(len(batch.readout_E), device=hidden_RQD.device) * batch.rows_per_example
-    readout_ED = hidden_RQD[first_E, batch.readout_E]
-    ids_K, place_EC = batch.answers
-    if len(ids_K) <= SHARED * place_EC.shape[1]:  # the same answers for most examples
-        return target.logits_among(readout_ED, ids_K).gather(1, place_EC)
-    return target.logits_of(readout_ED, batch.candidate_EC.clamp(min=0))
-
-
-def _forced(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
-    """Sum [R] of the log-probabilities of the tokens that each row should predict."""
-    forced_RQ = batch.forced_RQ
-    assert forced_RQ is not None
-    row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
-    once, again = torch.unique(batch.state_RQ[row, column], return_inverse=True)
-    total = target.log_totals(hidden_RQD.flatten(0, 1)[once])
-    wanted = target.logits_of(hidden_RQD[row, column], forced_RQ[row, column][:, None])[:, 0]
-    each = wanted - total[again]
-    return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)

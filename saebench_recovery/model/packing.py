@@ -69,19 +69,21 @@ class Packing:
 
     def packed(self, values_RQ: Tensor) -> Tensor:
         """The packed rows [E, K, ...] of values [R, Q, ...]."""
-        return self._picked(values_RQ.reshape(len(self.token_EK), -1, *values_RQ.shape[2:]), True)
+        return self._picked(
+            values_RQ.reshape(len(self.token_EK), -1, *values_RQ.shape[2:]), self.token_EK
+        )
 
     def unpacked(self, values_EK: Tensor) -> Tensor:
         """The rows [R, Q, ...] of packed values [E, K, ...]; any value where there is none."""
-        rows = self._picked(values_EK, False)
+        rows = self._picked(values_EK, self.place_EX)
         return rows.view(self.rows, self.columns, *values_EK.shape[2:])
 
     def first(self, values_RQ: Tensor) -> Tensor:
         """For each of the rows' tokens, the value [R, Q] of the one that is run for it."""
         return self.unpacked(self.packed(values_RQ))
 
-    def _picked(self, values: Tensor, packing: bool) -> Tensor:
-        index = self.token_EK if packing else self.place_EX
+    def _picked(self, values: Tensor, index: Tensor) -> Tensor:
+        """Of each example the values [E, ...] at some places of its own."""
         example_E1 = torch.arange(len(index), device=index.device)[:, None]
         return values[example_E1, index]
 

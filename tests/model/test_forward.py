@@ -220,6 +220,12 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(
         torch.testing.assert_close(scores_C[: len(alone_C)], alone_C, rtol=1e-4, atol=1e-4)
 
 
+def test_nothing_stands_behind_a_prompt_whose_answers_are_single_tokens() -> None:
+    """So drift at later positions is undefined, whatever else is in the batch."""
+    short, longer = Example("", (BOS, 5), ((6,), (7,))), Example("", (BOS, 5), ((6, 7), (7,)))
+    assert batch([short, longer]).mask_RQ.sum(1).tolist() == [2, 2, 4, 3]
+
+
 @pytest.mark.parametrize("pool", ["blocks.1.hook_resid_post", "blocks.2.hook_attn_out"])
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_pooled_residual_is_the_mean_over_content_tokens(architecture: str, pool: str) -> None:
