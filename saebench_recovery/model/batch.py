@@ -35,7 +35,7 @@ class Batch:
     Single-token candidates are all read from one row (C' = 1). Where an example has longer ones,
     every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
-    change.
+    change. No score is read of the last `unread` columns, which only end an answer.
     """
 
     examples: tuple[Example, ...]
@@ -48,6 +48,7 @@ class Batch:
     prefix: Prefix
     length_R: Tensor
     settled_R: Tensor
+    unread: int = 0
 
     @property
     def rows_per_example(self) -> int:
@@ -92,6 +93,7 @@ class Batch:
             self.prefix,
             self.length_R[index_R],
             self.settled_R[index_R],
+            self.unread,
         )
 
     def with_first_tokens(self, ids_EK: Tensor) -> Batch:
@@ -105,7 +107,16 @@ class Batch:
 
     def before(self, count: int, settled_R: Tensor) -> Batch:
         """The windows' first columns; what the others predict is settled."""
-        return replace(self._cut(slice(count)), settled_R=self.settled_R + settled_R)
+        cut = self.ids_RQ.shape[1] - count
+        return replace(
+            self._cut(slice(count)),
+            settled_R=self.settled_R + settled_R,
+            unread=max(0, self.unread - cut),
+        )
+
+    def read(self) -> Batch:
+        """The windows without the columns that no score is read of."""
+        return replace(self._cut(slice(self.ids_RQ.shape[1] - self.unread)), unread=0)
 
     def _cut(self, columns: slice) -> Batch:
         return replace(
@@ -158,6 +169,7 @@ def batch(
         _prefix(examples, start),
         (forced_RQ >= 0).sum(1),
         torch.zeros(len(windows)),
+        unread=int(forced),
     )
     return _to(made, device)
 

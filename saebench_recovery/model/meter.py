@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from saebench_recovery.model.products import FLOPS
 from saebench_recovery.schema import Cost
 
 _open: ContextVar[tuple[Meter, ...]] = ContextVar("meters", default=())
@@ -193,7 +192,7 @@ def note_twofold(flops: float, *, counted: bool = True) -> None:
 def _measured(work: Callable[[], Tensor], rows: int) -> tuple[Tensor, PassCost]:
     _noted.append(_Noted())
     try:
-        with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
+        with FlopCounterMode(display=False) as counter:
             result = work()
     finally:
         noted = _noted.pop()

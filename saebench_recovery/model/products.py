@@ -7,12 +7,13 @@ the CPU has. Both sum in float32 and agree within rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 from transformers.pytorch_utils import Conv1D
 
 WORTHWHILE = 2**22  # multiplications: with fewer, choosing a kernel for a shape costs more
@@ -62,8 +63,8 @@ def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) ->
     return 2 * x_shape.numel() * weight_shape[0]
 
 
-FLOPS: Mapping[Any, Callable[..., int]] = {_onednn: _flops} if available else {}
-"""What PyTorch's counter has to know of it."""
+if available:  # or PyTorch's counter would not see it, whoever counts
+    register_flop_formula(_onednn)(_flops)
 
 
 class _Linear(nn.Linear):
