@@ -29,6 +29,7 @@ from saebench_recovery.perturbations.suffix_tokens import TRIES, SuffixTokens, T
 from saebench_recovery.registry import register_attack
 
 SPARE = 2  # replacements drawn for each that is tried: some are unstable or drawn twice
+FIRST = 4  # beginnings of a suffix that are looked at together
 LOOKED_AT = 16  # of the best candidates, until one is stable
 TOGETHER = 64  # candidates that make a pass worth its while, if they have to share less
 BATCH = 2**21  # residual numbers of candidates that run at once
@@ -224,11 +225,19 @@ def _first(
     plain = torch.tensor(space.words.ordinary[:TRIES])[:, None].expand(-1, space.length)
     pairs = [(plain, ids) if ordinary else (ids, plain) for ids in random]
     ids_NTL = torch.stack([torch.cat(pair) for pair in pairs]).to(space.positions_NP.device)
-    chosen_N = first_stable(
-        space.words, gaps, ids_NTL, stable_neighbours(space.words, gaps, ids_NTL)
-    )
-    first_NL = ids_NTL[torch.arange(space.size), chosen_N]
-    return first_NL.masked_fill(chosen_N[:, None] < 0, -1)
+    first_NL = torch.full_like(ids_NTL[:, 0], -1)
+    left = torch.arange(space.size, device=ids_NTL.device)
+    # Most rows take one of the first few, and to look at all would tokenise thousands of pairs.
+    for some_NTL in ids_NTL.split(FIRST, 1):
+        some_NTL, here = some_NTL[left], [gaps[n] for n in left.tolist()]
+        usable_NT = stable_neighbours(space.words, here, some_NTL)
+        chosen_N = first_stable(space.words, here, some_NTL, usable_NT)
+        found = chosen_N >= 0
+        first_NL[left[found]] = some_NTL[found, chosen_N[found]]
+        left = left[~found]
+        if left.numel() == 0:
+            break
+    return first_NL
 
 
 def _or_any(best_NLK: Tensor, allowed: Tensor, drawn: list[Generator]) -> Tensor:

@@ -36,7 +36,8 @@ class Batch:
     Single-token candidates are all read from one row (C' = 1). Where an example has longer ones,
     every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
-    change. One whose candidates are single tokens is laid out beside it as it is alone.
+    change. One whose candidates are single tokens is laid out beside it as it is alone. No score
+    is read of the last `unread` columns, which only end an answer.
     """
 
     examples: tuple[Example, ...]
@@ -50,6 +51,7 @@ class Batch:
     length_R: Tensor
     settled_R: Tensor
     apart: bool = False  # every row is run by itself, so that it has a gradient of its own
+    unread: int = 0
 
     @property
     def rows_per_example(self) -> int:
@@ -109,6 +111,7 @@ class Batch:
             self.length_R[index_R],
             self.settled_R[index_R],
             self.apart,
+            self.unread,
         )
 
     def first_rows(self) -> Batch:
@@ -136,7 +139,16 @@ class Batch:
 
     def before(self, count: int, settled_R: Tensor) -> Batch:
         """The windows' first columns; what the others predict is settled."""
-        return replace(self._cut(slice(count)), settled_R=self.settled_R + settled_R)
+        cut = self.ids_RQ.shape[1] - count
+        return replace(
+            self._cut(slice(count)),
+            settled_R=self.settled_R + settled_R,
+            unread=max(0, self.unread - cut),
+        )
+
+    def read(self) -> Batch:
+        """The windows without the columns that no score is read of."""
+        return replace(self._cut(slice(self.ids_RQ.shape[1] - self.unread)), unread=0)
 
     def _cut(self, columns: slice) -> Batch:
         return replace(
@@ -191,6 +203,7 @@ def batch(
         _prefix(examples, start),
         (forced_RQ >= 0).sum(1).clamp(min=1),
         torch.zeros(len(windows)),
+        unread=int(forced),
     )
     return _to(made, device)
 

@@ -67,6 +67,10 @@ class Start:
         pooled = self.pooled and (self.pooled[0][index_E], self.pooled[1][index_E])
         return Start(self.site, resid, prefix, mask, pooled, self.at_tokens)
 
+    def before(self, column: int) -> Start:
+        """The same for the windows' first columns."""
+        return self if self.at_tokens else replace(self, resid_RQD=self.resid_RQD[:, :column])
+
 
 def forward(
     target: LanguageModel,
@@ -175,7 +179,7 @@ def narrowed(
     later_RQ = window.forced_RQ.index_fill(1, torch.arange(last, device=target.device), -1)
     later = replace(window, forced_RQ=later_RQ)
     settled_R = forced(target, later, final_states(target, window, edits, start))
-    return window.before(last, settled_R), replace(start, resid_RQD=start.resid_RQD[:, :last])
+    return window.before(last, settled_R), start.before(last)
 
 
 def final_states(

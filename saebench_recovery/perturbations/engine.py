@@ -131,11 +131,15 @@ class Engine:
         trace: Trace | None = None,
     ) -> Output:
         """One pass through the tail, differentiable in the delta."""
+        batch, start = self.batch, self.start
+        if batch.unread and trace is None and self.task.pool is None:
+            batch = batch.read()
+            start = start.before(batch.ids_RQ.shape[1])
         return forward(
             self.active.target,
-            self.batch,
-            self.active.edits(self.batch, delta, trace),
-            self.start,
+            batch,
+            self.active.edits(batch, delta, trace),
+            start,
             pool=self.task.pool,
             distribution=distribution,
         )

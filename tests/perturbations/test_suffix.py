@@ -15,7 +15,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, SoftSuffix, TokenSuffix
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
-from saebench_recovery.model.defended import DefendedModel
+from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import pose
@@ -141,6 +141,18 @@ def test_candidates_that_share_a_beginning_are_whole_candidates(
         for b in range(2):
             whole_N = from_tokens(problem, suffix_of(problem, ids_NBL[:, b]))
             torch.testing.assert_close(found_NB[:, b], whole_N, **NEAR)
+
+
+def test_a_pass_that_nobody_watches_leaves_out_the_end_of_answers() -> None:
+    engine = posed("gpt2", "several tokens")._engine
+    unwatched, watched = Meter(), Meter()
+    with unwatched.counting():
+        objective_N = engine.objective(None)
+    with watched.counting():
+        all_N = engine.objective(None, Trace())
+    torch.testing.assert_close(objective_N, all_N, **NEAR)
+    Q = engine.batch.ids_RQ.shape[1]
+    assert watched.token_layers * (Q - 1) == unwatched.token_layers * Q
 
 
 def displaced(problem: Problem, size: float = 0.5) -> SoftSuffix:
