@@ -228,7 +228,7 @@ def _first(
     first_NL = torch.full_like(ids_NTL[:, 0], -1)
     left = torch.arange(space.size, device=ids_NTL.device)
     # Most rows take one of the first few, and to look at all would tokenise thousands of pairs.
-    for some_NTL in ids_NTL.split(FIRST, 1):
+    for some_NTL in ids_NTL.split(FIRST, 1):  # type: ignore[no-untyped-call]
         some_NTL, here = some_NTL[left], [gaps[n] for n in left.tolist()]
         usable_NT = stable_neighbours(space.words, here, some_NTL)
         chosen_N = first_stable(space.words, here, some_NTL, usable_NT)
