@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ def provenance(target: Target, tasks: Iterable[Task]) -> Provenance:
     """The record that stands beside the numbers; `seconds` and `commits` are known at the end."""
     return Provenance(
         packages=package_versions(),
-        git_commit=git_commit(Path(__file__)),
+        git_commit=_own_commit(),
         target_hash=target_fingerprint(target.preset),
         data_hash=data_hash(target, tasks),
         device=", ".join(target.devices),
@@ -38,6 +39,12 @@ def data_hash(target: Target, tasks: Iterable[Task]) -> str:
             for example in task.examples(target, split):
                 digest.update(canonical_json([task.name, split, asdict(example)]).encode())
     return digest.hexdigest()
+
+
+@cache
+def _own_commit() -> str | None:
+    """That of this process's code: what is checked out while it runs is not what it runs."""
+    return git_commit(Path(__file__))
 
 
 def git_commit(file: Path) -> str | None:

@@ -14,9 +14,11 @@ import pytest
 from saebench_recovery.base.hashing import hash_files
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.registry import load_plugin_file, plugin_class
+from saebench_recovery.runs import provenance
 from saebench_recovery.runs.fingerprint import target_fingerprint
 from saebench_recovery.runs.run import run
 from saebench_recovery.runs.sources import source_hash
+from saebench_recovery.targets.loading import load_target
 from tests.fake_engine import Engine
 from tests.fakes import PRESET
 
@@ -179,3 +181,16 @@ def test_target_fingerprint_follows_weights_and_sites(tmp_path: Path) -> None:
     assert target_fingerprint(local) != before
     moved = PRESET.model_copy(update={"saes": {"blocks.0.hook_resid_post": "nowhere/sae"}})
     assert target_fingerprint(moved) != target_fingerprint(PRESET)
+
+
+def test_a_row_names_the_commit_that_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may be checked out meanwhile, which a long sweep does not run."""
+    commits = iter(["begun with", "checked out since"])
+    monkeypatch.setattr(provenance, "git_commit", lambda file: next(commits))
+    provenance._own_commit.cache_clear()
+    target = load_target("organism", "cpu")
+    try:
+        made = {provenance.provenance(target, []).git_commit for _ in range(2)}
+    finally:
+        provenance._own_commit.cache_clear()
+    assert made == {"begun with"}
