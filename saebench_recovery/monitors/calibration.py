@@ -15,6 +15,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.forward import content, forward
+from saebench_recovery.model.hooks import kinds
 from saebench_recovery.model.roles import Intervention, Judge
 from saebench_recovery.monitors.detector import Detector, Score, Undisturbed
 from saebench_recovery.monitors.error import error
@@ -124,6 +125,7 @@ def _undisturbed(
             entering.append(resid_RQD.detach().requires_grad_())  # noqa: B023
             return own(entering[0])  # noqa: B023
 
+        watch.kind = tuple(kinds({site: own}))  # type: ignore[attr-defined]  # what its own edit costs
         with torch.enable_grad():
             alone = replace(batch, apart=True)
             output = forward(active.target, alone, {**edits, site: watch}, pool=task.pool)

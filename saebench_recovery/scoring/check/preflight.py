@@ -12,7 +12,7 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.forward import forward
-from saebench_recovery.model.hooks import Edit
+from saebench_recovery.model.hooks import Edit, kinds
 from saebench_recovery.schema import Finding
 from saebench_recovery.scoring.check.catalogue import blocked, refusal
 from saebench_recovery.scoring.check.defense_edits import Edits
@@ -142,6 +142,7 @@ def _pull(setting: Setting, examples: Sequence[Example], site: Site) -> Tensor:
         leaving.append(own(resid_RQD).detach().requires_grad_())
         return leaving[0]
 
+    watch.kind = tuple(kinds({site: own}))  # type: ignore[attr-defined]  # what its own edit costs
     with torch.enable_grad():
         output = forward(target, batch, {**edits, site: watch}, pool=setting.task.pool)
         objective = setting.task.objective(output).sum()
