@@ -22,41 +22,41 @@ _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 available = _onednn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """`x` [..., I] through a linear map; PyTorch's own product wherever oneDNN's does not suit."""
-    if not _suits(x, weight_OI):
-        return nn.functional.linear(x, weight_OI, bias_O)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., I] through a linear map [O, I]; PyTorch's own product wherever oneDNN's does not suit."""
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if trained or not _suits(x, weight):
+        return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and x.requires_grad:
-        return cast(Tensor, _Frozen.apply(x, weight_OI, bias_O))  # type: ignore[no-untyped-call]
-    return _product(x, weight_OI, bias_O)
+        return cast(Tensor, _Frozen.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+    return _product(x, weight, bias)
 
 
-def _suits(x: Tensor, weight_OI: Tensor) -> bool:
+def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         available
-        and x.numel() * weight_OI.shape[0] >= WORTHWHILE
-        and x.dtype == weight_OI.dtype == torch.float32
-        and x.device.type == weight_OI.device.type == "cpu"
-        and not weight_OI.requires_grad
+        and x.numel() * weight.shape[0] >= WORTHWHILE
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    return cast(Tensor, _onednn(x, weight_OI, bias_O, "none", [], ""))
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, _onednn(x, weight, bias, "none", [], ""))
 
 
 class _Frozen(torch.autograd.Function):
     """A linear map that is not trained, differentiable in its input as often as asked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.weight_OI = weight_OI
-        return _product(x, weight_OI, bias_O)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return linear(grads[0], ctx.weight_OI.T, None), None, None
+        return linear(grads[0], ctx.weight.T, None), None, None
 
 
 def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:

@@ -122,19 +122,14 @@ def drift(
             eligible = _sum([v <= 0 for v in z0], scope_RQ)
             switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
             lowered = scope_norm([torch.relu(-v) for v in gap], scope_RQ)
-            # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a
-            # relative drift of 3.3e7 was once published.
-            undefined = z0_norm == 0
             each = {
-                "relative_l2": (l2 / z0_norm).masked_fill(undefined, torch.nan),
+                "relative_l2": _ratio(l2, z0_norm),
                 "l2": l2,
                 "linf": _largest(gap, scope_RQ),
                 "decode_l2": decode_l2,
-                "decode_relative": (decode_l2 / decode_z0).masked_fill(decode_z0 == 0, torch.nan),
-                "floor_violation": (lowered / z0_norm).masked_fill(undefined, torch.nan),
-                "reactivated_fraction": (switched_on / eligible).masked_fill(
-                    eligible == 0, torch.nan
-                ),
+                "decode_relative": _ratio(decode_l2, decode_z0),
+                "floor_violation": _ratio(lowered, z0_norm),
+                "reactivated_fraction": _ratio(switched_on, eligible),
                 "preactivation_linf": _largest(p_gap, scope_RQ),
                 "preactivation_relative": displacement,
             }
@@ -148,6 +143,13 @@ def drift(
         )
 
     return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+
+
+def _ratio(part_R: Tensor, whole_R: Tensor) -> Tensor:
+    """A ratio, NaN where there is nothing to compare with."""
+    # 0 / 0 and x / 0 are undefined, not huge: dividing by an epsilon instead is how a relative
+    # drift of 3.3e7 was once published.
+    return (part_R / whole_R).masked_fill(whole_R == 0, torch.nan)
 
 
 def _relative(moved_R: Tensor, scale_R: Tensor, silent_R: Tensor, displacement_R: Tensor) -> Tensor:

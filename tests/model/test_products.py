@@ -44,10 +44,13 @@ def test_values_and_both_gradients_are_those_of_pytorch(rows: int, *, inputs_fir
         torch.testing.assert_close(linear(x, weight, bias), theirs)
 
 
-def test_a_weight_that_is_trained_gets_its_gradient() -> None:
-    weight = drawn(OUT, IN).requires_grad_()
+def test_what_is_trained_gets_its_gradient() -> None:
+    weight, bias = drawn(OUT, IN).requires_grad_(), drawn(OUT).requires_grad_()
     (grad,) = torch.autograd.grad(linear(drawn(MANY, IN), weight, None).sum(), weight)
     torch.testing.assert_close(grad, drawn(MANY, IN).sum(0).expand(OUT, -1), rtol=1e-4, atol=1e-4)
+    x = drawn(MANY, IN).requires_grad_()
+    (grad,) = torch.autograd.grad(linear(x, weight.detach(), bias).sum(), bias)
+    torch.testing.assert_close(grad, torch.full((OUT,), float(MANY)))
 
 
 @needs_onednn

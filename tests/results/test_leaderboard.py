@@ -2,91 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.results.leaderboard import Group, Leaderboard, build
+from saebench_recovery.results.leaderboard import Leaderboard, build
 from saebench_recovery.results.pages import write_boards
 from saebench_recovery.results.report.markdown import page
-from saebench_recovery.schema import BaseExample, Constraint, Detection
-from saebench_recovery.spec import RunSpec
-from tests.fakes import SITE, flag, made, rate, record, row, run_result, write_run
+from saebench_recovery.schema import Constraint, Detection
+from tests.fakes import flag, made, rate, row
+from tests.results.made_runs import Stored, group_of, page_of, places
 
 pytestmark = pytest.mark.usefixtures("made_up_runs")
-
-Stored = Callable[..., Path]
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Stored:
-    """Write a run of one task and return its folder.
-
-    Of `valid` flips the first `constrained` are recovered inside the limits, and `left` base
-    examples are not suppressed.
-    """
-    numbers = itertools.count()
-
-    def store(
-        defense: str = "clamp",
-        attack: str = "orthogonal",
-        constrained: int = 80,
-        *,
-        task: str = "alpha",
-        status: str = "complete",
-        valid: int = 100,
-        left: int = 0,
-        asked: dict[str, Any] | None = None,
-        settings: dict[str, Any] | None = None,
-        attack_settings: dict[str, Any] | None = None,
-        sources: dict[str, str] | None = None,
-        alarmed: bool | None = None,
-        **changes: Any,
-    ) -> Path:
-        spec = RunSpec(
-            defense=defense,
-            attack=attack,
-            tasks=(task,),
-            seed=changes.get("seed", 0),
-            attack_config=attack_settings or {},
-            **(asked or {}),
-        )
-        configs = {"defense": settings or {}, "attack": attack_settings or {}, "task": {}}
-        result = run_result(
-            row(task, constrained, valid, defense=defense, attack=attack, **changes),
-            status=status,
-            identity=f"run{next(numbers)}",
-            spec={
-                **spec.model_dump(mode="json"),
-                "resolved": {task: {"site": SITE, **configs}},
-                "environment": {"sources": sources or {}},
-                "plugin_files": ["mine.py"],
-            },
-        )
-        flips = [
-            record(task, f"{i}", recovered=i < constrained, attack=attack, alarmed=alarmed)
-            for i in range(valid)
-        ]
-        # A defense that flips fewer of the same base examples leaves the others.
-        unsuppressed = [BaseExample(id=f"{i}", cluster="") for i in range(valid, valid + left)]
-        return write_run(tmp_path / "runs" / result.identity, result, flips, unsuppressed)
-
-    return store
-
-
-def group_of(runs: Sequence[Path]) -> Group:
-    (board,) = build(runs)
-    (group,) = board.groups
-    return group
-
-
-def places(group: Group) -> list[tuple[int | None, str]]:
-    return [(standing.rank, standing.defense) for standing in group.defenses]
 
 
 class TestRanks:
@@ -281,78 +211,6 @@ class TestVersions:
         assert (standing.under_attack.k, standing.under_attack.n) == (51, 100)
 
 
-class TestSeeds:
-    """Runs that differ in their seed alone are one row, and nobody chooses among seeds."""
-
-    def test_they_are_merged_with_their_spread(self, stored: Stored) -> None:
-        runs = [stored("clamp", constrained=c, seed=seed) for seed, c in enumerate((50, 60, 70))]
-        group = group_of([*runs, stored("ablation", constrained=10)])
-        best, merged = group.defenses
-        assert (best.defense, best.seeds, best.spread) == ("ablation", (0,), None)
-        assert (merged.rank, merged.seeds) == (2, (0, 1, 2))
-        assert (merged.under_attack.k, merged.under_attack.n) == (180, 300)
-        assert merged.spread is not None
-        assert (merged.spread.smallest, merged.spread.largest) == (0.5, 0.7)
-        assert merged.spread.deviation == pytest.approx(0.1)
-        assert (merged.suppressed, merged.base) == (100, 110)  # those of any one seed
-        (attack,) = merged.attacks
-        assert (attack.seeds, attack.spread) == (merged.seeds, merged.spread)
-        assert attack.measures["constrained"].n == 300
-        (pair,) = group.pairs
-        assert pair.examples == 100  # those of the seed that both were run with
-        assert "0.50 to 0.70 (3)" in page_of(group)
-
-    def test_trying_an_example_again_says_nothing_of_others(self, stored: Stored) -> None:
-        """Three seeds with the same outcomes have the interval of one."""
-        one = group_of([stored(constrained=30)]).defenses[0]
-        runs = [stored(constrained=30, seed=seed) for seed in range(3)]
-        three = group_of(runs).defenses[0]
-        for of_one, of_three in (
-            (one.under_attack, three.under_attack),
-            (one.attacks[0].measures["constrained"], three.attacks[0].measures["constrained"]),
-        ):
-            assert (of_three.low, of_three.high) == pytest.approx((of_one.low, of_one.high))
-            assert of_three.n == 3 * of_one.n
-
-    def test_a_seed_behind_a_gap_does_not_count(self, stored: Stored) -> None:
-        """Or a defense would be shown with the luckiest of many seeds."""
-        runs = [stored(constrained=60), stored(constrained=0, seed=57), stored("b", constrained=1)]
-        standing = {d.defense: d for d in group_of(runs).defenses}["clamp"]
-        assert standing.seeds == standing.attacks[0].seeds == (0,)
-        assert (standing.under_attack.k, standing.under_attack.n) == (60, 100)
-
-    def test_without_the_first_seed_there_is_no_rank(self, stored: Stored) -> None:
-        group = group_of([stored("clamp", constrained=60), stored("lucky", constrained=0, seed=1)])
-        assert places(group) == [(1, "clamp"), (None, "lucky")]
-        assert group.defenses[1].unranked == ("orthogonal was not run with seed 0",)
-
-    def test_a_seed_counts_with_every_target_and_attack(self, stored: Stored) -> None:
-        def run(task: str, attack: str, seed: int, constrained: int) -> Path:
-            return stored("clamp", attack, constrained, task=task, seed=seed)
-
-        whole = [run(f"tpp/{t}", a, 0, 50) for t in "ab" for a in ("orthogonal", "gcg")]
-        half = [run("tpp/a", "orthogonal", 1, 0), run("tpp/a", "gcg", 1, 0)]
-        one_attack = [run(f"tpp/{t}", "orthogonal", 1, 0) for t in "ab"]
-        for more, of_orthogonal in ((half, (0,)), (one_attack, (0, 1))):
-            (standing,) = group_of([*whole, *more]).defenses
-            assert (standing.rank, standing.seeds) == (1, (0,))
-            assert standing.under_attack.rate == 0.5
-            shown = {attack.attack: attack.seeds for attack in standing.attacks}
-            assert shown == {"orthogonal": of_orthogonal, "gcg": (0,)}
-
-    def test_a_pair_is_tested_on_source_items(self, stored: Stored) -> None:
-        """Five flips that differ, under three seeds alike, are five and not fifteen."""
-        runs = [
-            stored(defense, constrained=constrained, seed=seed)
-            for defense, constrained in (("a", 50), ("b", 55))
-            for seed in range(3)
-        ]
-        (pair,) = group_of(runs).pairs
-        assert pair.examples == 300
-        assert pair.difference == pytest.approx(0.05)
-        assert pair.p_value >= 0.0625  # of 5 clusters that differ no p-value is less
-
-
 def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Path) -> None:
     runs = [
         stored(defense, attack, constrained, seed=seed)
@@ -448,10 +306,6 @@ def cells(text: str, defense: str) -> list[str]:
     """The cells of a defense's row on a page."""
     (line,) = [line for line in text.splitlines() if f"| {defense} |" in line]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
-
-
-def page_of(group: Group) -> str:
-    return page([Leaderboard(target="organism", task="alpha", groups=(group,))])
 
 
 def test_the_page_has_defenses_down_and_attacks_across(stored: Stored) -> None:

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Example, Split, Task, TokenSuffix
+from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.drift import DriftRule
@@ -223,13 +224,21 @@ def test_the_defense_acts_on_all_of_the_text_and_answer_and_on_no_bos(
     own = examples[::5]
     everywhere = Everywhere(Clamp.Config(features=(0,)))
     everywhere.defend(target, task, [SITE])
-    laid, trace = target.batch(own), Trace()
-    whole_pass(DefendedModel(target, everywhere), task, laid, trace=trace)
-    moved_RQ = (trace.after[SITE] != trace.before[SITE]).any(2)
+    laid = target.batch(own)
+
+    def moved(batch: Batch) -> Tensor:
+        trace = Trace()
+        whole_pass(DefendedModel(target, everywhere), task, batch, trace=trace)
+        return (trace.after[SITE] != trace.before[SITE]).any(2)
+
+    moved_RQ = moved(replace(laid, apart=True))
+    if laid.packing is not None:  # every token that is run moves as it does in a row of its own
+        known_RQ = laid.packing.known_EX.view_as(moved_RQ)
+        assert torch.equal(moved(laid) & known_RQ, moved_RQ & known_RQ)
     for row, (ids_Q, moved_Q) in enumerate(zip(laid.ids_RQ, moved_RQ, strict=True)):
         example, c = own[row // laid.rows_per_example], row % laid.rows_per_example
         answer = example.candidates[c if c < len(example.candidates) else 0]
-        if laid.forced_RQ is None:
+        if laid.forced_RQ is None or example.longest_answer <= 1:
             answer = ()
         else:
             readout = len(example.prompt) - 1
