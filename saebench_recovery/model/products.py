@@ -24,20 +24,21 @@ available = _onednn is not None and torch.backends.cpu.get_cpu_capability() == "
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """`x` [..., I] through a linear map; PyTorch's own product wherever oneDNN's does not suit."""
-    if not _suits(x, weight_OI):
+    if not _suits(x, weight_OI, bias_O):
         return nn.functional.linear(x, weight_OI, bias_O)
     if torch.is_grad_enabled() and x.requires_grad:
         return cast(Tensor, _Frozen.apply(x, weight_OI, bias_O))  # type: ignore[no-untyped-call]
     return _product(x, weight_OI, bias_O)
 
 
-def _suits(x: Tensor, weight_OI: Tensor) -> bool:
+def _suits(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
     return (
         available
         and x.numel() * weight_OI.shape[0] >= WORTHWHILE
         and x.dtype == weight_OI.dtype == torch.float32
         and x.device.type == weight_OI.device.type == "cpu"
         and not weight_OI.requires_grad
+        and (bias_O is None or (bias_O.is_contiguous() and not bias_O.requires_grad))
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -50,6 +50,18 @@ def test_a_weight_that_is_trained_gets_its_gradient() -> None:
     torch.testing.assert_close(grad, drawn(MANY, IN).sum(0).expand(OUT, -1), rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_that_is_trained_gets_its_gradient() -> None:
+    bias = drawn(OUT).requires_grad_()
+    for x in (drawn(MANY, IN), drawn(MANY, IN).requires_grad_()):
+        (grad,) = torch.autograd.grad(linear(x, drawn(OUT, IN), bias).sum(), bias)
+        torch.testing.assert_close(grad, torch.full((OUT,), float(MANY)))
+
+
+def test_a_bias_may_be_a_view() -> None:
+    x, weight, bias = drawn(MANY, IN), drawn(OUT, IN), drawn(OUT, 2)[:, 0]
+    torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+
+
 @needs_onednn
 def test_they_are_counted_as_the_same_product() -> None:
     counts = []
