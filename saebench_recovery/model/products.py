@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 from transformers.pytorch_utils import Conv1D
 
@@ -40,6 +41,7 @@ def _suits(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
         and not weight_OI.requires_grad
         and (bias_O is None or (bias_O.is_contiguous() and not bias_O.requires_grad))
         and not torch.is_autocast_enabled("cpu")
+        and forward_ad.unpack_dual(x).tangent is None  # oneDNN's would drop it
     )
 
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
@@ -60,6 +61,16 @@ def test_a_bias_that_is_trained_gets_its_gradient() -> None:
 def test_a_bias_may_be_a_view() -> None:
     x, weight, bias = drawn(MANY, IN), drawn(OUT, IN), drawn(OUT, 2)[:, 0]
     torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+
+
+def test_forward_derivatives_are_kept() -> None:
+    weight, x = drawn(OUT, IN), drawn(2, MANY, IN)
+    with forward_ad.dual_level():
+        made = linear(forward_ad.make_dual(x, x + 1), weight, None)
+        tangent = forward_ad.unpack_dual(made).tangent
+    torch.testing.assert_close(tangent, nn.functional.linear(x + 1, weight))
+    _, tangent = torch.func.jvp(lambda v: linear(v, weight, None), (x,), (x + 1,))
+    torch.testing.assert_close(tangent, nn.functional.linear(x + 1, weight))
 
 
 @needs_onednn
