@@ -192,18 +192,21 @@ def batch(
     candidates = [torch.tensor([c[0] for c in e.candidates]) for e in examples]
     length = torch.tensor([len(e.prompt) for e in examples])
     forced_RQ = pad_sequence(targets, True, -1)
+    readout_E = length - torch.tensor(start) - 1
+    # A prompt whose answers are single tokens may be longer than another with its answers.
+    last = int(torch.cat([readout_E, (forced_RQ >= 0).nonzero()[:, 1]]).max())
     made = Batch(
         tuple(examples),
         ids_RQ,
         mask_RQ,
         position_RQ,
-        length - torch.tensor(start) - 1,
+        readout_E,
         pad_sequence(candidates, True, -1),
         forced_RQ if forced else None,
         _prefix(examples, start),
         (forced_RQ >= 0).sum(1).clamp(min=1),
         torch.zeros(len(windows)),
-        unread=int(forced),
+        unread=ids_RQ.shape[1] - 1 - last,
     )
     return _to(made, device)
 

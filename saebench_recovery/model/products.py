@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 from transformers.pytorch_utils import Conv1D
 
@@ -23,23 +24,31 @@ available = _onednn is not None and torch.backends.cpu.get_cpu_capability() == "
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x` [..., I] through a linear map [O, I]; PyTorch's own product wherever oneDNN's does not suit."""
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained or not _suits(x, weight):
+    """`x` [..., I] through a linear map; PyTorch's own product wherever oneDNN's does not suit."""
+    if not _suits(x, weight, bias):
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and x.requires_grad:
         return cast(Tensor, _Frozen.apply(x, weight, bias))  # type: ignore[no-untyped-call]
     return _product(x, weight, bias)
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         available
         and x.numel() * weight.shape[0] >= WORTHWHILE
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
+        and not weight.requires_grad
+        and (bias is None or (bias.is_contiguous() and not bias.requires_grad))
         and not torch.is_autocast_enabled("cpu")
+        and not _has_tangent(x)
     )
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Whether forward derivatives are taken, which oneDNN's product would drop."""
+    dual = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    return dual.tangent is not None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -50,7 +50,8 @@ def ranked(
     in_order = sorted(contenders, key=_robustness)
     compared = [one for one in in_order if not one.standing.unranked]
     pairs = _pairs(compared)
-    adjusted = {(pair.first, pair.second): pair.adjusted for pair in pairs}
+    # Rates are of all seeds of each, tests of common ones: both must find the same one better.
+    adjusted = {(pair.first, pair.second): pair.adjusted for pair in pairs if pair.difference > 0}
     rank_of = ranks({one.standing.defense: _rate(one) for one in compared}, adjusted)
     needed = _needed(compared, adjusted)
     standings = [
@@ -77,11 +78,14 @@ def _table(
         cell = scored.row.task, scored.row.seed
         if cell not in cells or _stronger(scored, cells[cell]):
             cells[cell] = scored
+    counted = counted_attacks(entries, attacks)
+    pairs = zip(every, attacks, strict=True)
+    seeds = [entry.row.seed for entry, attack in pairs if attack in counted]
     demand = Demand(
         tasks=tuple(sorted({entry.row.task for entry in every})),
         attacks=tuple(sorted(set(attacks))),
-        counted=counted_attacks(entries, attacks),
-        first_seed=min(entry.row.seed for entry in every),
+        counted=counted,
+        first_seed=min(seeds or [entry.row.seed for entry in every]),
     )
     return {
         name: {a: [cells[cell] for cell in sorted(cells)] for a, cells in of_attack.items()}
@@ -112,6 +116,7 @@ def _pairs(contenders: Sequence[Contender]) -> tuple[Pair, ...]:
             [first.outcomes[id].shows for id in common],
             [second.outcomes[id].shows for id in common],
             [first.outcomes[id].cluster for id in common],
+            max(1, len({seed for seed, _, _ in common})),
         )
         if result is not None:
             found.append((first.standing.defense, second.standing.defense, result))

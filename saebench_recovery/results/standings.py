@@ -98,7 +98,7 @@ class Demand:
 
     `tasks` are the targets of the task; `attacks` all that were run on any defense; `counted`
     those that a rank goes by: the standard suite if it was run on any, else every attack that is
-    no control. `first_seed` is the lowest that anything was run with.
+    no control. `first_seed` is the lowest that any of those was run with.
     """
 
     tasks: tuple[str, ...]

@@ -147,7 +147,7 @@ class Row(Stored):
         description="of the budget at each position: spread of the site, norm of the defended "
         "residual, or absolute"
     )
-    seed: int
+    seed: Count
     spreads: dict[str, Spread] = Field(description="per perturbed site")
     features: dict[str, tuple[int, ...]] = Field(description="defended latents per site")
     examples: Examples

@@ -43,7 +43,7 @@ class Paired:
 
 
 def paired(
-    first: Sequence[Value], second: Sequence[Value], clusters: Sequence[str]
+    first: Sequence[Value], second: Sequence[Value], clusters: Sequence[str], repeats: int = 1
 ) -> Paired | None:
     """Compare two runs flip by flip, where what chance may turn round is a whole cluster.
 
@@ -60,14 +60,19 @@ def paired(
     By simulation runs with equal rates come out at or below 0.05 in at most 5 % of samples, and
     in at most 7 % if only one of them is correlated in clusters (by 0.5).
 
+    Where every flip was tried with several seeds, `repeats` is how many; see `statistics.rate`.
+
     Raises:
         ValueError: not as many values of either run, or cluster names.
     """
-    return beside(first, [second], clusters)[0]
+    return beside(first, [second], clusters, repeats)[0]
 
 
 def beside(
-    first: Sequence[Value], others: Sequence[Sequence[Value]], clusters: Sequence[str]
+    first: Sequence[Value],
+    others: Sequence[Sequence[Value]],
+    clusters: Sequence[str],
+    repeats: int = 1,
 ) -> list[Paired | None]:
     """Each of several runs compared with the first one, all at once; see `paired`."""
     for other in others:
@@ -83,7 +88,8 @@ def beside(
         gap_RE = np.array([others[n] for n in chosen], dtype=np.float64) - first_E
         for numbers, gaps, names in defined_alike(gap_RE, clusters):
             if names:
-                for r, one in zip(numbers, _compared(gaps, names, binary=binary), strict=True):
+                compared = _compared(gaps, names, repeats, binary=binary)
+                for r, one in zip(numbers, compared, strict=True):
                     found[chosen[r]] = one
     return found
 
@@ -92,15 +98,17 @@ def _binary(values: Sequence[Value]) -> bool:
     return all(value is None or isinstance(value, bool) for value in values)
 
 
-def _compared(gap_RE: Array, clusters: Sequence[str], *, binary: bool) -> Iterator[Paired]:
+def _compared(
+    gap_RE: Array, clusters: Sequence[str], repeats: int, *, binary: bool
+) -> Iterator[Paired]:
     """What gaps that are defined on all of some flips say, row by row."""
     total_RM, size_M = totals(gap_RE, clusters)
     interval = difference_interval if binary else mean_interval
     each = np.atleast_2d(gap_RE)
     ends: Sequence[Sequence[float | None]] = [[None, None]] * len(each)
     if len(size_M) > 1:
-        ends = by_row(*interval(total_RM, size_M))
-    tests = paired_tests(total_RM, size_M, binary=binary)
+        ends = by_row(*interval(total_RM / repeats, size_M / repeats))
+    tests = paired_tests(total_RM, size_M, repeats, binary=binary)
     for gap_E, (low, high), (p_value, method) in zip(each, ends, tests, strict=True):
         yield Paired(
             difference=float(gap_E.mean()),
@@ -120,7 +128,9 @@ def paired_test(total_M: Array, size_M: Array, *, binary: bool) -> tuple[float, 
     return paired_tests(total_M, size_M, binary=binary)[0]
 
 
-def paired_tests(total_RM: Array, size_M: Array, *, binary: bool) -> list[tuple[float, str]]:
+def paired_tests(
+    total_RM: Array, size_M: Array, repeats: int = 1, *, binary: bool
+) -> list[tuple[float, str]]:
     """The same for each of several rows of totals."""
     keys = [total_M.tobytes() for total_M in np.atleast_2d(total_RM)]
     tested = dict(zip(keys, np.atleast_2d(total_RM), strict=True))
@@ -129,7 +139,8 @@ def paired_tests(total_RM: Array, size_M: Array, *, binary: bool) -> list[tuple[
     single = bool((size_M == 1).all())
     if len(size_M) == 1 or (binary and single):
         return every
-    by_t = by_row((difference_p_value if binary else mean_p_value)(total_RM, size_M))
+    t_test = difference_p_value if binary else mean_p_value
+    by_t = by_row(t_test(total_RM / repeats, size_M / repeats))
     pairs = zip(every, by_t, strict=True)
     return [(max(p_value, other), f"{method} and t test") for (p_value, method), [other] in pairs]
 

@@ -38,6 +38,16 @@ def test_rows_are_as_they_were_where_something_is_read() -> None:
     assert known[laid.forced_RQ >= 0].all()
 
 
+def test_what_is_read_stays_where_a_prompt_outlasts_an_other_with_its_answers() -> None:
+    """Only columns behind both what answers predict and every prompt can be left out."""
+    one_token = Example("", (BOS, 5, 6, 7, 8, 9), ((6,), (7,)))
+    longer = Example("", (BOS, 5), ((6, 7), (8, 9)))
+    laid = batch([one_token, longer]).read()
+    assert laid.readout_E.tolist() == [5, 1]
+    assert laid.ids_RQ.shape[1] == 6
+    assert batch([longer]).read().ids_RQ.tolist() == [[BOS, 5, 6], [BOS, 5, 8]]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_packed_tail_has_the_scores_and_gradients_of_rows_apart(architecture: str) -> None:
     target, examples = shared_target(architecture), prompts(long_answers=True)

@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
@@ -44,13 +45,33 @@ def test_values_and_both_gradients_are_those_of_pytorch(rows: int, *, inputs_fir
         torch.testing.assert_close(linear(x, weight, bias), theirs)
 
 
-def test_what_is_trained_gets_its_gradient() -> None:
-    weight, bias = drawn(OUT, IN).requires_grad_(), drawn(OUT).requires_grad_()
+def test_a_weight_that_is_trained_gets_its_gradient() -> None:
+    weight = drawn(OUT, IN).requires_grad_()
     (grad,) = torch.autograd.grad(linear(drawn(MANY, IN), weight, None).sum(), weight)
     torch.testing.assert_close(grad, drawn(MANY, IN).sum(0).expand(OUT, -1), rtol=1e-4, atol=1e-4)
-    x = drawn(MANY, IN).requires_grad_()
-    (grad,) = torch.autograd.grad(linear(x, weight.detach(), bias).sum(), bias)
-    torch.testing.assert_close(grad, torch.full((OUT,), float(MANY)))
+
+
+def test_a_bias_that_is_trained_gets_its_gradient() -> None:
+    bias = drawn(OUT).requires_grad_()
+    for x in (drawn(MANY, IN), drawn(MANY, IN).requires_grad_()):
+        (grad,) = torch.autograd.grad(linear(x, drawn(OUT, IN), bias).sum(), bias)
+        torch.testing.assert_close(grad, torch.full((OUT,), float(MANY)))
+
+
+def test_a_bias_may_be_a_view() -> None:
+    x, weight, bias = drawn(MANY, IN), drawn(OUT, IN), drawn(OUT, 2)[:, 0]
+    torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+
+
+def test_forward_derivatives_are_kept() -> None:
+    weight, x = drawn(OUT, IN), drawn(2, MANY, IN)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x + 1)  # type: ignore[no-untyped-call]
+        made = forward_ad.unpack_dual(linear(dual, weight, None))  # type: ignore[no-untyped-call]
+        tangent = made.tangent
+    torch.testing.assert_close(tangent, nn.functional.linear(x + 1, weight))
+    tangent = torch.func.jvp(lambda v: linear(v, weight, None), (x,), (x + 1,))[1]
+    torch.testing.assert_close(tangent, nn.functional.linear(x + 1, weight))
 
 
 @needs_onednn

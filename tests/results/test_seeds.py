@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from tests.fakes import row
 from tests.results.made_runs import Stored, group_of, page_of, places
 
 pytestmark = pytest.mark.usefixtures("made_up_runs")
@@ -83,3 +85,44 @@ def test_a_pair_is_tested_on_source_items(stored: Stored) -> None:
     assert pair.examples == 300
     assert pair.difference == pytest.approx(0.05)
     assert pair.p_value >= 0.0625  # of 5 clusters that differ no p-value is less
+
+
+@pytest.mark.parametrize("constrained", [50, 55])
+def test_the_interval_of_a_pair_is_that_of_as_many_examples(
+    stored: Stored, constrained: int
+) -> None:
+    """Three seeds with the same outcomes say no more than one."""
+
+    def interval(seeds: int) -> tuple[float | None, float | None]:
+        runs = [
+            stored(defense, constrained=c, seed=seed)
+            for defense, c in (("a", 50), ("b", constrained))
+            for seed in range(seeds)
+        ]
+        (pair,) = group_of(runs).pairs
+        return pair.low, pair.high
+
+    assert interval(3) == pytest.approx(interval(1))
+
+
+def test_further_seeds_do_not_turn_a_test_round(stored: Stored) -> None:
+    """On the seed that both met, the defense of the lower rate is surely the worse one."""
+    runs = [stored("lucky", constrained=c, seed=seed) for seed, c in enumerate((80, 0, 0))]
+    group = group_of([*runs, stored("steady", constrained=50)])
+    (pair,) = group.pairs
+    assert pair.adjusted < 0.05
+    assert places(group) == [(1, "lucky"), (1, "steady")]
+
+
+def test_a_run_that_ranks_nothing_does_not_set_the_first_seed(stored: Stored) -> None:
+    """Or anybody's control with a lower seed would take all others off the board."""
+    clamp = [stored("clamp", "auto-v1", 50, seed=seed) for seed in (1, 2)]
+    others = [stored("clamp", "random-direction", 0), stored("other", "orthogonal", 0)]
+    group = group_of([*clamp, *others])
+    assert places(group) == [(1, "clamp"), (None, "other")]
+    assert group.defenses[0].seeds == (1, 2)
+
+
+def test_no_row_has_a_seed_that_no_run_can_have() -> None:
+    with pytest.raises(ValidationError):
+        row(seed=-1)
