@@ -128,6 +128,7 @@ def contender(defense: str, of_attack: Mapping[str, Sequence[Scored]], demand: D
     )
     first = {s.row.task: s for s in reversed(every)}.values()
     effects = [s.row.side_effects for s in first]
+    behind = {s.entry.identity for s in read}
     standing = DefenseStanding(
         rank=None,
         unranked=tuple(_reasons(of_attack, counted, demand)),
@@ -137,7 +138,7 @@ def contender(defense: str, of_attack: Mapping[str, Sequence[Scored]], demand: D
         under_attack=shown(under),
         seeds=_seeds(read),
         spread=_spread(under),
-        worst_attack=next(a.attack for a in attacks if a.identities[0] in _identities(read)),
+        worst_attack=next(a.attack for a in attacks if a.identities[0] in behind),
         examples=sum(s.row.examples.n for s in first),
         base=sum(s.row.examples.base for s in first),
         suppressed=sum(s.row.examples.valid for s in first),
@@ -150,10 +151,6 @@ def contender(defense: str, of_attack: Mapping[str, Sequence[Scored]], demand: D
         freedom_hurts=_freedom_hurts([s.row for s in every]),
     )
     return Contender(standing, under)
-
-
-def _identities(entries: Iterable[Scored]) -> set[str]:
-    return {scored.entry.identity for scored in entries}
 
 
 def _seeds(entries: Iterable[Scored]) -> tuple[int, ...]:
