@@ -220,6 +220,16 @@ class RunSpec(BaseModel):
         Option("--batch-size", "no", metavar="auto|N", unset="auto"),
     ] = None
 
+    @classmethod
+    def stored(cls, spec: Mapping[str, Any]) -> Self:
+        """What was asked for, from the `spec` of a result, which also says what came of it.
+
+        Raises:
+            ValidationError: it does not fit.
+        """
+        known = cls.model_fields
+        return cls.model_validate({name: value for name, value in spec.items() if name in known})
+
     @model_validator(mode="after")
     def _budget_fits_its_unit(self) -> Self:
         if self.budget_unit != "absolute" and self.budget > LARGEST_RELATIVE:

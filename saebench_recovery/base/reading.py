@@ -27,6 +27,8 @@ LARGEST_YAML = 2**18  # its parser takes a second for this
 LONGEST_LINE = 2**24
 DEEPEST, VALUES, DIGITS = 64, 1_000_000, 30
 REASON = 200  # characters of a library's own words
+# To open what may be a pipe, whose other end need not be there.
+UNAWAITED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class JSONSyntaxError(UserError):
@@ -55,16 +57,22 @@ def reason(error: BaseException) -> str:
     return line if len(line) <= REASON else f"{line[: REASON - 3]}..."
 
 
-def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
+def read_bytes(file: str | Path, largest: int = LARGEST) -> bytes:
     """The content of an ordinary file.
 
     Raises:
         UserError: there is none, it cannot be read, or it is larger than that.
     """
-    check_file(file, largest)
     try:
-        return file.read_bytes()
+        opened = os.open(file, UNAWAITED)
+        try:
+            found = os.fstat(opened)
+            _check_status(found, file, largest)
+            return b"".join(iter(partial(os.read, opened, found.st_size + 1), b""))
+        finally:
+            os.close(opened)
     except (OSError, ValueError) as error:
+        check_file(file, largest)  # of what is no file, that is what is wrong with it
         raise _unread(file, error) from None
 
 
@@ -78,6 +86,10 @@ def check_file(file: str | Path, largest: int | None = None) -> None:
         found = os.stat(file)
     except (OSError, ValueError) as error:
         raise _unread(file, error) from None
+    _check_status(found, file, largest)
+
+
+def _check_status(found: os.stat_result, file: str | Path, largest: int | None) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"cannot read {str(file)!r}: not an ordinary file")
     if largest is not None and found.st_size > largest:

@@ -6,12 +6,10 @@ intervals are only held to their order. `runs.verify` adds up whole rows and rep
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,14 +17,13 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.reading import check_file
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
+from saebench_recovery.results.impossible import impossible
 from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.results.packed import tags
 from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
 from saebench_recovery.schema import (
     Cost,
     Facts,
-    Mean,
-    Rate,
     Record,
     Row,
     RunResult,
@@ -38,7 +35,6 @@ from saebench_recovery.scoring.suite import standings, unbroken, worst_case
 from saebench_recovery.spec import RunSpec
 
 ROUNDING = 1e-9  # relative, of sums that are added up in another order
-LEAVES = {str, int, float, bool, type(None)}
 COUNTED = ("forward", "backward", "token_layers", "flops")
 # What a row repeats of the facts, and the facts of the spec.
 FROM_FACTS = tuple(
@@ -111,7 +107,7 @@ def read_beside(result: RunResult, folder: Path) -> tuple[StoredRun | None, list
 def mismatches(result: RunResult, stored: StoredRun | None) -> Iterator[Mismatch]:
     """Everything that does not fit in a result, and in what is stored beside it."""
     for row in result.rows:
-        yield from _impossible(row)
+        yield from impossible(row)
     if stored is None:
         return
     yield from _heads(stored)
@@ -120,83 +116,6 @@ def mismatches(result: RunResult, stored: StoredRun | None) -> Iterator[Mismatch
         facts = stored.facts.get(row.task)
         if facts is not None:
             yield from _row_mismatches(row, facts, stored)
-
-
-# --- a result by itself -------------------------------------------------------------------------
-
-
-def _impossible(row: Row) -> Iterator[Mismatch]:
-    """Counts and intervals that no records can give."""
-    for field, value in _summaries(row):
-        wrong = _wrong_rate(value) if isinstance(value, Rate) else _wrong_mean(value)
-        if wrong:
-            shown = ", ".join(f"{k} {v}" for k, v in value.model_dump().items())
-            yield Mismatch(task=row.task, field=field, stored=shown, found=wrong)
-    counts = row.examples
-    if not counts.n >= counts.base >= counts.valid >= counts.learned:
-        yield Mismatch(
-            task=row.task,
-            field="examples",
-            stored=str(counts),
-            found="more flips than base examples, or more of those than examples",
-        )
-    if counts.clusters > counts.valid - counts.learned:
-        yield Mismatch(
-            task=row.task,
-            field="examples.clusters",
-            stored=str(counts.clusters),
-            found=f"{counts.valid - counts.learned} scored flips",
-        )
-
-
-def _summaries(row: Row) -> Iterator[tuple[str, Rate | Mean]]:
-    """Every rate and mean inside a row, with its place."""
-    waiting: deque[tuple[str, Any]] = deque([("", row)])
-    while waiting:
-        field, value = waiting.popleft()
-        inside = enumerate(value) if isinstance(value, tuple) else _named(value).items()
-        for name, one in inside:
-            kind = type(one)  # `isinstance` takes five times as long, and most values are leaves
-            if kind is Rate or kind is Mean:
-                yield f"{field}{name}", one
-            elif kind not in LEAVES:
-                waiting.append((f"{field}{name}.", one))
-
-
-def _named(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else vars(value)
-
-
-def _wrong_rate(rate: Rate) -> str:
-    if rate.k > rate.n:
-        return "more than there are"
-    values = (rate.rate, rate.low, rate.high)
-    if rate.n == 0:
-        return "" if values == (None, None, None) else "a rate of nothing"
-    if rate.rate is None or abs(rate.rate - rate.k / rate.n) > ROUNDING:
-        return f"a rate of {rate.k / rate.n:g}"
-    ordered = rate.low is not None and rate.high is not None and rate.low <= rate.rate <= rate.high
-    return "" if ordered else "an interval that leaves out the rate"
-
-
-def _wrong_mean(mean: Mean) -> str:
-    if mean.n == 0:
-        given = (mean.mean, mean.median, mean.max, mean.low, mean.high)
-        return "" if not any(value is not None for value in given) else "a mean of nothing"
-    if mean.mean is None or mean.median is None or mean.max is None:
-        return f"{mean.n} values without a mean"
-    slack = ROUNDING * abs(mean.max)
-    if max(mean.mean, mean.median) > mean.max + slack:
-        return "a largest value below the mean or the median"
-    ends = (mean.low, mean.high)
-    if ends == (None, None):
-        return ""
-    low, high = ends
-    ordered = low is not None and high is not None and low - slack <= mean.mean <= high + slack
-    return "" if ordered else "an interval that leaves out the mean"
-
-
-# --- a result and what stands beside it ---------------------------------------------------------
 
 
 def _heads(stored: StoredRun) -> Iterator[Mismatch]:
@@ -212,9 +131,7 @@ def _heads(stored: StoredRun) -> Iterator[Mismatch]:
     ):
         yield from differing(f"{what} tasks", found, tasks)
     try:
-        spec = RunSpec.model_validate(
-            {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
-        )
+        spec = RunSpec.stored(result.spec)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
@@ -293,8 +210,8 @@ def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Misma
         yield Mismatch(task=row.task, field=RECORDS, stored="each flip once", found=str(error))
         return
     clusters = len({record.cluster or record.id for record in flips})
-    counts = {**facts.examples.model_dump(), "clusters": clusters}
-    yield from differing("examples", row.examples.model_dump(), counts, task=row.task)
+    counts = {**vars(facts.examples), "clusters": clusters}
+    yield from differing("examples", vars(row.examples), counts, task=row.task)
     scored = facts.examples.valid - facts.examples.learned
     yield from differing("records", len(flips), scored, task=row.task)
     yield from differing("suite", row.suite, standings(facts, records), task=row.task)

@@ -60,9 +60,7 @@ def read_entries(folder: Path) -> list[Scored]:
         UserError: the run is partial or cannot be read.
     """
     result, by_task = read_run(folder)
-    spec = RunSpec.model_validate(
-        {k: v for k, v in result.spec.items() if k in RunSpec.model_fields}
-    )
+    spec = RunSpec.stored(result.spec)
     repeat = command(spec, result.spec["plugin_files"])
     if result.status == "partial":
         raise UserError(f"{str(folder)!r} is a partial run; finish it first: {repeat}")

@@ -72,8 +72,10 @@ class Controls(Stored):
 
 
 # What every row is read by, whatever else was measured.
-RATES = ("recovery", "constrained", "base_like", *Controls.model_fields)
+CONTROLS = tuple(Controls.model_fields)
+RATES = ("recovery", "constrained", "base_like", *CONTROLS)
 MEANS = ("fidelity", "norm")
+KINDS = {**dict.fromkeys(RATES, Rate), **dict.fromkeys(MEANS, Mean)}
 
 
 class Drift(Stored):
@@ -176,8 +178,7 @@ class Row(Stored):
 
     @model_validator(mode="after")
     def _has_what_it_is_read_by(self) -> Self:
-        kinds = {**dict.fromkeys(RATES, Rate), **dict.fromkeys(MEANS, Mean)}
-        for name, kind in kinds.items():
+        for name, kind in KINDS.items():
             if not isinstance(self.measures.get(name), kind):
                 raise ValueError(f"measures has no {kind.__name__.lower()} {name!r}")
         return self
@@ -185,17 +186,17 @@ class Row(Stored):
     @property
     def recovery(self) -> Rate:
         """The behaviour is back, with the defense active."""
-        return self._rate("recovery")
+        return self.rate("recovery")
 
     @property
     def constrained(self) -> Rate:
         """... and drift is inside the limits in every scope."""
-        return self._rate("constrained")
+        return self.rate("constrained")
 
     @property
     def base_like(self) -> Rate:
         """... and the output is close to the clean one."""
-        return self._rate("base_like")
+        return self.rate("base_like")
 
     @property
     def fidelity(self) -> Mean:
@@ -209,9 +210,10 @@ class Row(Stored):
     @property
     def controls(self) -> Controls:
         """What the same flips show without the attack's merit."""
-        return Controls(**{name: self._rate(name) for name in Controls.model_fields})
+        return Controls(**{name: self.rate(name) for name in CONTROLS})
 
-    def _rate(self, name: str) -> Rate:
+    def rate(self, name: str) -> Rate:
+        """A measure that every row has as a rate, such as one of the controls."""
         found = self.measures[name]
         assert isinstance(found, Rate)
         return found

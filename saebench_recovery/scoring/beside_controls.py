@@ -20,7 +20,7 @@ def reaches(row: Row, control: float | None) -> bool:
 
 def injection(row: Row) -> float | None:
     """How often a wrong answer was injected, by the attack or the reference: what did better."""
-    both = (row.controls.wrong_target.rate, row.controls.wrong_target_reference.rate)
+    both = (row.rate("wrong_target").rate, row.rate("wrong_target_reference").rate)
     return max((rate for rate in both if rate is not None), default=None)
 
 
@@ -35,8 +35,8 @@ def control_weakened(row: Row, records: Sequence[Record], facts: Facts) -> bool:
 
     Of a few flips one more or less says nothing: the intervals have to lie apart.
     """
-    own = row.controls.wrong_target
-    beside = (row.recovery, row.controls.wrong_target_reference)
+    own = row.rate("wrong_target")
+    beside = (row.recovery, row.rate("wrong_target_reference"))
     if row.attack in CONTROLS or own.rate is None or own.high is None:
         return False
     far = all((other.rate or 0) > own.rate + WEAKER for other in beside)

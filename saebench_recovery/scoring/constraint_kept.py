@@ -50,4 +50,4 @@ def constraint_vacuous(row: Row, records: Sequence[Record], facts: Facts) -> boo
 def _moved(record: Record) -> float:
     """How far held latents moved: their activations, and the readings of silent ones below them."""
     drift = record.drift.get("perturbed", {})
-    return max(drift.get(name) or 0 for name in ("relative_l2", "preactivation_relative"))
+    return max(drift.get("relative_l2") or 0, drift.get("preactivation_relative") or 0)

@@ -222,7 +222,7 @@ CONDITIONS = (
         "caution",
         "a random direction of the same norm recovers as much, within error",
         "lower the budget: at this one, noise undoes the defense",
-        lambda row, records, facts: reaches(row, row.controls.random_direction.high),
+        lambda row, records, facts: reaches(row, row.rate("random_direction").high),
     ),
     Condition(
         "injection-as-easy",

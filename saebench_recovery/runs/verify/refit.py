@@ -54,9 +54,7 @@ def refitted(
 ) -> bool:
     """Fit and count again, and hold the stored facts to that; False if it does not come through."""
     place = Place(findings, label)
-    spec = RunSpec.model_validate(
-        {k: v for k, v in stored.result.spec.items() if k in RunSpec.model_fields}
-    )
+    spec = RunSpec.stored(stored.result.spec)
     try:
         found = evaluate(
             target,
