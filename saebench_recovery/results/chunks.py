@@ -163,7 +163,8 @@ def read_log(folder: Path) -> list[StoredChunk]:
     Raises:
         UserError: the log is broken.
     """
-    return parse_lines(StoredChunk, _whole_lines(folder / CHUNKS), folder / CHUNKS)
+    file = folder / CHUNKS
+    return parse_lines(StoredChunk, _whole_lines(file), file)
 
 
 def read_failures(folder: Path) -> dict[tuple[str, str], str]:
@@ -179,7 +180,7 @@ def read_failures(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def _whole_lines(file: Path) -> bytes:
-    content = read_bytes(file) if file.exists() else b""
+    content = read_bytes(file) if os.path.exists(file) else b""
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -244,7 +245,7 @@ def evidence_tags(file: Path) -> dict[str, str]:
         UserError: it has none.
     """
     try:
-        with file.open("rb") as opened:
+        with open(file, "rb", buffering=0) as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, LONGEST_HEADER)))
         return {str(name): str(value) for name, value in header["__metadata__"].items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import check_file
+from saebench_recovery.base.reading import file_size, is_folder
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.impossible import impossible
@@ -82,7 +82,7 @@ def read_consistent(path: Path) -> tuple[RunResult, StoredRun | None]:
         UserError: it cannot be read, or something does not fit; the line says what.
     """
     result = read_result(path)
-    stored, found = read_beside(result, path if path.is_dir() else path.parent)
+    stored, found = read_beside(result, path if is_folder(path) else path.parent)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
@@ -174,9 +174,7 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
             )
         yield from _tag_mismatches(stored.folder / chunk.evidence, chunk, records)
     logged = stored.chunks[-1][0].records_end if stored.chunks else 0
-    file = stored.folder / RECORDS
-    check_file(file)
-    yield from differing(f"{RECORDS} bytes", file.stat().st_size, logged)
+    yield from differing(f"{RECORDS} bytes", file_size(stored.folder / RECORDS), logged)
     names = [chunk.evidence for chunk, _ in stored.chunks]
     yield from differing("chunks.jsonl evidence", names, list(dict.fromkeys(names)))
     tasks = set(stored.facts)

@@ -67,9 +67,7 @@ def _curve(row: Row, flips: Sequence[Record]) -> Iterator[Summed]:
         yield f"{field}.recovery", point.recovery, (len(flips), inside[0])
         yield f"{field}.wrong_target", point.wrong_target, (len(controlled), inside[1])
     tightest = sorted(
-        limit
-        for r in flips
-        if (limit := r.tightest_limit) is not None and verdict(r, "recovery")
+        limit for r in flips if (limit := r.tightest_limit) is not None and verdict(r, "recovery")
     )
     for limited in row.curve.drift:
         inside_limit = bisect_right(tightest, limited.limit)

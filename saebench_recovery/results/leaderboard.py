@@ -114,9 +114,6 @@ def _group(entries: Sequence[Scored]) -> Group:
 
 def _grouped(entries: Iterable[Scored], key: Callable[[Scored], Any]) -> list[list[Scored]]:
     """Entries with equal keys together; groups by key and entries by identity, always alike."""
-
-    def order(scored: Scored) -> str:
-        return canonical_json(key(scored))
-
-    ordered = sorted(entries, key=lambda s: (order(s), s.entry.identity))
-    return [list(alike) for _, alike in groupby(ordered, order)]
+    keyed = [(canonical_json(key(scored)), scored) for scored in entries]
+    keyed.sort(key=lambda pair: (pair[0], pair[1].entry.identity))
+    return [[scored for _, scored in alike] for _, alike in groupby(keyed, lambda pair: pair[0])]

@@ -109,9 +109,10 @@ def read_result(path: Path) -> RunResult:
         UserError: there is none, it is no result, or another version wrote it.
     """
     file = path / RESULT if is_folder(path) else path
-    if not os.path.exists(file) and is_file(file.parent / STATE):
-        raise UserError(f"the run at {str(path)!r} is not complete; repeat its command to go on")
     if not os.path.exists(file):
+        if is_file(file.parent / STATE):
+            line = f"the run at {str(path)!r} is not complete; repeat its command to go on"
+            raise UserError(line)
         raise UserError(f"no run at {str(path)!r}: {str(file)!r} does not exist")
     # Of another name it may be anything, such as the records, and is not to be deleted.
     remedy = REPEAT if file.name == RESULT else f"give the folder of a run, or its {RESULT}"
@@ -127,7 +128,7 @@ def read_state(folder: Path) -> RunState | None:
         UserError: it cannot be read, see `read_result`.
     """
     file = folder / STATE
-    return read_model(file, RunState) if file.exists() else None
+    return read_model(file, RunState) if os.path.exists(file) else None
 
 
 def read_records(folder: Path) -> list[Record]:

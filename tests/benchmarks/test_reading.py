@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import time
 from collections import Counter
@@ -34,13 +35,13 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file of a run has been read."""
     counted: Counter[Path] = Counter()
-    read = Path.read_bytes
+    opened = os.open
 
-    def counting(file: Path) -> bytes:
-        counted[file] += 1
-        return read(file)
+    def counting(file: str | Path, flags: int) -> int:
+        counted[Path(file)] += 1
+        return opened(file, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", counting)
+    monkeypatch.setattr(os, "open", counting)
     return counted
 
 
