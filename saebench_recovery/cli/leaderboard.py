@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.printable import printable
 from saebench_recovery.base.reading import is_folder
-from saebench_recovery.cli.options import Plugins
+from saebench_recovery.cli.options import Plugins, place
 from saebench_recovery.cli.verify import Sample, SampleSeed, verified
 
 FOLDER = "leaderboards"
@@ -32,7 +32,12 @@ leaderboard = typer.Typer(
     help="Rank defenses and attacks from complete runs (RUNS...), or keep published entries.",
     rich_markup_mode=None,
 )
-Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", envvar=VARIABLE)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", parser=place, metavar="PATH", help="Folder to write to.", envvar=VARIABLE
+    ),
+]
 
 
 @leaderboard.command()

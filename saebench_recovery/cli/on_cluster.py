@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import nearest
+from saebench_recovery.cli.options import place
 
 if TYPE_CHECKING:
     from saebench_recovery.runs.sweep.destination import Destination
@@ -55,7 +55,7 @@ def destination_of(out: str, cluster: Cluster | None) -> Destination:
     from saebench_recovery.runs.sweep.destination import Folder
 
     if not is_address(out):
-        return Folder(Path(out))
+        return Folder(place(out))
     if cluster is None:
         raise UserError(f"--out {out!r} is an address: give --engine ray, or a folder")
     from saebench_recovery.runs.sweep.address import Address  # imports fsspec

@@ -23,6 +23,17 @@ TYPES: dict[type, Any] = {
 }
 
 
+def place(given: str | Path) -> Path:
+    """Where to write; no text would be the folder that the user happens to be in.
+
+    Raises:
+        BadParameter: no text.
+    """
+    if not str(given):
+        raise typer.BadParameter("'' names no place to write to")
+    return Path(given)
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -68,7 +79,10 @@ Jobs = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON in place of tables.", envvar="SAEBENCH_JSON")
 ]
-Out = Annotated[Path, typer.Option(help="Folder for results.", envvar="SAEBENCH_OUT")]
+Out = Annotated[
+    Path,
+    typer.Option(parser=place, metavar="PATH", help="Folder for results.", envvar="SAEBENCH_OUT"),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Repeat a run that is complete.", envvar="SAEBENCH_FORCE"),

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from saebench_recovery.base.printable import printable
+from saebench_recovery.cli.options import place
 
 
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a complete run.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=place, metavar="DIR", help="Folder to write to.")
+    ],
 ) -> None:
     """Write an entry for each row of a run, with its evidence, for others to check.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saebench_recovery.base.printable import printable
+from saebench_recovery.cli.options import place
 
 
 def report(
@@ -20,11 +21,18 @@ def report(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE.html", help="Page.", envvar="SAEBENCH_REPORT_OUT"),
+        typer.Option(
+            "--out",
+            parser=place,
+            metavar="FILE.html",
+            help="Page.",
+            envvar="SAEBENCH_REPORT_OUT",
+        ),
     ] = Path("report.html"),
     figures: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="DIR",
             help="Write the plots there too, as SVG and PNG.",
             envvar="SAEBENCH_FIGURES",

@@ -9,7 +9,7 @@ import typer
 
 from saebench_recovery.base.printable import printable
 from saebench_recovery.cli.interrupt import stoppable
-from saebench_recovery.cli.options import Json
+from saebench_recovery.cli.options import Json, place
 
 if TYPE_CHECKING:
     from saebench_recovery.training.quality import Quality
@@ -36,7 +36,7 @@ Device = Annotated[
 def train(
     *,
     hook: Annotated[str, typer.Option(metavar="HOOK", help="Such as blocks.9.hook_resid_post.")],
-    out: Annotated[Path, typer.Option(help="Folder of the SAE.")],
+    out: Annotated[Path, typer.Option(parser=place, metavar="PATH", help="Folder of the SAE.")],
     target: Target = "organism",
     text: Annotated[
         str,

@@ -36,6 +36,7 @@ Capture = pytest.CaptureFixture[str]
         (["--budget", "1e300", "--budget-unit", "absolute"], "allowed: a number from 0 to 1000000"),
         (["--target", "long" * 100 + ".yaml"], "File name too long"),
         (["--target", "~nobody/x.yaml"], "No such file"),
+        (["--out", ""], "names no place to write to"),
         (["--out", "long" * 100], "File name too long"),
     ],
 )
