@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.packing import Packing
 
@@ -163,7 +164,11 @@ class Batch:
 def batch(
     examples: Sequence[Example], first: Sequence[int] | None = None, device: str = "cpu"
 ) -> Batch:
-    """Lay out examples; window i starts at position `first[i]` (default 0: the whole pass)."""
+    """Lay out examples; window i starts at position `first[i]` (default 0: the whole pass).
+
+    Raises:
+        UserError: an example has no answer.
+    """
     start = list(first) if first is not None else [0] * len(examples)
     width = max(len(e.candidates) for e in examples)
     forced = any(e.longest_answer > 1 for e in examples)
@@ -171,6 +176,8 @@ def batch(
     for example, begin in zip(examples, start, strict=True):
         if not 0 <= begin < len(example.prompt):
             raise ValueError(f"{example.id}: window start {begin} lies outside the prompt")
+        if not example.candidates:
+            raise UserError(f"example {example.id!r} has no answer to compare")
         # Absent candidates repeat the first one, so that every example has as many rows.
         answers = [
             *example.candidates,

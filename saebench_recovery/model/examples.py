@@ -9,6 +9,8 @@ from itertools import takewhile
 
 from torch import Tensor
 
+from saebench_recovery.base.errors import UserError
+
 
 @dataclass(frozen=True)
 class Example:
@@ -18,6 +20,9 @@ class Example:
     are the answers to compare, each a tuple of token ids; the first one *is* the behaviour.
     `wrong` is an answer that neither the clean nor the defended model gives, if the task knows
     one. `cluster` names the source item: intervals treat examples of one cluster as dependent.
+
+    Raises:
+        UserError: an answer has no token, so that nothing could be read of it.
     """
 
     id: str
@@ -25,6 +30,10 @@ class Example:
     candidates: tuple[tuple[int, ...], ...]
     wrong: tuple[int, ...] | None = None
     cluster: str = ""
+
+    def __post_init__(self) -> None:
+        if () in (*self.candidates, self.wrong):
+            raise UserError(f"example {self.id!r} has an answer without a token: none is empty")
 
     @cached_property
     def longest_answer(self) -> int:

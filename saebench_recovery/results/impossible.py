@@ -17,7 +17,7 @@ Place = tuple["Place", Any] | None
 def impossible(row: Row) -> Iterator[Mismatch]:
     """Counts and intervals that no records can give."""
     for place, value in _summaries(row):
-        wrong = _wrong_rate(value) if type(value) is Rate else _wrong_mean(value)
+        wrong = _wrong_rate(value) if isinstance(value, Rate) else _wrong_mean(value)
         if wrong:
             shown = ", ".join(f"{k} {v}" for k, v in value.model_dump().items())
             yield Mismatch(task=row.task, field=_spelled(place), stored=shown, found=wrong)

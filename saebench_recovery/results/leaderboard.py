@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.base.uncollected import uncollected
 from saebench_recovery.results.entry import Entry, Scored, read_entries
@@ -58,17 +59,32 @@ def build(runs: Sequence[Path]) -> list[Leaderboard]:
     """Rank what stands in the folders of complete runs; their order does not matter.
 
     Raises:
-        UserError: a run is partial or cannot be read.
+        UserError: a run is partial or cannot be read, or there are two of one identity that differ.
     """
-    every = {s.entry.identity + s.row.task: s for run in runs for s in read_entries(run)}
+    every = _rows(runs)
     return [
         Leaderboard(
             target=of_task[0].row.target,
             task=task_of(of_task[0].row),
             groups=tuple(_group(comparable) for comparable in _grouped(of_task, _comparable)),
         )
-        for of_task in _grouped(every.values(), lambda s: [s.row.target, task_of(s.row)])
+        for of_task in _grouped(every, lambda s: [s.row.target, task_of(s.row)])
     ]
+
+
+def _rows(runs: Iterable[Path]) -> list[Scored]:
+    """The rows of all runs; one that is given twice counts once."""
+    found: dict[tuple[str, str], tuple[Path, Scored]] = {}
+    for run in runs:
+        for scored in read_entries(run):
+            identity, task = scored.entry.identity, scored.row.task
+            first, known = found.setdefault((identity, task), (run, scored))
+            if known is not scored and known != scored:
+                raise UserError(
+                    f"{str(first)!r} and {str(run)!r} are both run {identity} and differ in "
+                    f"{task!r}: give only one of them"
+                )
+    return [scored for _, scored in found.values()]
 
 
 def _comparable(scored: Scored) -> list[Any]:

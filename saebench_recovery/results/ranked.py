@@ -76,7 +76,7 @@ def _table(
     for scored, defense, attack in zip(entries, labels(every, "defense"), attacks, strict=True):
         cells = table.setdefault(defense, {}).setdefault(attack, {})
         cell = scored.row.task, scored.row.seed
-        if cell not in cells or _stronger(scored, cells[cell]):
+        if cell not in cells or _damning(scored) > _damning(cells[cell]):
             cells[cell] = scored
     counted = counted_attacks(entries, attacks)
     pairs = zip(every, attacks, strict=True)
@@ -93,9 +93,13 @@ def _table(
     }, demand
 
 
-def _stronger(one: Scored, other: Scored) -> bool:
-    """Of two runs of the same attack (on two devices, say) the worse for the defense counts."""
-    return (one.row.under_attack.rate or 0) > (other.row.under_attack.rate or 0)
+def _damning(scored: Scored) -> tuple[bool, float]:
+    """Of two runs of the same attack (on two devices, say) the worse for the defense counts.
+
+    Worst is one that is invalid: whoever repeats a run cannot choose the one without the flag.
+    """
+    invalid = any(flag.level == "invalid" for flag in scored.row.flags)
+    return invalid, scored.row.under_attack.rate or 0
 
 
 def _robustness(one: Contender) -> tuple[float, str]:

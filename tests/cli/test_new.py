@@ -42,6 +42,28 @@ def test_a_new_plugin_passes_its_check_and_gets_a_row(
 
 
 @pytest.mark.parametrize(
+    ("given", "made", "line"),
+    [
+        ('f" {name}" for', '"" for', "has an answer without a token"),
+        ('wrong=f" {wrong}"', 'wrong=""', "has an answer without a token"),
+        ("for name in (first, second, *strangers)", "for name in ()", "has no answer to compare"),
+    ],
+)
+def test_an_example_without_an_answer_is_named(
+    given: str, made: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"empty-{len(made)}"
+    file = Path(f"{name.replace('-', '_')}.py")
+    options = shlex.split(printed("new", "task", str(file)).splitlines()[-1])[2:]
+    text = file.read_text("utf-8")
+    assert text.count(given) == 1
+    file.write_text(text.replace(given, made), "utf-8")
+    with pytest.raises(UserError, match=f"example '{name}/.*' {line}"):
+        printed("run", *options, "--limit", "8", "--out", "runs")
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (("new", "defence", "a.py"), "did you mean 'defense'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,26 @@ class TestVersions:
         group = group_of([stored("clamp", constrained=50), stored("clamp", constrained=51)])
         (standing,) = group.defenses
         assert (standing.under_attack.k, standing.under_attack.n) == (51, 100)
+
+    def test_a_run_made_again_does_not_hide_that_one_was_invalid(self, stored: Stored) -> None:
+        invalid = flag("defense-changed", "invalid")
+        for runs in (
+            [stored(constrained=50, flags=(invalid,)), stored(constrained=51)],
+            [stored(constrained=53), stored(constrained=52, flags=(invalid,))],
+        ):
+            assert group_of(runs).defenses[0].unranked == ("invalid: defense-changed",)
+
+
+def test_two_runs_of_one_identity_that_differ_are_refused(stored: Stored, tmp_path: Path) -> None:
+    run = stored(constrained=50)
+    other = stored(constrained=51)
+    there = Path(shutil.copytree(other, tmp_path / "again" / other.name))
+    for name in ("result.json", "run.json"):
+        text = (there / name).read_text("utf-8").replace(other.name, run.name)
+        (there / name).write_text(text, "utf-8")
+    for runs in ([run, there], [there, run]):
+        with pytest.raises(UserError, match=r"are both run .* and differ in 'alpha'"):
+            build(runs)
 
 
 def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Path) -> None:
