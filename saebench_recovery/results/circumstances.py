@@ -21,7 +21,10 @@ def differences(runs: Sequence[TaskRun]) -> list[str]:
     circumstances = [_circumstances(run) for run in runs]
     lines = []
     for name in dict.fromkeys(name for of_run in circumstances for name in of_run):
-        values = [_shown(of_run[name]) for of_run in circumstances if name in of_run]
+        found = [of_run[name] for of_run in circumstances if name in of_run]
+        if len(set(map(repr, found))) == 1:
+            continue  # most are, and to show them takes longer
+        values = [_shown(value) for value in found]
         if len(set(values)) > 1:
             lines.append(f"{name}: {' | '.join(values)}")
     return lines
