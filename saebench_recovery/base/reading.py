@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -260,7 +260,7 @@ def read_yaml(file: Path) -> Any:
     return value
 
 
-def _below(node: Any) -> Iterable[Any]:
+def _below(node: Any) -> Sequence[Any]:
     """The nodes inside one of YAML's."""
     pairs = node.value if node is not None and node.id == "mapping" else []
     keys = [key.value for key, _ in pairs if isinstance(key.value, str) and key.value != "<<"]
@@ -273,20 +273,23 @@ def _below(node: Any) -> Iterable[Any]:
 # --- limits -----------------------------------------------------------------------------------
 
 
-def _check(root: Any, inside: Callable[[Any], Iterable[Any]]) -> None:
-    waiting, count = [(root, 1)], 0
+def _check(root: Any, inside: Callable[[Any], Sequence[Any]]) -> None:
+    waiting, count = [(root, 1)], 1
     while waiting:
         value, depth = waiting.pop()
-        count += 1
-        if depth > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep")
-        if count > VALUES:
-            raise ValueError(f"more than {VALUES} values")
         if below := inside(value):  # most values are leaves
-            waiting += [(one, depth + 1) for one in below]
+            count += len(below)
+            if depth == DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+            if count > VALUES:
+                raise ValueError(f"more than {VALUES} values")
+            # Text in ASCII, which most values are, is within all limits.
+            waiting += [
+                (one, depth + 1) for one in below if not (type(one) is str and one.isascii())
+            ]
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _inside(value: Any) -> Sequence[Any]:
     """The values inside one; itself checked."""
     kind = type(value)  # matching a value's class takes several times as long
     if kind is str:

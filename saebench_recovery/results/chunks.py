@@ -238,7 +238,7 @@ def read_chunk_evidence(
     return tensors, metadata
 
 
-def evidence_tags(file: Path) -> dict[str, str]:
+def evidence_tags(file: str | Path) -> dict[str, str]:
     """The metadata of a file of evidence, read from its header without torch.
 
     Raises:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import join
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import file_size, is_folder
+from saebench_recovery.base.reading import file_size, is_file, is_folder
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.impossible import impossible
@@ -172,9 +173,9 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
                 stored=str(chunk.attacking.flops),
                 found=f"{spent} on its flips",
             )
-        yield from _tag_mismatches(stored.folder / chunk.evidence, chunk, records)
+        yield from _tag_mismatches(join(stored.folder, chunk.evidence), chunk, records)
     logged = stored.chunks[-1][0].records_end if stored.chunks else 0
-    yield from differing(f"{RECORDS} bytes", file_size(stored.folder / RECORDS), logged)
+    yield from differing(f"{RECORDS} bytes", file_size(join(stored.folder, RECORDS)), logged)
     names = [chunk.evidence for chunk, _ in stored.chunks]
     yield from differing("chunks.jsonl evidence", names, list(dict.fromkeys(names)))
     tasks = set(stored.facts)
@@ -183,11 +184,9 @@ def _chunk_mismatches(stored: StoredRun) -> Iterator[Mismatch]:
             yield Mismatch(task=chunk.task, field="chunks.jsonl task", stored=chunk.task, found="-")
 
 
-def _tag_mismatches(
-    file: Path, chunk: StoredChunk, records: Sequence[Record]
-) -> Iterator[Mismatch]:
+def _tag_mismatches(file: str, chunk: StoredChunk, records: Sequence[Record]) -> Iterator[Mismatch]:
     """The file of evidence is of these flips in this order. One that is gone says nothing."""
-    if not file.is_file():
+    if not is_file(file):
         return
     try:
         found = evidence_tags(file)
