@@ -32,7 +32,7 @@ from saebench_recovery.schema import (
     StoredChunk,
 )
 from saebench_recovery.scoring.flags import flags
-from saebench_recovery.scoring.suite import standings, unbroken, worst_case
+from saebench_recovery.scoring.suite import is_suite, standings, unbroken, worst_case
 from saebench_recovery.spec import RunSpec
 
 ROUNDING = 1e-9  # relative, of sums that are added up in another order
@@ -211,6 +211,10 @@ def _row_mismatches(row: Row, facts: Facts, stored: StoredRun) -> Iterator[Misma
     yield from differing("examples", vars(row.examples), counts, task=row.task)
     scored = facts.examples.valid - facts.examples.learned
     yield from differing("records", len(flips), scored, task=row.task)
+    if is_suite(facts) and len(facts.member_flops) != len(facts.members):
+        many, members = len(facts.member_flops), len(facts.members)
+        yield from differing("members of member_flops", many, members, task=row.task)
+        return
     yield from differing("suite", row.suite, standings(facts, records), task=row.task)
     yield from _member_mismatches(facts, records)
     yield from figure_mismatches(row, flips, facts)

@@ -203,6 +203,15 @@ def test_edited_lines_are_named(
         read_consistent(folder)
 
 
+def test_members_without_their_flops_are_refused(folder: Path) -> None:
+    edited(
+        folder / "run.json",
+        lambda document: put(document, "facts/0/members", ["orthogonal", "two"]),
+    )
+    with pytest.raises(UserError, match="members of member_flops: stored 1, found 2"):
+        read_consistent(folder)
+
+
 @pytest.mark.parametrize("file", ["records.jsonl", "result.json", "run.json"])
 def test_nan_is_refused(folder: Path, file: str) -> None:
     text = (folder / file).read_text()
