@@ -15,6 +15,8 @@ from saebench_recovery.base.errors import UserError
 from saebench_recovery.cli import main
 from saebench_recovery.results.compare import Comparison, compare
 from saebench_recovery.results.named_run import NamedRun
+from saebench_recovery.results.report import comparison_table
+from saebench_recovery.results.report.comparison_table import print_comparisons
 from saebench_recovery.schema import PerturbationKind, Rate, Record, SuiteMember
 from saebench_recovery.scoring.measures import MEASURES
 from saebench_recovery.spec import RunSpec
@@ -240,6 +242,21 @@ def test_the_tables_show_every_run(
     for expected in ("9 flips in common", "clamp against unconstrained", "+0.44", "seed: 0 | 3"):
         assert expected in shown
     assert all(measure.title in shown for measure in MEASURES)
+
+
+def test_more_runs_than_anybody_reads_side_by_side_have_no_table(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(twenty(stored))
+    monkeypatch.setattr(comparison_table, "MOST", 2)
+    print_comparisons(found)
+    shown = capsys.readouterr().out
+    assert not any(measure.title in shown for measure in MEASURES)
+    for run in found[0].runs:
+        assert run.name in shown
+    assert all(verdict in shown for verdict in found[0].verdicts)
+    assert "3 runs are too many to stand side by side" in shown
+    assert "--json" in shown
 
 
 def twenty(stored: Stored) -> list[Path]:

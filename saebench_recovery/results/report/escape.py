@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from html import escape as escape_html
 
 from saebench_recovery.base.printable import printable
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#!$])")
+_MARKDOWN = str.maketrans({"&": "&amp;", **{mark: f"\\{mark}" for mark in "\\`*_{}[]<>|~#!$"}})
 
 
 def terminal(text: str) -> str:
@@ -20,7 +19,7 @@ def terminal(text: str) -> str:
 
 def markdown(text: str) -> str:
     """For a line or a table's cell of a page: no markup, no HTML, no link and no new line."""
-    return _MARKDOWN.sub(r"\\\1", printable(text).replace("&", "&amp;"))
+    return printable(text).translate(_MARKDOWN)
 
 
 def spreadsheet(text: str) -> str:
