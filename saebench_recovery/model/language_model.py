@@ -220,11 +220,12 @@ class LanguageModel:
         """
         size = self._head.weight.shape[0]
         width = PART if hidden_ND.device.type == "cpu" else size
-        parts = [
-            self._logits_in(hidden_ND, slice(start, start + width))
+        # Each is summed before the next is made: all at once would be read from memory again.
+        totals = [
+            _log_sum(self._logits_in(hidden_ND, slice(start, start + width)))
             for start in range(0, size, width)
         ]
-        return torch.stack([_log_sum(logits_NV) for logits_NV in parts]).logsumexp(0)
+        return torch.stack(totals).logsumexp(0)
 
     def logits_of(self, hidden_ND: Tensor, ids_NC: Tensor) -> Tensor:
         """Some logits [N, C] only, float32: C rows of the unembedding instead of V."""
