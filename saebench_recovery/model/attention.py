@@ -69,6 +69,16 @@ class FrozenPrefix(Cache):  # type: ignore[misc]
         pairs = [kv or (None, None) for kv in self.keys_values]
         super().__init__(layers=[FrozenLayer(length, *kv, recording=recording) for kv in pairs])
 
+    @classmethod
+    def taken(cls, length: int, cache: Cache) -> FrozenPrefix:
+        """What a cache holds, layer by layer: it is empty afterwards, and none is there twice."""
+        taken: list[tuple[Tensor, Tensor] | None] = []
+        while cache.layers:
+            layer = cache.layers.pop(0)
+            ran = layer.is_initialized
+            taken.append((_laid_out(layer.keys), _laid_out(layer.values)) if ran else None)
+        return cls(length, taken)
+
     def recording(self) -> FrozenPrefix:
         """The same prefix, which keeps the keys and values of the next pass over it."""
         return FrozenPrefix(self.length, self.keys_values, recording=True)
