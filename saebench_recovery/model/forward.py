@@ -139,7 +139,7 @@ def prefill(
                 return run_tokens(target, left, prefix.mask_EP, cache)
 
         _counted(target, left, left_edits, None, depth, run_prefix)
-        frozen = FrozenPrefix(length, [(la.keys, la.values) for la in cache.layers])
+        frozen = FrozenPrefix.taken(length, cache)
     block = start_block(site)
     kept: list[Tensor] = []
     wanted = window_edits.get(entry(site))

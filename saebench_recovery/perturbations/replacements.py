@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saebench_recovery.model import products
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.attention import FrozenPrefix
 from saebench_recovery.model.perturbation import ResidualDelta
@@ -36,7 +37,7 @@ def proposed(problem: Problem, ids_NL: Tensor, count: int) -> tuple[Tensor, Tens
             objective_N = shown.objective(delta)
             (grad_NLD,) = torch.autograd.grad(objective_N.sum(), leaf_NLD)
         best = [
-            (grad_LD.to(weight_VD.dtype) @ weight_VD.T)
+            products.linear(grad_LD.to(weight_VD.dtype), weight_VD, None)
             .masked_fill(~allowed_V, -torch.inf)
             .topk(min(count, int(allowed_V.sum())))
             .indices

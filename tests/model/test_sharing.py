@@ -159,6 +159,18 @@ def test_repeated_passes_leave_the_prefix_alone(architecture: str) -> None:
             assert torch.equal(old[1], new[1])
 
 
+def test_a_prefix_lies_as_products_with_few_rows_read_it() -> None:
+    target, site = shared_target("gpt2"), Site.parse("blocks.1.hook_resid_post")
+    active = DefendedModel(target, clamp(target, [str(site)]))
+    groups = [[e] for e in prompts(long_answers=False)]
+    start = problem_of(active, groups, POSITIONS["several"], site)._engine.start
+    one = torch.tensor([0])
+    kept = [pair for each in (start, start.rows(one, one)) for pair in each.prefix.keys_values]
+    laid = [part.mT.is_contiguous() for pair in kept if pair for part in pair]
+    assert laid
+    assert all(laid)
+
+
 @pytest.mark.parametrize("long_answers", [False, True], ids=["one-token", "long"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_batching_does_not_change_results(architecture: str, long_answers: bool) -> None:
