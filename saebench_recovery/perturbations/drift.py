@@ -88,8 +88,7 @@ class DriftRule:
 class ScopeOrigin:
     """What a scope's drift is measured from: of each row [R], what no perturbation changes.
 
-    Norms of the activations and of what they write, how many readings there are (its root), and
-    whether the latents are silent. `decode_silent_R` also where they write nothing.
+    Norms of activations and of what they write, the root of their number, and which are silent.
     """
 
     scope_RQ: Tensor
@@ -235,7 +234,7 @@ class Origin:
         """Drift of a recovered pass per scope; see the function `drift`."""
         moved = _Moved(self.reference, recovered, self.latents, self.typical)
         if any(scope.any_heard for scope in self.scopes.values()):
-            _ = moved.decoded  # made before the norms, gradients always add up in one order
+            _ = moved.decoded  # before the norms: so gradients always add up in one order
         return {name: scope.drift(moved) for name, scope in self.scopes.items()}
 
     def rows(self, index_R: Tensor) -> Self:

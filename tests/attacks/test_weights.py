@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from saebench_recovery.attacks.quantise import Quantise
-from saebench_recovery.attacks.relearn import Relearn, _with_adapters
+from saebench_recovery.attacks.relearn import Relearn, _adapters, _thin_and_wide, _with_adapters
 from saebench_recovery.defenses.clamp import Clamp
 from torch import nn
 
@@ -68,11 +68,11 @@ def test_factors_act_on_a_layer_as_those_of_peft(kind: str) -> None:
     with torch.no_grad():
         for factor in trained:  # one of two begins at zero
             factor.copy_(torch.randn(factor.shape, generator=drawn))
-    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
-    assert layers
-    for layer in layers:
+    layers = dict(_adapters(model))
+    assert len(layers) == len(trained) / 2
+    for layer in layers.values():
         x = torch.randn(2, 5, layer.in_features, generator=drawn).requires_grad_()
-        factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        factors = _thin_and_wide(layer)
         both = []
         for forward in (layer.forward, partial(type(layer).forward, layer)):
             output = forward(x)
