@@ -53,14 +53,16 @@ class Query(ResidualAttack):
         fresh_N = torch.ones_like(goal_N, dtype=torch.bool)
         for query in range(1, queries):
             length = FIRST * (LAST / FIRST) ** (query / queries)
-            tried = _moved(part, best.rows(rows), step.rows(rows), length)
+            whole = len(rows) == problem.size  # then nothing has to be picked out
+            at, along = (best, step) if whole else (best.rows(rows), step.rows(rows))
+            tried = _moved(part, at, along, length)
             objective_N = torch.full_like(best_N, -torch.inf)
             objective_N[rows] = part.objective(tried)
             better_N = (objective_N > best_N) & (best_N < goal_N)
             best_N = torch.where(better_N, objective_N, best_N)
+            accepted = better_N[rows]
             for site, values in best.values.items():
-                accepted = better_N[rows, None, None]
-                values[rows] = torch.where(accepted, tried.values[site], values[rows])
+                values[rows[accepted]] = tried.values[site][accepted]
             # What failed is turned round once, and then another step is drawn.
             turned_N = fresh_N & ~better_N
             new = rows[~turned_N[rows]]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -111,19 +112,43 @@ def _with_adapters(model: torch.nn.Module, rank: int, seed: int) -> list[Tensor]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    for name in chosen:
-        model.get_submodule(name.removesuffix(".weight")).register_forward_hook(_note_adapters)
+    for _, layer in _adapters(model):
+        layer.forward = partial(_adapted, layer.base_layer, *_thin_and_wide(layer))
     trained: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in trained:  # steps would be lost in a coarser precision
         weight.data = weight.data.float()
     return trained
 
 
-def _note_adapters(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-    """The thin factors have gradients of their own, beside those of what they are given."""
-    tokens = args[0].numel() // args[0].shape[-1]
-    for factor in _thin_and_wide(layer):
-        note_twofold(2.0 * tokens * factor.numel())
+def _adapted(base: torch.nn.Module, thin: Tensor, wide: Tensor, x: Tensor) -> Tensor:
+    """A layer's output with what its factors add, which has a scale of 1."""
+    # The thin factors have gradients of their own, beside those of what they are given.
+    note_twofold(2.0 * (x.numel() // x.shape[-1]) * (thin.numel() + wide.numel()))
+    return cast(Tensor, _WithFactors.apply(base(x), x, thin, wide))  # type: ignore[no-untyped-call]
+
+
+class _WithFactors(torch.autograd.Function):
+    """`output` [..., O] and `x` [..., I] through both factors, added up in the factors' precision.
+
+    Made of small operations it takes several times as many passes over the tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, thin: Tensor, wide: Tensor) -> Tensor:
+        x = x.to(thin.dtype)
+        seen = x @ thin.T
+        ctx.save_for_backward(x, seen, thin, wide)
+        return (output + seen @ wide.T).to(output.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        x, seen, thin, wide = ctx.saved_tensors
+        grad = grads[0].to(wide.dtype).flatten(0, -2)
+        back = grad @ wide
+        to_x = None
+        if ctx.needs_input_grad[1]:
+            to_x = (back @ thin).view(x.shape).to(grads[0].dtype)
+        return grads[0], to_x, back.T @ x.flatten(0, -2), grad.T @ seen.flatten(0, -2)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
@@ -172,7 +171,9 @@ def batch(
     start = list(first) if first is not None else [0] * len(examples)
     width = max(len(e.candidates) for e in examples)
     forced = any(e.longest_answer > 1 for e in examples)
-    windows, targets, offsets = [], [], []
+    windows: list[Sequence[int]] = []
+    targets: list[Sequence[int]] = []
+    offsets: list[int] = []
     for example, begin in zip(examples, start, strict=True):
         if not 0 <= begin < len(example.prompt):
             raise ValueError(f"{example.id}: window start {begin} lies outside the prompt")
@@ -186,19 +187,17 @@ def batch(
         if example.longest_answer <= 1:
             answers = [()] * width
         for answer in answers if forced else [()]:
-            tokens = (*example.prompt, *answer)
-            windows.append(torch.tensor(tokens[begin:]))
+            window = (*example.prompt[begin:], *answer)
+            windows.append(window)
             offsets.append(begin)
-            wanted = torch.full((len(tokens) - begin,), -1)
-            if answer:
-                wanted[-len(answer) - 1 : -1] = torch.tensor(answer)
-            targets.append(wanted)
-    ids_RQ = pad_sequence(windows, batch_first=True)
-    mask_RQ = pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in windows], True)
-    position_RQ = torch.tensor(offsets)[:, None] + torch.arange(ids_RQ.shape[1])
-    candidates = [torch.tensor([c[0] for c in e.candidates]) for e in examples]
+            ahead = [-1] * (len(window) - len(answer) - 1)
+            targets.append([*ahead, *answer, -1] if answer else [])
+    ids_RQ = _padded(windows, 0)
+    R, Q = ids_RQ.shape
+    mask_RQ = torch.arange(Q) < torch.tensor([len(window) for window in windows])[:, None]
+    position_RQ = torch.tensor(offsets)[:, None] + torch.arange(Q)
+    forced_RQ = _padded(targets, -1, Q) if forced else torch.full((R, Q), -1)
     length = torch.tensor([len(e.prompt) for e in examples])
-    forced_RQ = pad_sequence(targets, True, -1)
     readout_E = length - torch.tensor(start) - 1
     # A prompt whose answers are single tokens may be longer than another with its answers.
     last = int(torch.cat([readout_E, (forced_RQ >= 0).nonzero()[:, 1]]).max())
@@ -208,7 +207,7 @@ def batch(
         mask_RQ,
         position_RQ,
         readout_E,
-        pad_sequence(candidates, True, -1),
+        _padded([[c[0] for c in e.candidates] for e in examples], -1),
         forced_RQ if forced else None,
         _prefix(examples, start),
         (forced_RQ >= 0).sum(1).clamp(min=1),
@@ -216,6 +215,12 @@ def batch(
         unread=ids_RQ.shape[1] - 1 - last,
     )
     return _to(made, device)
+
+
+def _padded(rows: Sequence[Sequence[int]], empty: int, width: int = 0) -> Tensor:
+    """Numbers [R, Q] of rows of any length; made at once, as a tensor for each takes far longer."""
+    Q = max(width, *(len(row) for row in rows))
+    return torch.tensor([[*row, *[empty] * (Q - len(row))] for row in rows], dtype=torch.long)
 
 
 def tokens_only(ids_RQ: Tensor, mask_RQ: Tensor, position_RQ: Tensor) -> Batch:
@@ -227,11 +232,11 @@ def tokens_only(ids_RQ: Tensor, mask_RQ: Tensor, position_RQ: Tensor) -> Batch:
 
 
 def _prefix(examples: Sequence[Example], start: Sequence[int]) -> Prefix:
+    P = max(start)
     before = [
-        torch.tensor(e.prompt[:begin], dtype=torch.long)
-        for e, begin in zip(examples, start, strict=True)
+        [*[0] * (P - begin), *e.prompt[:begin]] for e, begin in zip(examples, start, strict=True)
     ]
-    ids_EP = pad_sequence(before, True, padding_side="left")
+    ids_EP = torch.tensor(before, dtype=torch.long)
     length_E = torch.tensor(start)
     position_EP = torch.arange(ids_EP.shape[1]) - (ids_EP.shape[1] - length_E)[:, None]
     return Prefix(ids_EP, position_EP >= 0, position_EP.clamp(min=0))

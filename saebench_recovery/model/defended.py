@@ -155,12 +155,13 @@ class DefendedModel:
 
 def _placed(values_EPD: Tensor, column_RP: Tensor, batch: Batch) -> Tensor:
     """Delta rows at their window columns: [R, Q, D], zero elsewhere."""
-    values_RPD = values_EPD.repeat_interleave(batch.rows_per_example, 0)
+    C = batch.rows_per_example
+    values_RPD = values_EPD if C == 1 else values_EPD.repeat_interleave(C, 0)
     R, Q = batch.ids_RQ.shape
     inside_RP = (column_RP >= 0) & (column_RP < Q)
     # Rows outside the window go to one behind its last: copying rows is much cheaper than adding.
     row_R1 = torch.arange(R, device=column_RP.device)[:, None]
     place_RP = torch.where(inside_RP, row_R1 * Q + column_RP, R * Q)
-    empty = values_RPD.new_zeros(R * Q + 1, values_RPD.shape[2])
-    placed = empty.index_copy(0, place_RP.flatten(), values_RPD.flatten(0, 1))
+    placed = values_RPD.new_zeros(R * Q + 1, values_RPD.shape[2])
+    placed.index_copy_(0, place_RP.flatten(), values_RPD.flatten(0, 1))
     return placed[:-1].view(R, Q, -1)

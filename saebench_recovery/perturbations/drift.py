@@ -8,8 +8,9 @@ sites and over the scope's positions of one sequence row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -83,6 +84,169 @@ class DriftRule:
     typical: Mapping[Site, float]
 
 
+@dataclass(frozen=True)
+class ScopeOrigin:
+    """What a scope's drift is measured from: of each row [R], what no perturbation changes.
+
+    Norms of activations and of what they write, the root of their number, and which are silent.
+    """
+
+    scope_RQ: Tensor
+    norm_R: Tensor
+    decode_norm_R: Tensor
+    root_count_R: Tensor
+    silent_R: Tensor
+
+    @property
+    def decode_silent_R(self) -> Tensor:
+        return self.silent_R | (self.decode_norm_R == 0)
+
+    @cached_property
+    def present_R(self) -> Tensor:
+        return self.scope_RQ.any(1)
+
+    @cached_property
+    def any_heard(self) -> bool:
+        """Whether some row's latents are not silent; a device sync."""
+        return not bool(self.silent_R.all())
+
+    @cached_property
+    def any_silent(self) -> bool:
+        return bool(self.decode_silent_R.any())
+
+    def rows(self, index_R: Tensor) -> ScopeOrigin:
+        return ScopeOrigin(*(getattr(self, field.name)[index_R] for field in fields(self)))
+
+    def drift(self, moved: _Moved) -> ScopeDrift:
+        """The drift of a pass; what no row is judged by is not computed unless it is asked for."""
+        scope_RQ, origin = self.scope_RQ, moved.origin
+        present_R, norm_R, decode_norm_R = self.present_R, self.norm_R, self.decode_norm_R
+
+        @cache
+        def l2() -> Tensor:
+            return scope_norm(moved.gap, scope_RQ)
+
+        @cache
+        def decode_l2() -> Tensor:
+            return scope_norm(moved.decoded, scope_RQ)
+
+        @cache
+        def displacement() -> Tensor:
+            return scope_norm(moved.scaled, scope_RQ) / self.root_count_R
+
+        def metrics() -> dict[str, Tensor]:
+            z0 = [origin.z_RQS[s] for s in moved.sites]
+            z = [moved.recovered.z_RQS[s] for s in moved.sites]
+            eligible = _sum([v <= 0 for v in z0], scope_RQ)
+            switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
+            lowered = scope_norm([torch.relu(-v) for v in moved.gap], scope_RQ)
+            each = {
+                "relative_l2": _ratio(l2(), norm_R),
+                "l2": l2(),
+                "linf": _largest(moved.gap, scope_RQ),
+                "decode_l2": decode_l2(),
+                "decode_relative": _ratio(decode_l2(), decode_norm_R),
+                "floor_violation": _ratio(lowered, norm_R),
+                "reactivated_fraction": _ratio(switched_on, eligible),
+                "preactivation_linf": _largest(moved.p_gap, scope_RQ),
+                "preactivation_relative": displacement(),
+            }
+            return {name: v.masked_fill(~present_R, torch.nan) for name, v in each.items()}
+
+        def judged(moved_R: Callable[[], Tensor], scale_R: Tensor, silent_R: Tensor) -> Tensor:
+            if not self.any_heard:
+                return displacement()
+            if not self.any_silent:
+                return moved_R() / scale_R
+            return _relative(moved_R(), scale_R, silent_R, displacement())
+
+        return ScopeDrift(
+            metrics,
+            present_R,
+            judged(l2, norm_R, self.silent_R),
+            judged(decode_l2, decode_norm_R, self.decode_silent_R),
+        )
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A pass beside the one that its drift is measured from, a tensor [R, Q, ...] per site."""
+
+    origin: Reading
+    recovered: Reading
+    latents: Mapping[Site, Latents]
+    typical: Mapping[Site, float]
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        return sorted(self.latents)
+
+    @cached_property
+    def gap(self) -> list[Tensor]:
+        return [self.recovered.z_RQS[s] - self.origin.z_RQS[s] for s in self.sites]
+
+    @cached_property
+    def p_gap(self) -> list[Tensor]:
+        return [self.recovered.p_RQS[s] - self.origin.p_RQS[s] for s in self.sites]
+
+    @cached_property
+    def scaled(self) -> list[Tensor]:
+        return [p / self.typical[s] for s, p in zip(self.sites, self.p_gap, strict=True)]
+
+    @cached_property
+    def decoded(self) -> list[Tensor]:
+        return [self.latents[s].decoded(v) for s, v in zip(self.sites, self.gap, strict=True)]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The defended pass without a perturbation, from which drift is measured in every scope."""
+
+    reference: Reading
+    latents: Mapping[Site, Latents]
+    typical: Mapping[Site, float]
+    scopes: Mapping[str, ScopeOrigin]
+
+    @classmethod
+    def of(
+        cls,
+        reference: Reading,
+        latents: Mapping[Site, Latents],
+        scopes: Mapping[str, Tensor],
+        typical: Mapping[Site, float],
+    ) -> Self:
+        """See `drift`."""
+        sites = sorted(latents)
+        z0 = [reference.z_RQS[s] for s in sites]
+        active = [v / typical[s] for s, v in zip(sites, z0, strict=True)]
+        decoded0 = [latents[s].decoded(v) for s, v in zip(sites, z0, strict=True)]
+
+        def within(scope_RQ: Tensor) -> ScopeOrigin:
+            norm_R, decode_norm_R = (scope_norm(v, scope_RQ) for v in (z0, decoded0))
+            root_R = _sum([torch.ones_like(v) for v in z0], scope_RQ).clamp_min(1).sqrt()
+            silent_R = scope_norm(active, scope_RQ) / root_R <= SILENT
+            return ScopeOrigin(scope_RQ, norm_R, decode_norm_R, root_R, silent_R)
+
+        found = {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+        return cls(reference, latents, typical, found)
+
+    def drift(self, recovered: Reading) -> dict[str, ScopeDrift]:
+        """Drift of a recovered pass per scope; see the function `drift`."""
+        moved = _Moved(self.reference, recovered, self.latents, self.typical)
+        if any(scope.any_heard for scope in self.scopes.values()):
+            _ = moved.decoded  # before the norms: so gradients always add up in one order
+        return {name: scope.drift(moved) for name, scope in self.scopes.items()}
+
+    def rows(self, index_R: Tensor) -> Self:
+        """For some of the rows."""
+        z, p = (
+            {site: values[index_R] for site, values in part.items()}
+            for part in (self.reference.z_RQS, self.reference.p_RQS)
+        )
+        scopes = {name: scope.rows(index_R) for name, scope in self.scopes.items()}
+        return replace(self, reference=Reading(z, p), scopes=scopes)
+
+
 def drift(
     reference: Reading,
     recovered: Reading,
@@ -100,49 +264,7 @@ def drift(
         scopes: bool [R, Q] per scope: the positions that count.
         typical: see `DriftRule`.
     """
-    sites = sorted(latents)
-    z0, z = ([reading.z_RQS[s] for s in sites] for reading in (reference, recovered))
-    gap = [a - b for a, b in zip(z, z0, strict=True)]
-    p_gap = [recovered.p_RQS[s] - reference.p_RQS[s] for s in sites]
-    scaled = [p / typical[s] for s, p in zip(sites, p_gap, strict=True)]
-    active = [v / typical[s] for s, v in zip(sites, z0, strict=True)]
-    decoded, decoded0 = (
-        [latents[s].decoded(v) for s, v in zip(sites, values, strict=True)] for values in (gap, z0)
-    )
-
-    def within(scope_RQ: Tensor) -> ScopeDrift:
-        l2, z0_norm = (scope_norm(v, scope_RQ) for v in (gap, z0))
-        decode_l2, decode_z0 = (scope_norm(v, scope_RQ) for v in (decoded, decoded0))
-        every = _sum([torch.ones_like(v) for v in z0], scope_RQ).clamp_min(1).sqrt()
-        displacement = scope_norm(scaled, scope_RQ) / every
-        present_R = scope_RQ.any(1)
-        silent_R = scope_norm(active, scope_RQ) / every <= SILENT
-
-        def metrics() -> dict[str, Tensor]:
-            eligible = _sum([v <= 0 for v in z0], scope_RQ)
-            switched_on = _sum([(b <= 0) & (a > 0) for a, b in zip(z, z0, strict=True)], scope_RQ)
-            lowered = scope_norm([torch.relu(-v) for v in gap], scope_RQ)
-            each = {
-                "relative_l2": _ratio(l2, z0_norm),
-                "l2": l2,
-                "linf": _largest(gap, scope_RQ),
-                "decode_l2": decode_l2,
-                "decode_relative": _ratio(decode_l2, decode_z0),
-                "floor_violation": _ratio(lowered, z0_norm),
-                "reactivated_fraction": _ratio(switched_on, eligible),
-                "preactivation_linf": _largest(p_gap, scope_RQ),
-                "preactivation_relative": displacement,
-            }
-            return {name: v.masked_fill(~present_R, torch.nan) for name, v in each.items()}
-
-        return ScopeDrift(
-            metrics,
-            present_R,
-            _relative(l2, z0_norm, silent_R, displacement),
-            _relative(decode_l2, decode_z0, silent_R | (decode_z0 == 0), displacement),
-        )
-
-    return {name: within(scope_RQ) for name, scope_RQ in scopes.items()}
+    return Origin.of(reference, latents, scopes, typical).drift(recovered)
 
 
 def _ratio(part_R: Tensor, whole_R: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from saebench_recovery.perturbations.constraints import (
     NullSpace,
     Tangent,
 )
-from saebench_recovery.perturbations.drift import Reading, drift, scopes, tightest_limit
+from saebench_recovery.perturbations.drift import Origin, Reading, scopes, tightest_limit
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 
@@ -116,7 +116,7 @@ class Linearised:
         self._scored_NQ = torch.stack(list(self.scopes_NQ.values())).any(0)
         self._penalty = penalty
         self.mix_KM = self._combinations(directions)
-        self._reference: Reading | None = None
+        self._origin: Origin | None = None
 
     def look(self, delta_NF: Tensor, *, linearise: bool) -> Look:
         """One forward and one backward pass, and the Jacobian at this delta if asked for.
@@ -131,21 +131,20 @@ class Linearised:
             with torch.enable_grad():
                 objective_N = engine.objective(self.delta(leaf), trace)
                 reading = self._reading(trace, engine.batch.rows_per_example)
-                if self._reference is None:
-                    self._reference = _detached(reading)
+                if self._origin is None:
+                    self._origin = Origin.of(
+                        _detached(reading),
+                        self._latents,
+                        self.scopes_NQ,
+                        engine.drift_rule.typical,
+                    )
                 moved_NM = self._moved(reading)
                 if self._penalty is not None:
-                    square_N = (moved_NM / self._size(self._reference)).square().sum(1)
+                    square_N = (moved_NM / self._size(self._origin.reference)).square().sum(1)
                     objective_N = objective_N - self._penalty * problem.goal_N * square_N
                 (gradient_NF,) = torch.autograd.grad(objective_N.sum(), leaf)
                 rows = self._rows(delta_NF) if linearise else None
-            found = drift(
-                self._reference,
-                _detached(reading),
-                self._latents,
-                self.scopes_NQ,
-                engine.drift_rule.typical,
-            )
+            found = self._origin.drift(_detached(reading))
             return Look(
                 objective_N.detach(),
                 fine(gradient_NF),
@@ -199,11 +198,8 @@ class Linearised:
         chosen.exact = self.exact.rows(index_N)
         chosen.scopes_NQ = {name: scope[index_N] for name, scope in self.scopes_NQ.items()}
         chosen._scored_NQ = self._scored_NQ[index_N]
-        if self._reference is not None:
-            z, p = self._reference.z_RQS, self._reference.p_RQS
-            chosen._reference = Reading(
-                {s: t[index_N] for s, t in z.items()}, {s: t[index_N] for s, t in p.items()}
-            )
+        if self._origin is not None:
+            chosen._origin = self._origin.rows(index_N)
         return chosen
 
     def _reading(self, trace: Trace, C: int) -> Reading:
@@ -213,9 +209,10 @@ class Linearised:
 
     def _moved(self, reading: Reading) -> Tensor:
         """Displacement [N, M] of the held pre-activations from the reference, where scored."""
-        assert self._reference is not None
+        assert self._origin is not None
+        before = self._origin.reference.p_RQS
         each = [
-            ((reading.p_RQS[s] - self._reference.p_RQS[s]) * self._scored_NQ[:, :, None]).flatten(1)
+            ((reading.p_RQS[s] - before[s]) * self._scored_NQ[:, :, None]).flatten(1)
             for s in self.held
         ]
         nothing = self._scored_NQ.new_zeros(len(self._scored_NQ), 0, dtype=torch.float32)

@@ -208,7 +208,8 @@ class Problem:
 
     def project(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
         """Deltas [N, P, D] per site, into what the space allows and then into the budget ball."""
-        return dict(self.space.project(replace(self.zeros(), values=values), self.budget_N).values)
+        delta = ResidualDelta(values, self.positions_NP)
+        return dict(self.space.project(delta, self.budget_N).values)
 
     def admit(self, perturbation: Perturbation) -> Perturbation:
         """Clip a perturbation to the budget; refuse one that is not of this problem.

@@ -132,10 +132,13 @@ class Residual(Space):
         return replace(super().copied(), units=units, norms=norms)
 
     def zeros(self) -> ResidualDelta:
-        N, P = self.positions_NP.shape
-        empty = torch.zeros(N, P, self.width, device=self.positions_NP.device)
+        shape, device = (*self.positions_NP.shape, self.width), self.positions_NP.device
         # A tensor of its own for each site: callers write into them.
-        return ResidualDelta({s: empty.clone() for s in self.constraints}, self.positions_NP)
+        return self.delta({site: torch.zeros(shape, device=device) for site in self.constraints})
+
+    def delta(self, values: Mapping[Site, Tensor]) -> ResidualDelta:
+        """The perturbation of these values."""
+        return ResidualDelta(values, self.positions_NP)
 
     def nothing(self) -> Perturbation:
         return self.zeros()
@@ -160,20 +163,19 @@ class Residual(Space):
 
     def random(self, draw: Draw, budget_N: Tensor, like: Perturbation | None) -> ResidualDelta:
         """Gaussian directions inside the constraint set, row by row of the given one's norm."""
-        zeros = self.zeros()
-        radius = self.radius(budget_N)
+        radius, device = self.radius(budget_N), self.positions_NP.device
         if like is not None:
             assert isinstance(like, ResidualDelta)
             radius = {site: v.norm(dim=2) for site, v in like.values.items()}
         values = {}
-        for site, value in zeros.values.items():
-            drawn = torch.empty(value.shape)
-            for n, generator in enumerate(draw(f"/{site}")):
-                drawn[n] = torch.randn(value.shape[1:], generator=generator)
+        for site in self.constraints:
+            drawn_NPD = torch.empty(*self.positions_NP.shape, self.width)
+            for row_PD, generator in zip(drawn_NPD.unbind(), draw(f"/{site}"), strict=True):
+                torch.randn(row_PD.shape, generator=generator, out=row_PD)
             # Far outside the ball, so that projecting always ends on its sphere.
-            unit_NPD = torch.nn.functional.normalize(drawn.to(value.device), dim=2)
+            unit_NPD = torch.nn.functional.normalize(drawn_NPD.to(device), dim=2)
             values[site] = unit_NPD * (1e3 * radius[site] * (self.positions_NP >= 0))[:, :, None]
-        return self._inside(replace(zeros, values=values), radius)
+        return self._inside(self.delta(values), radius)
 
     def admit(self, perturbation: Perturbation, budget_N: Tensor) -> ResidualDelta:
         checked_shape(perturbation, type(self.zeros()))

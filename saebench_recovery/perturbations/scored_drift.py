@@ -17,10 +17,9 @@ from torch import Tensor
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import Trace
 from saebench_recovery.model.perturbation import ResidualDelta
-from saebench_recovery.perturbations.drift import Reading, drift, scopes
+from saebench_recovery.perturbations.drift import Origin, Reading, scopes
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
-from saebench_recovery.sae.latents import Latents
 
 LEAST_LIMIT = 1e-9  # keeps a share finite where a run allows no drift at all
 
@@ -47,9 +46,7 @@ class ScoredDrift:
     """
 
     problem: Problem
-    latents: Mapping[Site, Latents]
-    reference: Reading
-    scopes_NQ: Mapping[str, Tensor]
+    origin: Origin
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
@@ -66,12 +63,13 @@ class ScoredDrift:
             engine.booked(lambda: engine.objective(problem.zeros(), trace))
         share = engine.batch.rows_per_example
         z, p = ({s: t[s][::share] for s in reached} for t in (trace.z, trace.p))
-        return cls(problem, reached, Reading(z, p), scopes(engine.batch, problem.positions_NP))
+        scopes_NQ, typical = scopes(engine.batch, problem.positions_NP), engine.drift_rule.typical
+        return cls(problem, Origin.of(Reading(z, p), reached, scopes_NQ, typical))
 
     @property
     def shares(self) -> int:
         """How many there are: K."""
-        return 2 * len(self.scopes_NQ)
+        return 2 * len(self.origin.scopes)
 
     def look(self, delta: ResidualDelta, aim: Aim) -> Look:
         """One forward and one backward pass."""
@@ -95,29 +93,20 @@ class ScoredDrift:
         self.problem._engine.reached(objective_N, self.problem.goal_N)
 
     def rows(self, index: Tensor) -> Self:
-        z, p = self.reference.z_RQS, self.reference.p_RQS
-        reference = Reading(*({s: t[index] for s, t in part.items()} for part in (z, p)))
-        return replace(
-            self,
-            problem=self.problem.rows(index),
-            reference=reference,
-            scopes_NQ={name: scope[index] for name, scope in self.scopes_NQ.items()},
-        )
+        return replace(self, problem=self.problem.rows(index), origin=self.origin.rows(index))
 
     def _shares(self, trace: Trace) -> Tensor:
         engine = self.problem._engine
-        share, rule = engine.batch.rows_per_example, engine.drift_rule
+        share, limits = engine.batch.rows_per_example, engine.drift_rule.limits
         z, p = {}, {}
-        for site in self.latents:
+        for site in self.origin.latents:
             z_NQS, p[site] = trace.z[site][::share], trace.p[site][::share]
             ghost_NQS = z_NQS + (p[site] - p[site].detach())
             z[site] = torch.where(z_NQS > 0, z_NQS, ghost_NQS)
-        moved = drift(
-            self.reference, Reading(z, p), self.latents, self.scopes_NQ, rule.typical
-        ).values()
+        moved = self.origin.drift(Reading(z, p)).values()
         each = [
             (judged_N / max(limit, LEAST_LIMIT)).masked_fill(~scope.present_R, 0.0)
-            for limit, decoded in ((rule.limits.drift, False), (rule.limits.decode, True))
+            for limit, decoded in ((limits.drift, False), (limits.decode, True))
             for scope in moved
             for judged_N in [scope.decode_judged_R if decoded else scope.judged_R]
         ]

@@ -95,9 +95,8 @@ class SuffixEmbeddings(Residual):
         assert self.layout is not None
         return self.layout
 
-    def zeros(self) -> SoftSuffix:
-        bare = super().zeros()
-        return SoftSuffix(bare.values, bare.positions_EP, self._layout.token)
+    def delta(self, values: Mapping[Site, Tensor]) -> SoftSuffix:
+        return SoftSuffix(values, self.positions_NP, self._layout.token)
 
     def nothing(self) -> Perturbation:
         none_N0 = self.positions_NP[:, :0]

@@ -31,6 +31,10 @@ class Sharing:
         """What a process is to do first, so that it knows what this one does."""
         return partial(_prepared, tuple(self.plugins), named_code.allowed())
 
+    def divides(self, groups: int) -> bool:
+        """Whether pieces of work that cannot be divided may go to more than this process."""
+        return groups > 1 and self.jobs != 1
+
     def places(
         self, device: str, *, groups: int, flips: int, loaded_bytes: int
     ) -> list[Environment]:
@@ -42,7 +46,7 @@ class Sharing:
             flips: in all of them, about.
             loaded_bytes: what a process loads, its share of `PROCESS_BYTES` aside.
         """
-        if groups < 2 or self.jobs == 1:
+        if not self.divides(groups):
             return []
         count = self.jobs or min(
             len(environments(device, None)),

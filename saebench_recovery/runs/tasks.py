@@ -87,6 +87,9 @@ class SideBySide:
             UserError: see `evaluated`, or a process ended.
         """
         target, matchups = shared.target(self.plan), self.plan.matchups
+        if not self.sharing.divides(len(matchups)):  # counting would lay out all examples anew
+            yield from one_after_another(self.plan, shared, self.tasks, self.journal, self.progress)
+            return
         limit = self.plan.spec.limit
         flips = {
             task: len(matchup.task.examples(target, "evaluation")[:limit])

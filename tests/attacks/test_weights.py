@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 from saebench_recovery.attacks.quantise import Quantise
-from saebench_recovery.attacks.relearn import Relearn
+from saebench_recovery.attacks.relearn import Relearn, _adapters, _thin_and_wide, _with_adapters
 from saebench_recovery.defenses.clamp import Clamp
 from torch import nn
 
@@ -58,6 +58,27 @@ def test_stages_show_how_recovery_grows() -> None:
     # The right and the wrong answers are both trained.
     assert row.compute.attack.flops >= 2 * row.stages[-1].flops
     assert row.constrained.n == 0  # no limit on drift binds
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_factors_act_on_a_layer_as_those_of_peft(kind: str) -> None:
+    model = copied(shared_target(kind).model)
+    trained = _with_adapters(model, rank=3, seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for factor in trained:  # one of two begins at zero
+            factor.copy_(torch.randn(factor.shape, generator=drawn))
+    layers = dict(_adapters(model))
+    assert len(layers) == len(trained) / 2
+    for layer in layers.values():
+        x = torch.randn(2, 5, layer.in_features, generator=drawn).requires_grad_()
+        factors = _thin_and_wide(layer)
+        both = []
+        for forward in (layer.forward, partial(type(layer).forward, layer)):
+            output = forward(x)
+            pull = torch.linspace(-1, 1, output.numel()).view_as(output)
+            both.append((output, *torch.autograd.grad(output, [x, *factors], pull)))
+        torch.testing.assert_close(both[0], both[1])
 
 
 def test_what_a_stage_keeps_is_found_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from saebench_recovery.base.sites import Site
 from saebench_recovery.perturbations.drift import (
     METRICS,
     SILENT,
+    Origin,
     Reading,
     ScopeDrift,
     drift,
@@ -180,3 +181,28 @@ class TestLimits:
         latents = {FIRST: latents_at(FIRST)}
         result = drift(before, Reading({FIRST: z}, {FIRST: z}), latents, scopes, {FIRST: 1.0})
         assert within_limits(result, Limits()).tolist() == [True, True, False]
+
+    def test_some_rows_are_judged_as_among_all(self) -> None:
+        """Of rows whose latents are silent, whose are not, and of both together."""
+        p = torch.tensor([[[-1.0, -2.0]], [[1.0, 3.0]], [[-3.0, -1.0]], [[2.0, -1.0]]])
+        moved = p + torch.tensor([0.5, -0.25])
+        before, after = Reading({FIRST: p.relu()}, {FIRST: p}), {FIRST: moved.relu()}
+        scopes, latents = {"a": torch.ones(4, 1, dtype=torch.bool)}, {FIRST: latents_at(FIRST)}
+        origin = Origin.of(before, latents, scopes, {FIRST: 2.0})
+        whole = origin.drift(Reading(after, {FIRST: moved}))["a"]
+        for chosen in ([0, 2], [1, 3], [2, 3]):
+            index = torch.tensor(chosen)
+            some = Reading({FIRST: moved[index].relu()}, {FIRST: moved[index]})
+            part = origin.rows(index).drift(some)["a"]
+            assert torch.equal(part.judged_R, whole.judged_R[index])
+            assert torch.equal(part.decode_judged_R, whole.decode_judged_R[index])
+
+    def test_what_no_row_is_judged_by_is_not_computed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        p, scopes = -torch.ones(2, 1, S), {"a": torch.ones(2, 1, dtype=torch.bool)}
+        silent = Reading({FIRST: p.relu()}, {FIRST: p})
+        origin = Origin.of(silent, {FIRST: latents_at(FIRST)}, scopes, {FIRST: 1.0})
+        monkeypatch.delattr(Latents, "decoded")
+        judged = origin.drift(Reading({FIRST: p.relu()}, {FIRST: p - 2}))["a"]
+        assert judged.judged_R.tolist() == judged.decode_judged_R.tolist() == [2.0, 2.0]

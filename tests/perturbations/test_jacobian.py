@@ -112,8 +112,8 @@ def test_latents_that_are_off_are_held_as_well() -> None:
     assert look.rows is not None
     defense = model.problem._engine.active.defense
     assert defense is not None
-    assert model._reference is not None
-    off = (model._reference.z_RQS[LATER] == 0).flatten(1)
+    assert model._origin is not None
+    off = (model._origin.reference.z_RQS[LATER] == 0).flatten(1)
     assert off.any()
     assert (look.rows.jacobian_NKF.norm(dim=2)[off] > 0).all()
     assert (look.moved_NK[off].abs() > 1e-3).any()
