@@ -33,6 +33,8 @@ from saebench_recovery.registry import register_attack
 
 INSIDE = 0.99  # of a limit: the replay from the tokens rounds differently
 DEAREST = 1e4  # keeps a price finite where the limits cannot be met
+KINDS = 3  # of points to start from: zero, one in the null space, one anywhere
+ROUNDS = 3  # of starts, each with shorter steps; then the first one's come again
 
 
 @register_attack("lagrangian")
@@ -50,7 +52,7 @@ class Lagrangian(ResidualAttack):
             default=3,
             ge=1,
             le=100,
-            description="from zero, the null space, random points",
+            description="from zero, the null space, a random point, and so on",
         )
         lr: float = Field(default=0.1, gt=0, description="first step, relative to the budget")
         price: float = Field(
@@ -77,9 +79,7 @@ class Lagrangian(ResidualAttack):
             rows = problem.groups(found.wanted_N)
             values = {s: v[rows] for s, v in self._start(problem, number).values.items()}
             climb = Climb.of(drift.rows(rows), rows, values, self.config.price)
-            # Where long steps overshoot the limits short ones do not, and the other way round.
-            lr = self.config.lr / (1 + (number + 1) % 2)
-            self._climb(climb, found, steps, lr)
+            self._climb(climb, found, steps, self._first_step(number))
             found.close()
         return found.delta
 
@@ -93,10 +93,21 @@ class Lagrangian(ResidualAttack):
         spent = float(problem.spent_N().amax())
         return max(1, int((problem.allowance - spent) / (spent - before)) // self.config.starts)
 
+    def _first_step(self, number: int) -> float:
+        """The first step of a start, relative to the budget.
+
+        Where long steps overshoot the limits short ones do not, and the other way round: so the
+        steps differ within a round of starts, and those of the second round and the third are a
+        half and a quarter of the first one's.
+        """
+        rounds, kind = divmod(number, KINDS)
+        return self.config.lr / (1 if kind == 1 else 2) / 2 ** (rounds % ROUNDS)
+
     def _start(self, problem: Problem, number: int) -> ResidualDelta:
-        if number == 0:
+        kind = number % KINDS
+        if kind == 0:
             return problem.zeros()
-        space = replace(Residual.of(problem), constrained=number == 1)
+        space = replace(Residual.of(problem), constrained=kind == 1)
         drawn = replace(problem, space=space).random(f"start {number}")
         assert isinstance(drawn, ResidualDelta)
         return drawn

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saebench_recovery.attacks.lagrangian import Lagrangian
 
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.drift import within_limits
+from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.perturbations.scored_drift import ScoredDrift
 from saebench_recovery.scoring.attack_and_score import posed
 from saebench_recovery.scoring.replay import Replay
@@ -100,3 +102,20 @@ def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:
     problem, once = searched(setting, flips)
     _, thrice = searched(more, flips)
     assert (problem.objective(thrice) >= problem.objective(once) - 1e-4).all()
+
+
+def test_each_round_of_starts_takes_shorter_steps_from_the_same_kinds_of_points() -> None:
+    found = attack("lagrangian", lr=0.4)
+    assert isinstance(found, Lagrangian)
+    assert [found._first_step(number) for number in range(10)] == pytest.approx(
+        [0.2, 0.4, 0.2, 0.1, 0.2, 0.1, 0.05, 0.1, 0.05, 0.2]
+    )
+    setting, flips = flips_under("clamp", found)
+    problem, _ = searched(setting, flips)
+    space = replace(Residual.of(problem), constrained=True)
+    for number in (0, 3):
+        assert flat(found._start(problem, number)).norm() == 0
+    for number, held in ((1, True), (2, False), (4, True), (5, False)):
+        begin = found._start(problem, number)
+        projected = space.project(begin, problem.budget_N)
+        assert torch.allclose(flat(projected), flat(begin), atol=1e-4) == held
