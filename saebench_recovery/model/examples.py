@@ -32,7 +32,8 @@ class Example:
     cluster: str = ""
 
     def __post_init__(self) -> None:
-        if () in (*self.candidates, self.wrong):
+        answers = self.candidates if self.wrong is None else (*self.candidates, self.wrong)
+        if not all(map(len, answers)):  # a list of none, too
             raise UserError(f"example {self.id!r} has an answer without a token: none is empty")
 
     @cached_property

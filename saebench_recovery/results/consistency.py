@@ -15,13 +15,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import file_size, is_file, is_folder
+from saebench_recovery.base.reading import file_size, is_file, is_folder, reason
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.impossible import impossible
 from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.results.packed import tags
-from saebench_recovery.results.store import RECORDS, RESULT, read_result, read_state
+from saebench_recovery.results.store import RECORDS, RESULT, STATE, read_result, read_state
 from saebench_recovery.schema import (
     Cost,
     Facts,
@@ -102,7 +102,13 @@ def read_beside(result: RunResult, folder: Path) -> tuple[StoredRun | None, list
         except UserError as error:
             lines = "the lines that chunks.jsonl counts"
             unread = [Mismatch(field=RECORDS, stored=lines, found=str(error))]
-    return stored, [*mismatches(result, stored), *unread]
+    found: list[Mismatch] = []
+    try:
+        found += mismatches(result, stored)
+    except (ArithmeticError, ValueError) as error:  # of counts that no run has
+        what = "counts that can be added up"
+        found.append(Mismatch(field=STATE, stored=what, found=reason(error)))
+    return stored, [*found, *unread]
 
 
 def mismatches(result: RunResult, stored: StoredRun | None) -> Iterator[Mismatch]:

@@ -77,10 +77,18 @@ def _curve(row: Row, flips: Sequence[Record]) -> Iterator[Summed]:
 def _added_up(stored: Rate | Mean, known: Sequence[float]) -> Sequence[float]:
     """What a rate or mean of these values says, its interval aside; see `SUMS`."""
     if type(stored) is Rate:
-        return len(known), sum(map(bool, known))
+        # A number is no verdict, whatever it would be taken for.
+        return len(known), sum(known) if set(map(type, known)) <= {bool} else math.nan
     if not known:
         return (0,)
-    return len(known), math.fsum(known) / len(known), median(known), max(known)
+    return len(known), _mean(known), median(known), max(known)
+
+
+def _mean(known: Sequence[float]) -> float:
+    try:
+        return math.fsum(known) / len(known)
+    except OverflowError:  # such numbers no run finds
+        return math.inf
 
 
 def _rounded(held: float | None, found: float) -> bool:

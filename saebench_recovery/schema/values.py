@@ -12,7 +12,7 @@ SCHEMA_VERSION = 2
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**30)]  # more, and it might not fit a float
 
 
 class Stored(Shown, BaseModel):

@@ -16,11 +16,12 @@ from pathlib import Path
 from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress, silent
+from saebench_recovery.base.reading import reason
 from saebench_recovery.results.consistency import (
     StoredRun,
     read_beside,
 )
-from saebench_recovery.results.mismatch import differing
+from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.results.published import (
     entries_in,
     entry_mismatches,
@@ -192,4 +193,8 @@ def _check_rows(stored: StoredRun, findings: Findings) -> None:
             found = aggregate(facts, stored.records.get(row.task, []))
         except UserError:
             continue  # it is among the findings already: a flip is stored twice
+        except (ArithmeticError, ValueError) as error:  # such as rates above 1
+            wrong = Mismatch(task=row.task, field="row", stored="one", found=reason(error))
+            findings.add([wrong])
+            continue
         findings.add(differing("row", row, found, task=row.task))
