@@ -76,8 +76,16 @@ def test_complete_run_on_a_read_only_disk_is_read(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(30, "Read-only file system")
 
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            refuse()
+        return opened(path, flags, *arguments, **options)
+
     (tmp_path / first.identity / ".left.over").touch()
-    for name in ("mkdir", "open", "replace", "unlink", "rename"):
+    monkeypatch.setattr(os, "open", read_only)
+    for name in ("mkdir", "replace", "unlink", "rename"):
         monkeypatch.setattr(os, name, refuse)
     assert run(out=tmp_path) == first
 
