@@ -101,7 +101,7 @@ class Lagrangian(ResidualAttack):
         half and a quarter of the first one's.
         """
         rounds, kind = divmod(number, KINDS)
-        return self.config.lr / (1 if kind == 1 else 2) / 2 ** (rounds % ROUNDS)
+        return self.config.lr / (1 if kind == 1 else 2) * 0.5 ** (rounds % ROUNDS)
 
     def _start(self, problem: Problem, number: int) -> ResidualDelta:
         kind = number % KINDS
