@@ -19,7 +19,7 @@ from saebench_recovery.base.reading import file_size, is_file, is_folder, reason
 from saebench_recovery.results.chunks import evidence_tags, read_chunks
 from saebench_recovery.results.figures import figure_mismatches
 from saebench_recovery.results.impossible import impossible
-from saebench_recovery.results.mismatch import Mismatch, differing
+from saebench_recovery.results.mismatch import ROUNDING, Mismatch, differing
 from saebench_recovery.results.packed import tags
 from saebench_recovery.results.store import RECORDS, RESULT, STATE, read_result, read_state
 from saebench_recovery.schema import (
@@ -35,7 +35,6 @@ from saebench_recovery.scoring.flags import flags
 from saebench_recovery.scoring.suite import is_suite, standings, unbroken, worst_case
 from saebench_recovery.spec import RunSpec
 
-ROUNDING = 1e-9  # relative, of sums that are added up in another order
 COUNTED = ("forward", "backward", "token_layers", "flops")
 # What a row repeats of the facts, and the facts of the spec.
 FROM_FACTS = tuple(

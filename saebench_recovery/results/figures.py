@@ -7,13 +7,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from saebench_recovery.results.mismatch import Mismatch, differing
+from saebench_recovery.results.mismatch import ROUNDING, Mismatch, differing
 from saebench_recovery.schema import Facts, Mean, Rate, Record, Row
 from saebench_recovery.scoring.measures import MEASURES, verdict
 
 Summed = tuple[str, Rate | Mean, Sequence[float]]  # a figure by its place, and what it should say
 SUMS = {Rate: ("n", "k"), Mean: ("n", "mean", "median", "max")}
-ROUNDING = 1e-9  # relative, of a mean that is added up in another order
 BUDGET_ROUNDING = 1e-5  # relative: a perturbation that is clipped has its norm but for this
 
 

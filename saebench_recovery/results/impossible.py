@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from saebench_recovery.results.mismatch import Mismatch
+from saebench_recovery.results.mismatch import ROUNDING, Mismatch
 from saebench_recovery.schema import Mean, Rate, Row
 
-ROUNDING = 1e-9  # relative, of what is added up in another order
 LEAVES = {str, int, float, bool, type(None)}
 # The name of a value inside a row, behind the place of what holds it; none of the row itself.
 Place = tuple["Place", Any] | None

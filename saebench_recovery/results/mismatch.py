@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from saebench_recovery.schema import Stored
 
 LONG = 80  # characters of a value that are shown
+ROUNDING = 1e-9  # relative, of what is added up in another order
 
 
 class Mismatch(Stored):
