@@ -2,10 +2,13 @@
 
 python -m docs.boards           writes boards, figure, external.md, and a board in README.md
 python -m docs.boards --check   fails if they are out of date
+
+Numbers may differ by rounding, as they do between machines: NumPy chooses its code by the CPU.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from docs.external import external
 from saebench_recovery.results.leaderboard import Leaderboard, build
+from saebench_recovery.results.mismatch import same_number
 from saebench_recovery.results.pages import write_boards
 from saebench_recovery.results.report import standing_lines
 from saebench_recovery.results.report.html.write import write_report
@@ -24,6 +28,7 @@ FOLDER = ROOT / "leaderboards"
 HOLDERS = (FOLDER, FOLDER / "gemma-3-270m", FOLDER / "smollm2-135m-instruct")
 FIGURE = "standings-1.svg"
 SHOWN = ("ioi", 5)  # the task in the README, and how many of its defenses
+FLOAT = re.compile(rb"(?<![\w.])-?\d+(?:\.\d+(?:e[-+]?\d+)?|e[-+]?\d+)(?![\w.])")
 START, END = "<!-- board: start -->\n", "<!-- board: end -->\n"
 
 
@@ -57,10 +62,20 @@ def written() -> Iterator[tuple[Path, bytes]]:
     yield ROOT / "README.md", readme(embedded).encode()
 
 
+def alike(one: bytes, other: bytes) -> bool:
+    """Whether two files say the same, but for how their floating-point numbers are rounded."""
+    if one == other:
+        return True
+    numbers, others = FLOAT.findall(one), FLOAT.findall(other)
+    return FLOAT.split(one) == FLOAT.split(other) and all(
+        same_number(float(a), float(b)) for a, b in zip(numbers, others, strict=True)
+    )
+
+
 def main() -> None:
     old = []
     for path, content in written():
-        if not path.is_file() or path.read_bytes() != content:
+        if not path.is_file() or not alike(path.read_bytes(), content):
             old.append(path.relative_to(ROOT).as_posix())
             if "--check" not in sys.argv:
                 path.write_bytes(content)

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from saebench_recovery.results.mismatch import ROUNDING, Mismatch, differing
+from saebench_recovery.results.mismatch import Mismatch, differing
 from saebench_recovery.schema import Facts, Mean, Rate, Record, Row
 from saebench_recovery.scoring.measures import MEASURES, verdict
 
@@ -28,9 +28,8 @@ def figure_mismatches(row: Row, flips: Sequence[Record], facts: Facts) -> Iterat
         kept = vars(stored)  # a model's own attributes take three times as long to look up
         # Of a mean of nothing `added_up` ends with the count.
         for name, found in zip(SUMS[type(stored)], added_up, strict=False):
-            held = kept[name]
-            if held != found and not _rounded(held, found):
-                yield from differing(f"{field}.{name}", held, found, task=row.task)
+            if kept[name] != found:
+                yield from differing(f"{field}.{name}", kept[name], found, task=row.task)
 
 
 def _figures(row: Row, flips: Sequence[Record], facts: Facts) -> Iterator[Summed]:
@@ -88,12 +87,3 @@ def _mean(known: Sequence[float]) -> float:
         return math.fsum(known) / len(known)
     except OverflowError:  # such numbers no run finds
         return math.inf
-
-
-def _rounded(held: float | None, found: float) -> bool:
-    """Whether two means differ by rounding alone; counts are whole and have none."""
-    return (
-        held is not None
-        and isinstance(found, float)
-        and math.isclose(held, found, rel_tol=ROUNDING, abs_tol=1e-12)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from pydantic import BaseModel, Field
 from saebench_recovery.schema import Stored
 
 LONG = 80  # characters of a value that are shown
-ROUNDING = 1e-9  # relative, of what is added up in another order
+# Relative, of what is added up in another order or on another machine: NumPy and SciPy choose
+# their code by what a CPU has.
+ROUNDING = 1e-9
 
 
 class Mismatch(Stored):
@@ -32,7 +35,7 @@ class Mismatch(Stored):
 def differing(
     field: str, stored: Any, found: Any, *, task: str = "", example: str = ""
 ) -> Sequence[Mismatch]:
-    """A mismatch for every leaf in which two values differ."""
+    """A mismatch for every leaf in which two values differ by more than rounding."""
     if stored == found:
         return ()  # most are; making them plain takes longer than all else that reading a run does
     stored, found = _plain(stored), _plain(found)
@@ -44,11 +47,28 @@ def differing(
                 f"{field}.{name}", stored.get(name), found.get(name), task=task, example=example
             )
         ]
-    if stored == found:
+    if _alike(stored, found):
         return ()
     return [
         Mismatch(task=task, example=example, field=field, stored=shown(stored), found=shown(found))
     ]
+
+
+def same_number(one: float, other: float) -> bool:
+    """Whether two numbers differ by rounding alone."""
+    return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=1e-12)
+
+
+def _alike(stored: Any, found: Any) -> bool:
+    """Whether plain values agree: counts and names exactly, other numbers but for rounding."""
+    if isinstance(stored, float) and isinstance(found, float):
+        return same_number(stored, found)
+    if isinstance(stored, list) and isinstance(found, list):
+        return len(stored) == len(found) and all(map(_alike, stored, found))
+    if isinstance(stored, dict) and isinstance(found, dict):
+        same_names = stored.keys() == found.keys()
+        return same_names and all(_alike(value, found[name]) for name, value in stored.items())
+    return bool(stored == found)
 
 
 def shown(value: Any) -> str:

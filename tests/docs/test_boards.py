@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from docs.boards import alike
 from saebench_recovery.protocols.experiment import experiments
 from tests.structure.source import ROOT
 
@@ -17,6 +18,23 @@ def test_the_boards_are_up_to_date() -> None:
     command = [sys.executable, "-m", "docs.boards", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (b'{"low": 0.2519, "k": 7}', b'{"low": 0.25190000000000007, "k": 7}', True),
+        (b"1.5e-07,clamp", b"1.5000000000000001e-07,clamp", True),
+        (b'{"low": 0.2519, "k": 7}', b'{"low": 0.2520, "k": 7}', False),
+        (b'{"flops": 1000000000000}', b'{"flops": 1000000000001}', False),
+        (b'"identity": "1e5f0.25"', b'"identity": "1e5f0.250"', False),
+        (b"0.5", b"0.5,0.5", False),
+    ],
+)
+def test_boards_may_differ_by_the_rounding_of_another_machine(
+    one: bytes, other: bytes, same: bool
+) -> None:
+    assert alike(one, other) is same
 
 
 def test_external_figures_are_those_of_the_protocol() -> None:

@@ -170,6 +170,18 @@ def test_an_edited_document_is_named(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["measures/fidelity/high", "curve/points/0/recovery/low"])
+def test_what_another_machine_rounds_otherwise_holds(
+    folder: Path, on_paper: None, place: str
+) -> None:
+    """Roots and powers are not the same to the last bit on all CPUs."""
+    result = folder / "result.json"
+    edited(result, lambda document: put(document, ROW + place, lambda end: end * (1 + 1e-10)))
+    assert names(verify(folder)) == ""
+    edited(result, lambda document: put(document, ROW + place, lambda end: end * (1 + 1e-7)))
+    assert verify(folder).exit_code == 1
+
+
 def swapped(found: list[str]) -> list[str]:
     return [found[1], found[0], *found[2:]]
 

@@ -184,7 +184,7 @@ def _recomputed(
 
 
 def _check_rows(stored: StoredRun, findings: Findings) -> None:
-    """Each row is what its facts and records add up to, exactly."""
+    """Each row is what its facts and records add up to, but for rounding."""
     for row in stored.result.rows:
         facts = stored.facts.get(row.task)
         if facts is None:
