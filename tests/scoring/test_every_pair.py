@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from saebench_recovery.attacks.auto import Suite
 
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
@@ -44,16 +45,25 @@ PAIRS = [
 every_pair = pytest.mark.parametrize(("defense", "attack", "threat_model", "architecture"), PAIRS)
 
 
+# What must hold of a row does not depend on how long the search is.
+QUICK: dict[str, Any] = {"steps": 8, "latents": 8, "length": 4, "candidates": 8, "queries": 20}
 # A random model's prompts differ at random: here the behaviour lies on the other side.
 OTHER_WAY = ("gemma2", "gemma3")
 
 
 def quick(kind: Kind, name: str, architecture: str) -> Any:
     """A plugin with few steps, and few enough latents to leave a null space."""
-    wanted: dict[str, Any] = {"steps": 8, "latents": 8, "length": 4, "candidates": 8}
+    wanted = dict(QUICK)
     if name == "paired-shift":
         wanted["strength"] = -40.0 if architecture in OTHER_WAY else 40.0
-    fields = type(registry.create(kind, name, {}).config).model_fields
+    made = registry.create(kind, name, {})
+    if isinstance(made, Suite):
+        members = [
+            (one, {k: QUICK.get(k, v) for k, v in said.items()}) for one, said in made.members
+        ]
+        vars(made).update(members=tuple(members))
+        return made
+    fields = type(made.config).model_fields
     return registry.create(kind, name, {k: v for k, v in wanted.items() if k in fields})
 
 
