@@ -15,8 +15,6 @@ from saebench_recovery.attacks._suffix import SuffixAttack
 from torch import Generator, Tensor
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.model.adaptive_batches import AdaptiveBatches
-from saebench_recovery.model.attention import FrozenPrefix
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.replacements import batches_for, evaluated, noted, proposed
 from saebench_recovery.perturbations.retokenise import (
@@ -31,7 +29,6 @@ from saebench_recovery.registry import register_attack
 SPARE = 2  # replacements drawn for each that is tried: some are unstable or drawn twice
 FIRST = 4  # beginnings of a suffix that are looked at together
 LOOKED_AT = 16  # of the best candidates, until one is stable
-TOGETHER = 64  # candidates that make a pass worth its while, if they have to share less
 BATCH = 2**21  # residual numbers of candidates that run at once
 
 
@@ -102,7 +99,7 @@ class GreedyCoordinateGradient(SuffixAttack):
             objective_N, best_NLK, recorded = proposed(part, base_NL, config.topk)
             kept.learn(left, place_N, objective_N)
             candidates = self._candidates(space, here, base_NL, best_NLK, each, step / steps)
-            value_NLB = candidates.values(part, recorded, batches)
+            value_NLB = evaluated(part, candidates.ids, recorded, batches)
             ids_NL, value_N = candidates.best(value_NLB, space.words, here)
             kept.add(left, ids_NL, value_N)
             noted(part, value_N)
@@ -140,18 +137,6 @@ class Candidates:
 
     ids: Tensor
     tried: Tensor
-
-    def values(self, problem: Problem, recorded: FrozenPrefix, batches: AdaptiveBatches) -> Tensor:
-        """Their objectives [N, L, B]; few that begin alike share less, and run with others."""
-        N, L, B, _ = self.ids.shape
-        width = max(1, TOGETHER // (N * B))
-        found = [
-            evaluated(
-                problem, self.ids[:, first : first + width].flatten(1, 2), first, recorded, batches
-            )
-            for first in range(0, L, width)
-        ]
-        return torch.cat(found, 1).view(N, L, B)
 
     def best(self, value_NLB: Tensor, words: Vocabulary, gaps: list[Gap]) -> tuple[Tensor, Tensor]:
         """The best suffix [N, L] of each row that is stable, and its value; -inf if none is."""

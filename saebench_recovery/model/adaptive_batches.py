@@ -24,7 +24,7 @@ class AdaptiveBatches:
     def over(self, total: int, group: int, work: Callable[[Tensor], Tensor]) -> Tensor:
         """Concatenated results of `work(indices)` on all of `total` rows.
 
-        `group` neighbours share something: batchs hold whole groups, if any fits.
+        `group` neighbours share something: batches hold whole groups, or a part of one.
 
         Raises:
             UserError: not even one row fits.
@@ -32,7 +32,8 @@ class AdaptiveBatches:
         done: list[Tensor] = []
         begin = 0
         while begin < total:
-            size = self.rows - self.rows % group if self.rows >= group else self.rows
+            whole = self.rows - self.rows % group
+            size = whole or min(self.rows, group - begin % group)
             try:
                 done.append(work(torch.arange(begin, min(total, begin + size))))
             except torch.OutOfMemoryError:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
-from saebench_recovery.model.packing import Packing
+from saebench_recovery.model.packing import Begun, Packing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Batch:
     every candidate takes a row, appended to the prompt (teacher forcing); `length_R` counts its
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
     change. One whose candidates are single tokens is laid out beside it as it is alone. No score
-    is read of the last `unread` columns, which only end an answer.
+    is read of the last `unread` columns, which only end an answer. Where rows have `begun`, the
+    prefix holds their first tokens, and they are run packed.
     """
 
     examples: tuple[Example, ...]
@@ -52,6 +53,7 @@ class Batch:
     settled_R: Tensor
     apart: bool = False  # every row is run by itself, so that it has a gradient of its own
     unread: int = 0
+    begun: Begun | None = None
 
     @property
     def rows_per_example(self) -> int:
@@ -71,9 +73,10 @@ class Batch:
     @cached_property
     def packing(self) -> Packing | None:
         """How the rows are run; None as they are."""
-        if self.forced_RQ is None or self.apart:
+        if self.begun is None and (self.forced_RQ is None or self.apart):
             return None
-        return Packing.of(self.ids_RQ, self.mask_RQ, self.forced_RQ, self.rows_per_example)
+        forced_RQ = torch.full_like(self.ids_RQ, -1) if self.forced_RQ is None else self.forced_RQ
+        return Packing.of(self.ids_RQ, self.mask_RQ, forced_RQ, self.rows_per_example, self.begun)
 
     @property
     def state_RQ(self) -> Tensor:
@@ -132,10 +135,6 @@ class Batch:
         """The same windows with other tokens at their start."""
         ids_RK = ids_EK.repeat_interleave(self.rows_per_example, 0)
         return replace(self, ids_RQ=torch.cat([ids_RK, self.ids_RQ[:, ids_RK.shape[1] :]], 1))
-
-    def after(self, count: int) -> Batch:
-        """The windows without their first columns, which stand in a longer prefix instead."""
-        return replace(self._cut(slice(count, None)), readout_E=self.readout_E - count)
 
     def before(self, count: int, settled_R: Tensor) -> Batch:
         """The windows' first columns; what the others predict is settled."""

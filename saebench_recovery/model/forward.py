@@ -202,7 +202,7 @@ def _window(
         return _run_window(target, batch, mask_RT, edits, start)
     packed, start = _packed(batch, packing, start)
     edits = {site: packing.around(edit) for site, edit in edits.items()}
-    past = mask_RT.shape[1] - packing.columns
+    past = 0 if start is None else start.prefix.length
     seen_ET = mask_RT.new_ones(len(packed.ids_RQ), past + packing.width)
     with masked(packing, mask_RT):
         return packing.unpacked(_run_window(target, packed, seen_ET, edits, start))

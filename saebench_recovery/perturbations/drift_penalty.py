@@ -53,8 +53,3 @@ class DriftPenalty:
             price_N=self.price_N[index],
             ceiling_N=self.ceiling_N[index],
         )
-
-    def after(self, count: int) -> DriftPenalty:
-        """For windows without their first columns."""
-        z = {site: z_NQS[:, count:] for site, z_NQS in self.z.items()}
-        return replace(self, z=z, counts_NQ=self.counts_NQ[:, count:])

@@ -10,6 +10,7 @@ from torch import Tensor
 from saebench_recovery.model import products
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.attention import FrozenPrefix
+from saebench_recovery.model.packing import Begun
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
@@ -53,27 +54,35 @@ def proposed(problem: Problem, ids_NL: Tensor, count: int) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def evaluated(
-    problem: Problem,
-    ids_NBL: Tensor,
-    first: int,
-    recorded: FrozenPrefix,
-    batches: AdaptiveBatches,
+    problem: Problem, ids_NLBL: Tensor, recorded: FrozenPrefix, batches: AdaptiveBatches
 ) -> Tensor:
-    """Objective [N, B] of suffixes that agree before token `first` with the one recorded.
+    """Objective [N, L, B] of suffixes; those at [:, i] agree before token i with the one recorded.
 
-    The rows of one example share the prompt's keys and values and those of that beginning.
+    The rows of one example share the prompt's keys and values and those of the recorded suffix,
+    and run what is behind their beginning, two in a row: one that begins alike for long beside one
+    that does so for as short a time.
     """
     engine = problem._engine
-    count = 0 if engine.task.pool is not None else first  # a mean needs all that it is over
-    N, B, L = ids_NBL.shape
-    behind = _behind(engine, count, recorded)
-    ids_RK = ids_NBL[:, :, count:].reshape(N * B, L - count)
+    N, L, B, _ = ids_NLBL.shape
+    begun_T = torch.arange(L, device=ids_NLBL.device).repeat_interleave(B)
+    pair_U2 = _pairs(L * B).to(ids_NLBL.device)
+    U, ids_NTL = len(pair_U2), ids_NLBL.flatten(1, 2)
+    behind = _behind(engine, L, recorded)
 
-    def work(row: Tensor) -> Tensor:
-        index = row.to(ids_RK.device)
-        return with_tokens(behind.rows(index // B), ids_RK[index]).objective(None)
+    def work(unit: Tensor) -> Tensor:
+        index = unit.to(ids_NTL.device)
+        row, pair = (index // U).repeat_interleave(2), pair_U2[index % U].flatten()
+        shown = with_tokens(behind.rows(row), ids_NTL[row, pair])
+        begun = begun_T[pair].repeat_interleave(shown.batch.rows_per_example)
+        if engine.task.pool is not None:  # a mean needs all that it is over
+            begun = torch.zeros_like(begun)
+        batch = replace(shown.batch, begun=Begun(begun, L, together=2))
+        return replace(shown, batch=batch).objective(None).view(-1, 2)
 
-    return engine.booked(lambda: batches.over(N * B, B, work)).view(N, B)
+    found_NU2 = engine.booked(lambda: batches.over(N * U, U, work)).view(N, U, 2)
+    value_NT = found_NU2.new_empty(N, L * B)
+    value_NT[:, pair_U2] = found_NU2
+    return value_NT.view(N, L, B)
 
 
 def noted(problem: Problem, objective_N: Tensor) -> None:
@@ -82,28 +91,35 @@ def noted(problem: Problem, objective_N: Tensor) -> None:
 
 
 def batches_for(problem: Problem, numbers: int) -> AdaptiveBatches:
-    """Batches of candidates that hold so many residual numbers.
+    """Batches of pairs of candidates that hold so many residual numbers.
 
     An accelerator that runs out of memory says so; elsewhere batches never grow.
     """
     engine = problem._engine
     _, Q, D = engine.start.resid_RQD.shape
-    rows = numbers // (Q * D * engine.batch.rows_per_example)
+    rows = numbers // (2 * Q * D * engine.batch.rows_per_example)
     on_accelerator = engine.start.resid_RQD.device.type != "cpu"
     return AdaptiveBatches(rows, 2**20 if on_accelerator else rows)
 
 
+def _pairs(count: int) -> Tensor:
+    """The first of so many with the last, and so on [U, 2]; one in the middle with itself."""
+    first_U = torch.arange((count + 1) // 2)
+    return torch.stack([first_U, count - 1 - first_U], 1)
+
+
 def _behind(engine: Engine, count: int, recorded: FrozenPrefix) -> Engine:
-    """The same windows without the suffix's first tokens: those are cached."""
-    if count == 0:
-        return engine
-    prefix = engine.start.prefix.extended(recorded, count, engine.size)
-    mask_NP = engine.start.prefix_mask_EP.repeat_interleave(engine.variants, 0)
-    mask_NP = torch.nn.functional.pad(mask_NP, (0, count), value=True)
-    start = replace(engine.start, prefix=prefix, prefix_mask_EP=mask_NP, at_tokens=True)
-    return replace(
-        engine,
-        batch=engine.batch.after(count),
-        start=start,
-        penalty=engine.penalty and engine.penalty.after(count),
+    """The same windows with the recorded tokens, which so many have, behind each one's prefix."""
+    V, start = engine.variants, engine.start
+    start = replace(
+        start,
+        prefix=start.prefix.extended(recorded, count, engine.size),
+        prefix_mask_EP=start.prefix_mask_EP.repeat_interleave(V, 0),
+        pooled=start.pooled
+        and (
+            start.pooled[0].repeat_interleave(V, 0),
+            start.pooled[1].repeat_interleave(V, 0),
+        ),
+        at_tokens=True,
     )
+    return replace(engine, start=start)

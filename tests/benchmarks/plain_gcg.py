@@ -64,20 +64,19 @@ class PlainPasses:
     def evaluated(
         self,
         problem: Problem,
-        ids_NBL: Tensor,
-        first: int,
+        ids_NLBL: Tensor,
         recorded: FrozenPrefix,
         batches: AdaptiveBatches,
     ) -> Tensor:
         space = SuffixTokens.of(problem)
         tokenizer = space.words.target.tokenizer
         found = []
-        for ids_BT in _whole(space, ids_NBL):
+        for ids_BT in _whole(space, ids_NLBL.flatten(1, 2)):
             for ids_T in ids_BT.tolist():
                 text = tokenizer.decode(ids_T)
                 assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids_T
             found.append(self._margin(problem, input_ids=ids_BT))
-        return torch.stack(found)
+        return torch.stack(found).view(ids_NLBL.shape[:-1])
 
     def _margin(self, problem: Problem, **inputs: Tensor) -> Tensor:
         with self._defended(problem):

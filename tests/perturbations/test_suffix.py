@@ -134,13 +134,32 @@ def test_candidates_that_share_a_beginning_are_whole_candidates(
     objective_N, _, recorded = proposed(problem, base_NL, 4)
     expected_N = from_tokens(problem, suffix_of(problem, base_NL))
     torch.testing.assert_close(objective_N, expected_N, **NEAR)
-    for first in (0, 2, LENGTH - 1):
-        ids_NBL = base_NL[:, None].repeat(1, 2, 1)
-        ids_NBL[:, :, first:] = random_ids(problem.size, 2, LENGTH - first, seed=first)
-        found_NB = evaluated(problem, ids_NBL, first, recorded, AdaptiveBatches(5, 5))
-        for b in range(2):
-            whole_N = from_tokens(problem, suffix_of(problem, ids_NBL[:, b]))
-            torch.testing.assert_close(found_NB[:, b], whole_N, **NEAR)
+    for each, rows in ((1, 40), (3, 4)):
+        ids_NLBL = base_NL[:, None, None].repeat(1, LENGTH, each, 1)
+        for first in range(LENGTH):
+            drawn = random_ids(problem.size, each, LENGTH - first, seed=first)
+            ids_NLBL[:, first, :, first:] = drawn
+        found_NLB = evaluated(problem, ids_NLBL, recorded, AdaptiveBatches(rows, rows))
+        wanted = [
+            from_tokens(problem, suffix_of(problem, ids_NL))
+            for ids_NL in ids_NLBL.flatten(1, 2).unbind(1)
+        ]
+        torch.testing.assert_close(found_NLB.flatten(1), torch.stack(wanted, 1), **NEAR)
+
+
+def test_candidates_run_no_token_that_they_begin_alike_with() -> None:
+    """A pair of those that change first in the first and in the last token, and so on."""
+    problem, each = posed("gpt2"), 2
+    base_NL = random_ids(problem.size, LENGTH)
+    _, _, recorded = proposed(problem, base_NL, 4)
+    ids_NLBL = base_NL[:, None, None].repeat(1, LENGTH, each, 1)
+    meter = Meter()
+    with meter.counting():
+        evaluated(problem, ids_NLBL, recorded, AdaptiveBatches(40, 40))
+    engine = problem._engine
+    N, Q, layers = problem.size, engine.batch.ids_RQ.shape[1], engine.active.target.depth()
+    run = sum(Q - first for first in range(LENGTH))
+    assert meter.token_layers == N * each * run * layers
 
 
 def test_a_pass_that_nobody_watches_leaves_out_the_end_of_answers() -> None:
@@ -272,3 +291,15 @@ def test_batches_shrink_when_memory_runs_out_and_grow_again() -> None:
     fits = 0
     with pytest.raises(UserError, match="does not fit"):
         batches.over(4, 1, work)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(3, [3, 1, 3, 1]), (5, [4, 4]), (9, [8])])
+def test_a_batch_holds_whole_groups_or_a_part_of_one(rows: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+
+    def work(index: Tensor) -> Tensor:
+        seen.append(len(index))
+        return index
+
+    assert AdaptiveBatches(rows, rows).over(8, 4, work).tolist() == list(range(8))
+    assert seen == sizes
