@@ -34,7 +34,7 @@ from saebench_recovery.registry import register_attack
 INSIDE = 0.99  # of a limit: the replay from the tokens rounds differently
 DEAREST = 1e4  # keeps a price finite where the limits cannot be met
 KINDS = 3  # of points to start from: zero, one in the null space, one anywhere
-ROUNDS = 3  # of starts, each with shorter steps; then the first one's come again
+LENGTHS = (1.0, 4.0, 0.5)  # of a round's steps, in those of the first; then these come again
 
 
 @register_attack("lagrangian")
@@ -96,12 +96,12 @@ class Lagrangian(ResidualAttack):
     def _first_step(self, number: int) -> float:
         """The first step of a start, relative to the budget.
 
-        Where long steps overshoot the limits short ones do not, and the other way round: so the
-        steps differ within a round of starts, and those of the second round and the third are a
-        half and a quarter of the first one's.
+        Where long steps overshoot the limits short ones do not, where short ones stall long ones
+        go on, and which are right differs from flip to flip: so they differ within a round of
+        starts, and from round to round.
         """
         rounds, kind = divmod(number, KINDS)
-        return self.config.lr / (1 if kind == 1 else 2) * 0.5 ** (rounds % ROUNDS)
+        return self.config.lr / (1 if kind == 1 else 2) * LENGTHS[rounds % len(LENGTHS)]
 
     def _start(self, problem: Problem, number: int) -> ResidualDelta:
         kind = number % KINDS
