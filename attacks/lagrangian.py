@@ -34,7 +34,7 @@ from saebench_recovery.registry import register_attack
 INSIDE = 0.99  # of a limit: the replay from the tokens rounds differently
 DEAREST = 1e4  # keeps a price finite where the limits cannot be met
 KINDS = 3  # of points to start from: zero, one in the null space, one anywhere
-LENGTHS = (1.0, 4.0, 0.5)  # of a round's steps, in those of the first; then these come again
+LENGTHS = (1, 1 / 4, 1 / 8)  # of a round's steps, in those of the first; then these come again
 
 
 @register_attack("lagrangian")

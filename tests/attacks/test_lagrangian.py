@@ -108,7 +108,7 @@ def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_
     found = attack("lagrangian", lr=0.4)
     assert isinstance(found, Lagrangian)
     assert [found._first_step(number) for number in range(10)] == pytest.approx(
-        [0.2, 0.4, 0.2, 0.8, 1.6, 0.8, 0.1, 0.2, 0.1, 0.2]
+        [0.2, 0.4, 0.2, 0.05, 0.1, 0.05, 0.025, 0.05, 0.025, 0.2]
     )
     setting, flips = flips_under("clamp", found)
     problem, _ = searched(setting, flips)
