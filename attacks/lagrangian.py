@@ -34,6 +34,7 @@ from saebench_recovery.registry import register_attack
 INSIDE = 0.99  # of a limit: the replay from the tokens rounds differently
 DEAREST = 1e4  # keeps a price finite where the limits cannot be met
 KINDS = 3  # of points to start from: zero, one in the null space, one anywhere
+SHORTEST = 30  # start that an allowance is divided into, in steps
 LENGTHS = (1, 1 / 4, 1 / 8)  # of a round's steps, in those of the first; then these come again
 
 
@@ -72,8 +73,8 @@ class Lagrangian(ResidualAttack):
         problem = differentiated(problem, self.config.through)
         found = Found.of(problem, self.config.margin)
         drift = ScoredDrift.of(problem)
-        steps = self._steps(drift)
-        for number in range(self.config.starts):
+        starts, steps = self._afforded(drift)
+        for number in range(starts):
             if not bool(found.wanted_N.any()):
                 break
             rows = problem.groups(found.wanted_N)
@@ -83,15 +84,22 @@ class Lagrangian(ResidualAttack):
             found.close()
         return found.delta
 
-    def _steps(self, drift: ScoredDrift) -> int:
-        """How many each start makes: its own, or those that the allowance (FLOPs a row) pays."""
-        problem = drift.problem
+    def _afforded(self, drift: ScoredDrift) -> tuple[int, int]:
+        """How many starts, and steps of each: its own, or what the allowance (FLOPs a row) pays.
+
+        What it pays goes into few starts rather than into many that get nowhere.
+        """
+        problem, starts = drift.problem, self.config.starts
         if problem.allowance is None:
-            return self.config.steps
+            return starts, self.config.steps
         before = float(problem.spent_N().amax())
         drift.look(problem.zeros(), lambda objective_N, share_NK: objective_N)
         spent = float(problem.spent_N().amax())
-        return max(1, int((problem.allowance - spent) / (spent - before)) // self.config.starts)
+        if spent == before:  # a pooled read-out at the perturbed site runs no block
+            return starts, self.config.steps
+        steps = max(1, int((problem.allowance - spent) / (spent - before)))
+        starts = max(1, min(starts, steps // SHORTEST))
+        return starts, steps // starts
 
     def _first_step(self, number: int) -> float:
         """The first step of a start, relative to the budget.

@@ -65,13 +65,13 @@ def evaluated(
     engine = problem._engine
     N, L, B, _ = ids_NLBL.shape
     begun_T = torch.arange(L, device=ids_NLBL.device).repeat_interleave(B)
-    pair_U2 = _pairs(L * B).to(ids_NLBL.device)
-    U, ids_NTL = len(pair_U2), ids_NLBL.flatten(1, 2)
+    pair_K2 = _pairs(L * B).to(ids_NLBL.device)
+    K, ids_NTL = len(pair_K2), ids_NLBL.flatten(1, 2)
     behind = _behind(engine, L, recorded)
 
     def work(unit: Tensor) -> Tensor:
         index = unit.to(ids_NTL.device)
-        row, pair = (index // U).repeat_interleave(2), pair_U2[index % U].flatten()
+        row, pair = (index // K).repeat_interleave(2), pair_K2[index % K].flatten()
         shown = with_tokens(behind.rows(row), ids_NTL[row, pair])
         begun = begun_T[pair].repeat_interleave(shown.batch.rows_per_example)
         if engine.task.pool is not None:  # a mean needs all that it is over
@@ -79,9 +79,9 @@ def evaluated(
         batch = replace(shown.batch, begun=Begun(begun, L, together=2))
         return replace(shown, batch=batch).objective(None).view(-1, 2)
 
-    found_NU2 = engine.booked(lambda: batches.over(N * U, U, work)).view(N, U, 2)
-    value_NT = found_NU2.new_empty(N, L * B)
-    value_NT[:, pair_U2] = found_NU2
+    found_NK2 = engine.booked(lambda: batches.over(N * K, K, work)).view(N, K, 2)
+    value_NT = found_NK2.new_empty(N, L * B)
+    value_NT[:, pair_K2] = found_NK2
     return value_NT.view(N, L, B)
 
 
@@ -103,9 +103,9 @@ def batches_for(problem: Problem, numbers: int) -> AdaptiveBatches:
 
 
 def _pairs(count: int) -> Tensor:
-    """The first of so many with the last, and so on [U, 2]; one in the middle with itself."""
-    first_U = torch.arange((count + 1) // 2)
-    return torch.stack([first_U, count - 1 - first_U], 1)
+    """The first of so many with the last, and so on [K, 2]; one in the middle with itself."""
+    first_K = torch.arange((count + 1) // 2)
+    return torch.stack([first_K, count - 1 - first_K], 1)
 
 
 def _behind(engine: Engine, count: int, recorded: FrozenPrefix) -> Engine:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from saebench_recovery.attacks.lagrangian import Lagrangian
+from saebench_recovery.attacks.lagrangian import SHORTEST, Lagrangian
 
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.model.meter import Meter
@@ -94,6 +94,31 @@ def test_an_allowance_is_kept() -> None:
     less, found = searched(replace(setting, spec=spec), flips)
     assert float(less.spent_N().amax()) <= 1.2 * allowance
     assert flat(found).norm(dim=1).amax() > 0
+
+
+@pytest.mark.parametrize(("steps", "starts"), [(6, 1), (2 * SHORTEST, 2), (9 * SHORTEST, 4)])
+def test_a_smaller_allowance_goes_into_fewer_starts(steps: int, starts: int) -> None:
+    found = attack("lagrangian", steps=4, starts=4)
+    assert isinstance(found, Lagrangian)
+    meter = Meter()
+    with meter.counting():
+        problem = posed(*flips_under("clamp", found), meter)
+        drift, before = ScoredDrift.of(problem), float(problem.spent_N().amax())
+        drift.look(problem.zeros(), lambda objective_N, share_NK: objective_N)
+        spent = float(problem.spent_N().amax())
+        # Two more for what it looks at first.
+        paid = replace(problem, allowance=spent + (steps + 2) * (spent - before))
+        of_all, of_each = found._afforded(ScoredDrift.of(paid))
+    assert of_all == starts
+    assert steps - starts < of_all * of_each <= steps + 2
+
+
+def test_where_a_step_costs_nothing_an_allowance_pays_for_all() -> None:
+    """As with a read-out that is pooled at the perturbed site; here nothing is counted."""
+    found = attack("lagrangian", steps=4, starts=2)
+    assert isinstance(found, Lagrangian)
+    problem, _ = searched(*flips_under("clamp", found))
+    assert found._afforded(ScoredDrift.of(replace(problem, allowance=1e7))) == (2, 4)
 
 
 def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:

@@ -233,6 +233,11 @@ def test_an_allowance_stops_the_search() -> None:
     assert all(0.3 < spent(9, share * few) / (share * few) < 1.5 for share in (5, 10))
 
 
+def test_where_a_step_costs_nothing_an_allowance_pays_for_all() -> None:
+    """As with a read-out that is pooled at the perturbed site."""
+    assert attack(steps=9)._steps(1e7, [0.0, 0.0]) == 9
+
+
 def test_a_jacobian_too_large_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saebench_recovery.attacks.jacobian.MOST_BYTES", 1000)
     with pytest.raises(UserError, match="method=sketch"):
