@@ -43,8 +43,8 @@ class Lagrangian(ResidualAttack):
     """Climbs from zero, from the null space and from random points; keeps the best allowed delta.
 
     What is cheap at first lets it climb as if nothing were held, and then come back inside the
-    limits. Later starts are for examples that are not done, but that could be if nothing were
-    held: one whose margin was never positive has no way back inside the budget.
+    limits. Later starts are for examples that are not done, but whose margin an earlier one brought
+    above zero, inside the limits or not: the others are given up, as each start costs the same.
     """
 
     class Config(ResidualAttack.Config):
@@ -172,7 +172,7 @@ class Found:
         self.highest_N[rows] = torch.maximum(self.highest_N[rows], look.objective_N)
 
     def close(self) -> None:
-        """After a start: want only what is not done and could be if nothing were held."""
+        """After a start: want only what is not done and has had a positive margin."""
         possible_N = self.highest_N > self.goal_N.clamp(max=0)
         self.wanted_N &= possible_N & (self.objective_N < self.goal_N)
 

@@ -32,8 +32,8 @@ class AdaptiveBatches:
         done: list[Tensor] = []
         begin = 0
         while begin < total:
-            whole = self.rows - self.rows % group
-            size = whole or min(self.rows, group - begin % group)
+            whole, rest = self.rows - self.rows % group, -begin % group
+            size = min(self.rows, rest) if rest else whole or self.rows
             try:
                 done.append(work(torch.arange(begin, min(total, begin + size))))
             except torch.OutOfMemoryError:

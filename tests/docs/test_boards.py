@@ -28,6 +28,9 @@ def test_the_boards_are_up_to_date() -> None:
         (b'{"low": 0.2519, "k": 7}', b'{"low": 0.2520, "k": 7}', False),
         (b'{"flops": 1000000000000}', b'{"flops": 1000000000001}', False),
         (b'"identity": "1e5f0.25"', b'"identity": "1e5f0.250"', False),
+        (b"| 0.99 |", b"| 0.990 |", False),
+        (b"1e-13", b"9e-13", False),
+        (b'"1234e56789012345"', b'"9876e56789012345"', False),
         (b"0.5", b"0.5,0.5", False),
     ],
 )
