@@ -109,9 +109,11 @@ def found_after(flops: float, *, recovered: bool, reached: float, spent: float) 
 def advantage(recovers: float | None, injects: float | None) -> float | None:
     """How much further the way to a wrong answer is than the way back; None if either is unknown.
 
-    Of two median smallest norms. Where recovery needs no perturbation at all, there is no ratio.
+    Of two median smallest norms. Where recovery needs no perturbation at all, or one so small that
+    no float holds the ratio, there is none.
     """
-    return injects / recovers if recovers and injects is not None else None
+    ratio = injects / recovers if recovers and injects is not None else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 @dataclass(frozen=True)
