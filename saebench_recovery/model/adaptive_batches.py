@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 
-PATIENCE = 8  # batchs that must fit before larger ones are tried
+PATIENCE = 8  # batches that must fit before larger ones are tried
 
 
 class AdaptiveBatches:

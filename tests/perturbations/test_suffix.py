@@ -291,15 +291,3 @@ def test_batches_shrink_when_memory_runs_out_and_grow_again() -> None:
     fits = 0
     with pytest.raises(UserError, match="does not fit"):
         batches.over(4, 1, work)
-
-
-@pytest.mark.parametrize(("rows", "sizes"), [(3, [3, 1, 3, 1]), (5, [4, 4]), (9, [8])])
-def test_a_batch_holds_whole_groups_or_a_part_of_one(rows: int, sizes: list[int]) -> None:
-    seen: list[int] = []
-
-    def work(index: Tensor) -> Tensor:
-        seen.append(len(index))
-        return index
-
-    assert AdaptiveBatches(rows, rows).over(8, 4, work).tolist() == list(range(8))
-    assert seen == sizes
