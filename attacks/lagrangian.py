@@ -43,8 +43,9 @@ class Lagrangian(ResidualAttack):
     """Climbs from zero, from the null space and from random points; keeps the best allowed delta.
 
     What is cheap at first lets it climb as if nothing were held, and then come back inside the
-    limits. Later starts are for examples that are not done, but whose margin an earlier one brought
-    above zero, inside the limits or not: the others are given up, as each start costs the same.
+    limits. Later starts are for examples that are not done: whose margin is below its goal or, of a
+    task that generates, whose text does not show the behaviour. Under an allowance, which pays for
+    steps, the margin alone decides.
     """
 
     class Config(ResidualAttack.Config):
@@ -75,13 +76,14 @@ class Lagrangian(ResidualAttack):
         drift = ScoredDrift.of(problem)
         starts, steps = self._afforded(drift)
         for number in range(starts):
+            if number > 0:
+                found.close(problem)
             if not bool(found.wanted_N.any()):
                 break
             rows = problem.groups(found.wanted_N)
             values = {s: v[rows] for s, v in self._start(problem, number).values.items()}
             climb = Climb.of(drift.rows(rows), rows, values, self.config.price)
             self._climb(climb, found, steps, self._first_step(number))
-            found.close()
         return found.delta
 
     def _afforded(self, drift: ScoredDrift) -> tuple[int, int]:
@@ -140,14 +142,12 @@ class Lagrangian(ResidualAttack):
 class Found:
     """The best allowed delta of every row so far, and its objective; minus infinity: none.
 
-    `highest_N` is the largest objective of any delta, allowed or not; `wanted_N` are the rows
-    that a further start may help.
+    `wanted_N` are the rows that are not done.
     """
 
     delta: ResidualDelta
     goal_N: Tensor
     objective_N: Tensor
-    highest_N: Tensor
     wanted_N: Tensor
 
     @classmethod
@@ -155,7 +155,7 @@ class Found:
         nothing_N = torch.full_like(problem.goal_N, -torch.inf)
         wanted_N = torch.ones_like(nothing_N, dtype=torch.bool)
         goal_N = margin * problem.goal_N
-        return cls(problem.zeros(), goal_N, nothing_N, nothing_N.clone(), wanted_N)
+        return cls(problem.zeros(), goal_N, nothing_N, wanted_N)
 
     def unmet(self, rows: Tensor) -> Tensor:
         return self.wanted_N[rows] & (self.objective_N[rows] < self.goal_N[rows])
@@ -169,12 +169,23 @@ class Found:
         for site, values in self.delta.values.items():
             values[rows] = torch.where(better_N[:, None, None], climb.values[site], values[rows])
         self.objective_N[rows] = torch.where(better_N, look.objective_N, best_N)
-        self.highest_N[rows] = torch.maximum(self.highest_N[rows], look.objective_N)
 
-    def close(self) -> None:
-        """After a start: want only what is not done and has had a positive margin."""
-        possible_N = self.highest_N > self.goal_N.clamp(max=0)
-        self.wanted_N &= possible_N & (self.objective_N < self.goal_N)
+    def close(self, problem: Problem) -> None:
+        """Between two starts: want only what is not done."""
+        if problem.generates and problem.allowance is None:
+            self.wanted_N &= ~self._shown(problem)
+            # Whatever the next start finds may show what a better margin did not.
+            self.objective_N.masked_fill_(self.wanted_N, -torch.inf)
+        else:
+            self.wanted_N &= self.objective_N < self.goal_N
+
+    def _shown(self, problem: Problem) -> Tensor:
+        """Bool [N]: of the wanted rows, those whose text shows the behaviour."""
+        found_N = self.wanted_N & (self.objective_N > -torch.inf)
+        index = found_N.nonzero()[:, 0]
+        if index.numel() > 0:
+            found_N[index] = problem.rows(index).behaviour(self.delta.rows(index))
+        return found_N
 
 
 @dataclass

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from saebench_recovery.attacks.lagrangian import SHORTEST, Lagrangian
+from saebench_recovery.attacks.lagrangian import SHORTEST, Found, Lagrangian
 
 from saebench_recovery.interfaces import ResidualDelta
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.drift import within_limits
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.perturbations.scored_drift import ScoredDrift
 from saebench_recovery.scoring.attack_and_score import posed
@@ -127,6 +128,33 @@ def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:
     problem, once = searched(setting, flips)
     _, thrice = searched(more, flips)
     assert (problem.objective(thrice) >= problem.objective(once) - 1e-4).all()
+
+
+def test_a_flip_whose_margin_stays_low_is_tried_again() -> None:
+    """Where the first starts get nowhere a later one, in shorter steps, may find the way back."""
+    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
+    found = Found.of(problem, margin=1.0)
+    found.objective_N = torch.full_like(found.goal_N, -100.0)
+    found.objective_N[0] = found.goal_N[0]
+    found.close(problem)
+    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
+
+
+def test_what_a_model_writes_decides_whether_another_start_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A margin is that of the clean answer's tokens, and the text may yet be another."""
+    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
+    monkeypatch.setattr(Problem, "generates", True)
+    monkeypatch.setattr(Problem, "behaviour", lambda self, delta: torch.arange(self.size) == 0)
+    found = Found.of(problem, margin=1.0)
+    found.objective_N = found.goal_N.clone()
+    found.objective_N[0] /= 2
+    found.close(problem)
+    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
+    assert found.objective_N[1:].isneginf().all()
+    found.close(problem)  # the first is not asked again, and of the others none is allowed
+    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
 
 
 def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_of_points() -> None:
