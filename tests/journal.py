@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class Scored:
         every = self.journal.chunks.values()
         return [record for chunks in every for chunk in chunks for record in chunk.records]
 
-    @property
+    @cached_property
     def row(self) -> Row:
         return aggregate(self.facts, self.records)
 

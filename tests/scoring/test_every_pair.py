@@ -22,10 +22,13 @@ from saebench_recovery.perturbations.evidence import PARTS, is_shared
 from saebench_recovery.perturbations.weights import ChangedWeights
 from saebench_recovery.schema import Mean, Rate, Row
 from saebench_recovery.scoring import statistics
+from saebench_recovery.scoring.evaluate import attacked
 from saebench_recovery.scoring.measures import MEASURES, verdict
+from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.suite import worst_case
+from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.spec import CURVE_BUDGETS, RunSpec, ThreatModel
-from tests.journal import Scored, score
+from tests.journal import MemoryJournal, Scored, quiet, score
 from tests.tiny import ARCHITECTURES, SITES, WIDTH, TinyTask, shared_target
 
 DEFENSES = tuple(BUILT_IN["defense"])
@@ -51,7 +54,7 @@ QUICK: dict[str, Any] = {"steps": 8, "latents": 8, "length": 4, "candidates": 8,
 OTHER_WAY = ("gemma2", "gemma3")
 
 
-def quick(kind: Kind, name: str, architecture: str) -> Any:
+def quick_plugin(kind: Kind, name: str, architecture: str) -> Any:
     """A plugin with few steps, and few enough latents to leave a null space."""
     wanted = dict(QUICK)
     if name == "paired-shift":
@@ -71,12 +74,35 @@ def quick(kind: Kind, name: str, architecture: str) -> Any:
 def scored(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str, seed: int = 0
 ) -> Scored:
-    named: tuple[tuple[Kind, str], ...] = (("defense", defense), ("attack", attack))
-    made, found = (quick(k, n, architecture) for k, n in named)
+    """All attacks meet one fitted defense, as in the cells of a sweep."""
+    fitted = seen(defense, threat_model, architecture)
+    journal = MemoryJournal()
+    found, spec = attacking(attack, architecture), asked(threat_model, seed)
+    return Scored(attacked(fitted, found, spec, journal, quiet), journal)
+
+
+@cache
+def seen(defense: str, threat_model: ThreatModel, architecture: str) -> Undisturbed:
+    """Before any attack; no attack is asked anything for it."""
+    made, found = defending(defense, architecture), attacking("orthogonal", architecture)
+    target, spec = shared_target(architecture), asked(threat_model)
+    return undisturbed(Setting(target, TinyTask(), made, found, spec), quiet)
+
+
+def defending(name: str, architecture: str) -> Defense:
+    made = quick_plugin("defense", name, architecture)
     assert isinstance(made, Defense)
-    assert isinstance(found, Attack)
-    spec = RunSpec(threat_model=threat_model, budget=BUDGET, seed=seed, limit=16)
-    return score(shared_target(architecture), TinyTask(), made, found, spec)
+    return made
+
+
+def attacking(name: str, architecture: str) -> Attack:
+    made = quick_plugin("attack", name, architecture)
+    assert isinstance(made, Attack)
+    return made
+
+
+def asked(threat_model: ThreatModel, seed: int = 0) -> RunSpec:
+    return RunSpec(threat_model=threat_model, budget=BUDGET, seed=seed, limit=16)
 
 
 def rates(row: Row) -> list[Rate]:
@@ -179,12 +205,12 @@ def test_a_constrained_attack_stays_within_the_limits(
     defense: str, attack: str, threat_model: ThreatModel, architecture: str
 ) -> None:
     row = scored(defense, attack, threat_model, architecture).row
-    if not quick("attack", attack, architecture).constrained:
+    if not attacking(attack, architecture).constrained:
         assert (row.constraint.kind, row.constraint.rank) == ("none", 0)
         return
     everywhere = attack == "jacobian"
     assert 0 < row.constraint.rank <= (sum(map(len, row.features.values())) if everywhere else 8)
-    local = quick("defense", defense, architecture).sees_only_latents or threat_model == "post"
+    local = defending(defense, architecture).sees_only_latents or threat_model == "post"
     if len(row.features) > 1 or not local:  # a step of any length leaves the linear regime
         assert row.constraint.kind == "first-order"
         assert row.constraint.note
@@ -243,10 +269,10 @@ def test_stored_perturbations_fit_the_examples(
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_same_seed_gives_the_same_row(attack: str) -> None:
+    """Of one defense that all attacks meet, and of one that is fitted for this attack alone."""
     first = scored("clamp", attack, "reclamp", "gpt2")
-    scored.cache_clear()
-    again = scored("clamp", attack, "reclamp", "gpt2")
-    assert again is not first
+    plugins = defending("clamp", "gpt2"), attacking(attack, "gpt2")
+    again = score(shared_target("gpt2"), TinyTask(), *plugins, asked("reclamp"))
     for one, other in zip(figures(first), figures(again), strict=True):
         # Where a tensor lies in memory can change the order of a sum.
         assert one == (pytest.approx(other, rel=1e-4, abs=1e-5) if type(one) is float else other)
