@@ -13,23 +13,33 @@ import torch
 
 from saebench_recovery import registry, run
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.progress import Progress
 from saebench_recovery.results.consistency import read_consistent
 from saebench_recovery.runs.verify import recompute
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.report import Verification
 from saebench_recovery.runs.verify.verify import runs_in, verify
+from saebench_recovery.scoring import evaluate
+from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.targets.loading import load_target
 from saebench_recovery.targets.target import Target
 from tests.forged import Forger, edited, lines, put
 
-LIMIT = 6  # of `ioi` examples: four valid flips, in chunks of three
-FEW = {"requests": 5, "selection_requests": 24, "retain_requests": 4}
+LIMIT = 4  # of `ioi` examples: as many valid flips, in chunks of three
+# Each replay asks for all prompts many times.
+FEW = {
+    "ioi": {"prompts": LIMIT},
+    "refusal": {"requests": 5, "selection_requests": 24, "retain_requests": 4},
+    "unlearning": {},
+}
+GENUINE: dict[str, Any] = {"limit": LIMIT, "batch_size": 3, "task_config": FEW["ioi"]}
 
 
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("genuine")
-    return out / run(tasks=["ioi"], limit=LIMIT, batch_size=3, out=out).identity
+    return out / run(tasks=["ioi"], out=out, **GENUINE).identity
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after a shorter search."""
     out = tmp_path_factory.mktemp("other")
     few = {"steps": 3}
-    result = run(tasks=["ioi"], limit=LIMIT, batch_size=3, attack_config=few, out=out)
+    result = run(tasks=["ioi"], attack_config=few, out=out, **GENUINE)
     return out / result.identity
 
 
@@ -62,6 +72,32 @@ def loaded() -> Target:
 def replaying(loaded: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model for all."""
     monkeypatch.setattr(recompute, "load_target", lambda *_, **__: loaded)
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[str, Undisturbed]:
+    """By the spec, which a forgery of records, facts and evidence leaves as it is."""
+    return {}
+
+
+@pytest.fixture
+def fitted_once(
+    replaying: None, fits: dict[str, Undisturbed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run says is held to one fit of its defense for all."""
+
+    def once(setting: Setting, progress: Progress) -> Undisturbed:
+        key = setting.spec.model_dump_json()
+        if key not in fits:
+            fits[key] = undisturbed(setting, progress)
+        for plugin, fitted in (
+            (setting.task, fits[key].task),
+            (setting.defense, fits[key].defense),
+        ):
+            vars(plugin).update(vars(fitted))
+        return fits[key]
+
+    monkeypatch.setattr(evaluate, "undisturbed", once)
 
 
 def names(found: Verification) -> str:
@@ -92,17 +128,17 @@ def test_a_sample_is_drawn_by_a_stated_seed(genuine: Path, replaying: None) -> N
         ("ioi", {"attack": "gcg", "attack_config": {"steps": 2}, "limit": 4}),
         ("ioi", {"attack": "soft-suffix", "attack_config": {"steps": 5}, "limit": 4}),
         ("ioi", {"defense": "residual-monitor", "limit": 4, "budget_unit": "relative"}),
-        ("refusal", {"attack": "prefill", "task_config": FEW}),
+        ("refusal", {"attack": "prefill"}),
         ("ioi", {"attack": "relearn", "attack_config": {"steps": 2}, "limit": 4}),
         ("ioi", {"attack": "quantise", "limit": 4}),
-        ("refusal", {"defense": "ablation", "threat_model": "post", "task_config": FEW}),
+        ("refusal", {"defense": "ablation", "threat_model": "post"}),
         ("unlearning", {"defense": "multilayer", "limit": 4}),
     ],
 )
 def test_every_kind_of_perturbation_holds(
     task: str, options: dict[str, Any], tmp_path: Path, replaying: None
 ) -> None:
-    result = run(tasks=[task], out=tmp_path, **options)
+    result = run(tasks=[task], out=tmp_path, task_config=FEW[task], **options)
     found = verify(tmp_path / result.identity)
     assert names(found) == ""
     assert found.flips == found.stored_flips
@@ -334,7 +370,7 @@ def renamed(forger: Forger) -> None:
     ],
 )
 def test_a_careful_forgery_is_named(
-    folder: Path, replaying: None, forge: Callable[[Forger], None], field: str
+    folder: Path, fitted_once: None, forge: Callable[[Forger], None], field: str
 ) -> None:
     forger = Forger(folder)
     forge(forger)
@@ -345,20 +381,20 @@ def test_a_careful_forgery_is_named(
     assert field in names(found)
 
 
-def test_evidence_of_another_run_is_named(folder: Path, other: Path, replaying: None) -> None:
+def test_evidence_of_another_run_is_named(folder: Path, other: Path, fitted_once: None) -> None:
     forger = Forger(folder)
     forger.evidence = Forger(other).evidence
     forger.seal()
     assert "objective_recovered" in names(verify(folder))
 
 
-def test_a_broken_file_of_evidence_is_named(folder: Path, replaying: None) -> None:
+def test_a_broken_file_of_evidence_is_named(folder: Path, fitted_once: None) -> None:
     file = next((folder / "evidence").iterdir())
     file.write_bytes(file.read_bytes()[:-8])
     assert f"evidence/{file.name} sha256" in names(verify(folder))
 
 
-def test_missing_evidence_cannot_be_checked(folder: Path, replaying: None) -> None:
+def test_missing_evidence_cannot_be_checked(folder: Path, fitted_once: None) -> None:
     (folder / "evidence" / "00000.safetensors").unlink()
     found = verify(folder)
     assert found.exit_code == 2
