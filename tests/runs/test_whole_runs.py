@@ -55,6 +55,14 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def ioi(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
+    """A run that tests read, and its folder."""
+    out = tmp_path_factory.mktemp("ioi")
+    result = run(tasks=["ioi"], out=out, limit=LIMIT)
+    return result, out / result.identity
+
+
 def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -84,57 +92,60 @@ def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
     assert path.stat() == written
 
 
-def test_repetition_gives_the_same_numbers(tmp_path: Path) -> None:
-    first = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
+def test_repetition_gives_the_same_numbers(ioi: tuple[RunResult, Path], tmp_path: Path) -> None:
+    first, folder = ioi
+    copied = shutil.copytree(folder, tmp_path / folder.name)
+    before = (copied / "result.json").stat().st_ino
     second = run(tasks=["ioi"], out=tmp_path, limit=LIMIT, force=True)
+    assert (copied / "result.json").stat().st_ino != before  # it was made again
     assert [without_time(row) for row in first.rows] == [without_time(row) for row in second.rows]
 
 
-def test_batch_size_changes_no_verdict(tmp_path: Path) -> None:
-    rows = [
-        first_row(run(tasks=["ioi"], out=tmp_path / str(n), limit=LIMIT, batch_size=n))
-        for n in (1, 7, None)
-    ]
+def test_batch_size_changes_no_verdict(ioi: tuple[RunResult, Path], tmp_path: Path) -> None:
+    others = [run(tasks=["ioi"], out=tmp_path, limit=LIMIT, batch_size=n) for n in (1, 7)]
+    rows = [first_row(result) for result in (ioi[0], *others)]
     assert len({(row.examples.valid, row.recovery.k, row.constrained.k) for row in rows}) == 1
 
 
-def test_prompts_do_not_reach_the_disk(tmp_path: Path) -> None:
-    result = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
+def test_prompts_do_not_reach_the_disk(ioi: tuple[RunResult, Path]) -> None:
+    _, folder = ioi
     names = json.loads(
         (Path(str(resources.files("saebench_recovery.tasks"))) / "data" / "ioi.json").read_text()
     )["names"]
     for file in ("result.json", "run.json", "records.jsonl", "chunks.jsonl"):
-        text = (tmp_path / result.identity / file).read_text()
+        text = (folder / file).read_text()
         assert not [name for name in names if f" {name}" in text]
 
 
 def test_killed_runs_end_bit_identical(tmp_path: Path) -> None:
     """SIGKILL at any moment; one flip a chunk, so that there is much to lose."""
-    words = ["run", "--task", "ioi", "--limit", str(LIMIT), "--batch-size", "1"]
+    words = ["run", "--task", "ioi", "--limit", "8", "--batch-size", "1"]
     command = [sys.executable, "-m", "saebench_recovery", *words]
-    whole = run(tasks=["ioi"], out=tmp_path / "whole", limit=LIMIT, batch_size=1)
+    whole = run(tasks=["ioi"], out=tmp_path / "whole", limit=8, batch_size=1)
     place = tmp_path / "parts" / whole.identity
     log = place / "chunks.jsonl"
-    for wanted in (1, 3, 6):
+    for wanted in (1, 3):
         child = subprocess.Popen([*command, "--out", str(tmp_path / "parts")])
         while child.poll() is None and not (log.exists() and log.read_text().count("\n") >= wanted):
             time.sleep(0.02)
         child.kill()
         child.wait()
         assert log.read_text().count("\n") >= wanted
-    again = run(tasks=["ioi"], out=tmp_path / "parts", limit=LIMIT, batch_size=1)
+    again = run(tasks=["ioi"], out=tmp_path / "parts", limit=8, batch_size=1)
     assert without_time(first_row(again)) == without_time(first_row(whole))
-    for name in ("records.jsonl", *(f"evidence/{i:05d}.safetensors" for i in range(6))):
+    written = [f"evidence/{i:05d}.safetensors" for i in range(first_row(whole).examples.valid)]
+    assert len(written) > 3
+    for name in ("records.jsonl", *written):
         assert (place / name).read_bytes() == (
             tmp_path / "whole" / whole.identity / name
         ).read_bytes()
 
 
-def test_evidence_belongs_to_the_records(tmp_path: Path) -> None:
-    result = run(tasks=["ioi"], out=tmp_path, limit=LIMIT)
-    chunks = read_evidence(tmp_path / result.identity, "ioi", "orthogonal")
+def test_evidence_belongs_to_the_records(ioi: tuple[RunResult, Path]) -> None:
+    result, folder = ioi
+    chunks = read_evidence(folder, "ioi", "orthogonal")
     records = [record for chunk in chunks for record in chunk.records]
-    assert records == read_records(tmp_path / result.identity)
+    assert records == read_records(folder)
     assert len(records) == first_row(result).recovery.n
 
 
