@@ -90,22 +90,29 @@ def test_complete_run_on_a_read_only_disk_is_read(
     assert run(out=tmp_path) == first
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
+    """The identity and the files of a run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        Engine().install(patch.setitem)
+        identity = run(out=out).identity
+    return identity, contents(out / identity)
+
+
 @pytest.mark.parametrize("done", range(ALL + 1))
 def test_interrupted_anywhere_it_ends_bit_identical(
-    engine: Engine, tmp_path: Path, done: int
+    engine: Engine, tmp_path: Path, whole: tuple[str, dict[str, str]], done: int
 ) -> None:
-    whole = run(out=tmp_path / "whole")
-    engine.chunks.clear()
+    identity, files = whole
     stop_at(engine, done, UserError("the model gives NaN"))
     if done < ALL:
         with pytest.raises(UserError, match="NaN"):
-            run(out=tmp_path / "parts")
-        assert not (tmp_path / "parts" / whole.identity / RESULT).exists()
-    result = run(out=tmp_path / "parts")
+            run(out=tmp_path)
+        assert not (tmp_path / identity / RESULT).exists()
+    assert run(out=tmp_path).identity == identity
     assert len(engine.chunks) == ALL  # none twice
-    assert contents(tmp_path / "parts" / result.identity) == contents(
-        tmp_path / "whole" / result.identity
-    )
+    assert contents(tmp_path / identity) == files
 
 
 def test_seconds_add_up(engine: Engine, tmp_path: Path) -> None:
