@@ -59,7 +59,8 @@ class Suite(Attack):
     """Each member attacks what those before it left unbroken inside the constraint limits.
 
     A defense is as strong as the strongest attack that it was tried against (AutoAttack,
-    arXiv 2003.01690). Another suite gets another name, so that results stay comparable.
+    arXiv 2003.01690). Once it is released, another suite gets another name, so that results stay
+    comparable.
     """
 
     members: ClassVar[Members]

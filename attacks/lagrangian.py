@@ -40,12 +40,13 @@ LENGTHS = (1, 1 / 4, 1 / 8)  # of a round's steps, in those of the first; then t
 
 @register_attack("lagrangian")
 class Lagrangian(ResidualAttack):
-    """Climbs from zero, from the null space and from random points; keeps the best allowed delta.
+    """Climbs from zero, from the null space and from random points, up to the limits on drift.
 
     What is cheap at first lets it climb as if nothing were held, and then come back inside the
-    limits. Later starts are for examples that are not done: whose margin is below its goal or, of a
-    task that generates, whose text does not show the behaviour. Under an allowance, which pays for
-    steps, the margin alone decides.
+    limits. Later starts are for examples that are not done, and the best allowed delta of all
+    starts is kept. Of a task that generates an example is done once its text shows the behaviour;
+    until then a start replaces what those before it found, whatever its margin. Under an
+    allowance, which pays for steps, the margin alone decides.
     """
 
     class Config(ResidualAttack.Config):
@@ -142,7 +143,8 @@ class Lagrangian(ResidualAttack):
 class Found:
     """The best allowed delta of every row so far, and its objective; minus infinity: none.
 
-    `wanted_N` are the rows that are not done.
+    Minus infinity also where the text of that delta, which stays until another is found, did not
+    show the behaviour. `wanted_N` are the rows that are not done.
     """
 
     delta: ResidualDelta

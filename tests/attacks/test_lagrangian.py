@@ -123,6 +123,7 @@ def test_where_a_step_costs_nothing_an_allowance_pays_for_all() -> None:
 
 
 def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:
+    """Of a task whose margin decides."""
     setting, flips = flips_under("reconstruction", attack("lagrangian", steps=12, starts=1))
     more = replace(setting, attack=attack("lagrangian", steps=12, starts=3))
     problem, once = searched(setting, flips)
@@ -131,7 +132,7 @@ def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:
 
 
 def test_a_flip_whose_margin_stays_low_is_tried_again() -> None:
-    """Where the first starts get nowhere a later one, in shorter steps, may find the way back."""
+    """A margin far below zero after a start ends nothing."""
     problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
     found = Found.of(problem, margin=1.0)
     found.objective_N = torch.full_like(found.goal_N, -100.0)
@@ -145,16 +146,31 @@ def test_what_a_model_writes_decides_whether_another_start_is_made(
 ) -> None:
     """A margin is that of the clean answer's tokens, and the text may yet be another."""
     problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
+    asked: list[int] = []
+
+    def shown(self: Problem, delta: ResidualDelta) -> torch.Tensor:
+        asked.append(self.size)
+        return torch.arange(self.size) == 0
+
     monkeypatch.setattr(Problem, "generates", True)
-    monkeypatch.setattr(Problem, "behaviour", lambda self, delta: torch.arange(self.size) == 0)
+    monkeypatch.setattr(Problem, "behaviour", shown)
     found = Found.of(problem, margin=1.0)
     found.objective_N = found.goal_N.clone()
     found.objective_N[0] /= 2
     found.close(problem)
     assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
     assert found.objective_N[1:].isneginf().all()
-    found.close(problem)  # the first is not asked again, and of the others none is allowed
-    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
+    found.close(problem)  # the first is done, and of the others none is allowed
+    assert asked == [problem.size]
+
+
+def test_under_an_allowance_the_margin_alone_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
+    monkeypatch.setattr(Problem, "generates", True)
+    found = Found.of(problem, margin=1.0)
+    found.objective_N = found.goal_N.clone()
+    found.close(replace(problem, allowance=1e9))
+    assert not found.wanted_N.any()
 
 
 def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_of_points() -> None:

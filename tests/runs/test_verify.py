@@ -27,7 +27,7 @@ from saebench_recovery.targets.target import Target
 from tests.forged import Forger, edited, lines, put
 
 LIMIT = 4  # of `ioi` examples: as many valid flips, in chunks of three
-# Each replay asks for all prompts many times.
+# Settings of tasks with few prompts: each replay fits anew, which asks for all of them.
 FEW = {
     "ioi": {"prompts": LIMIT},
     "refusal": {"requests": 5, "selection_requests": 24, "retain_requests": 4},

@@ -94,15 +94,15 @@ def test_command_line_gives_real_numbers(tmp_path: Path) -> None:
 
 def test_repetition_gives_the_same_numbers(ioi: tuple[RunResult, Path], tmp_path: Path) -> None:
     first, folder = ioi
-    copied = shutil.copytree(folder, tmp_path / folder.name)
-    before = (copied / "result.json").stat().st_ino
+    kept = shutil.copytree(folder, tmp_path / folder.name)
+    before = (kept / "result.json").stat().st_ino
     second = run(tasks=["ioi"], out=tmp_path, limit=LIMIT, force=True)
-    assert (copied / "result.json").stat().st_ino != before  # it was made again
+    assert (kept / "result.json").stat().st_ino != before  # it was made again
     assert [without_time(row) for row in first.rows] == [without_time(row) for row in second.rows]
 
 
 def test_batch_size_changes_no_verdict(ioi: tuple[RunResult, Path], tmp_path: Path) -> None:
-    others = [run(tasks=["ioi"], out=tmp_path, limit=LIMIT, batch_size=n) for n in (1, 7)]
+    others = [run(tasks=["ioi"], out=tmp_path / str(n), limit=LIMIT, batch_size=n) for n in (1, 7)]
     rows = [first_row(result) for result in (ioi[0], *others)]
     assert len({(row.examples.valid, row.recovery.k, row.constrained.k) for row in rows}) == 1
 
