@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from saebench_recovery import registry
 from saebench_recovery.base.catalogue import Kind
+from saebench_recovery.interfaces import Task
 from saebench_recovery.runs.check import examine_row
 from saebench_recovery.runs.plan import Plan, check_names
 from saebench_recovery.schema import Finding
@@ -18,6 +20,8 @@ FOLDER = Path(__file__).parent
 LIMIT = 64
 STEPS = 12  # of the searches that run
 SITE = "blocks.2.hook_resid_post"
+# Tasks of honest pairs: what one has laid out and fitted serves all defenses.
+_FITTED: dict[str, Task] = {}
 
 
 @cache
@@ -36,8 +40,11 @@ def examined(
     spec = RunSpec(
         defense=defense, attack=attack, tasks=(task,), limit=LIMIT, defense_config=own_site
     )
-    matchups = Plan.of(check_names(spec)).matchups
-    return examine_row(target, next(iter(matchups.values())), spec)
+    matchup = next(iter(Plan.of(check_names(spec)).matchups.values()))
+    named: dict[Kind, str] = {"defense": defense, "attack": attack, "task": task}
+    if all(registry.is_built_in(kind, name) for kind, name in named.items()):
+        matchup = replace(matchup, task=_FITTED.setdefault(task, matchup.task))
+    return examine_row(target, matchup, spec)
 
 
 def of_case(kind: Kind, name: str) -> tuple[Finding, ...]:
