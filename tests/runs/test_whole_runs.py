@@ -119,22 +119,22 @@ def test_prompts_do_not_reach_the_disk(ioi: tuple[RunResult, Path]) -> None:
 
 def test_killed_runs_end_bit_identical(tmp_path: Path) -> None:
     """SIGKILL at any moment; one flip a chunk, so that there is much to lose."""
-    words = ["run", "--task", "ioi", "--limit", "8", "--batch-size", "1"]
+    words = ["run", "--task", "ioi", "--limit", str(LIMIT), "--batch-size", "1"]
     command = [sys.executable, "-m", "saebench_recovery", *words]
-    whole = run(tasks=["ioi"], out=tmp_path / "whole", limit=8, batch_size=1)
+    whole = run(tasks=["ioi"], out=tmp_path / "whole", limit=LIMIT, batch_size=1)
     place = tmp_path / "parts" / whole.identity
     log = place / "chunks.jsonl"
-    for wanted in (1, 3):
+    for wanted in (1, 3, 6):
         child = subprocess.Popen([*command, "--out", str(tmp_path / "parts")])
         while child.poll() is None and not (log.exists() and log.read_text().count("\n") >= wanted):
             time.sleep(0.02)
         child.kill()
         child.wait()
         assert log.read_text().count("\n") >= wanted
-    again = run(tasks=["ioi"], out=tmp_path / "parts", limit=8, batch_size=1)
+    again = run(tasks=["ioi"], out=tmp_path / "parts", limit=LIMIT, batch_size=1)
     assert without_time(first_row(again)) == without_time(first_row(whole))
     written = [f"evidence/{i:05d}.safetensors" for i in range(first_row(whole).examples.valid)]
-    assert len(written) > 3
+    assert len(written) > 6
     for name in ("records.jsonl", *written):
         assert (place / name).read_bytes() == (
             tmp_path / "whole" / whole.identity / name
