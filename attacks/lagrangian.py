@@ -10,6 +10,7 @@ magnitude are right for some example.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -43,10 +44,10 @@ class Lagrangian(ResidualAttack):
     """Climbs from zero, from the null space and from random points, up to the limits on drift.
 
     What is cheap at first lets it climb as if nothing were held, and then come back inside the
-    limits. Later starts are for examples that are not done, and the best allowed delta of all
-    starts is kept. Of a task that generates an example is done once its text shows the behaviour;
-    until then a start replaces what those before it found, whatever its margin. Under an
-    allowance, which pays for steps, the margin alone decides.
+    limits. Later starts, those of a round abreast, are for examples that are not done, and the
+    best allowed delta of all starts is kept. Of a task that generates an example is done once its
+    text shows the behaviour; until then a round replaces what those before it found, whatever its
+    margin. Under an allowance, which pays for steps, the margin alone decides.
     """
 
     class Config(ResidualAttack.Config):
@@ -76,15 +77,15 @@ class Lagrangian(ResidualAttack):
         found = Found.of(problem, self.config.margin)
         drift = ScoredDrift.of(problem)
         starts, steps = self._afforded(drift)
-        for number in range(starts):
-            if number > 0:
+        for abreast in _rounds(starts):
+            if abreast[0] > 0:
                 found.close(problem)
             if not bool(found.wanted_N.any()):
                 break
             rows = problem.groups(found.wanted_N)
-            values = {s: v[rows] for s, v in self._start(problem, number).values.items()}
-            climb = Climb.of(drift.rows(rows), rows, values, self.config.price)
-            self._climb(climb, found, steps, self._first_step(number))
+            tried = found.copies(rows, len(abreast))
+            self._climb(self._climb_from(drift, rows, abreast), tried, steps)
+            found.take(tried, rows)
         return found.delta
 
     def _afforded(self, drift: ScoredDrift) -> tuple[int, int]:
@@ -114,6 +115,19 @@ class Lagrangian(ResidualAttack):
         rounds, kind = divmod(number, KINDS)
         return self.config.lr / (1 if kind == 1 else 2) * LENGTHS[rounds % len(LENGTHS)]
 
+    def _climb_from(self, drift: ScoredDrift, rows: Tensor, abreast: Sequence[int]) -> Climb:
+        """A climb of these rows from several starts, whose copies of a row are neighbours."""
+        problem, copies = drift.problem, len(abreast)
+        starts = [self._start(problem, number).values for number in abreast]
+        values = {
+            site: torch.stack([start[site][rows] for start in starts], 1).flatten(0, 1)
+            for site in starts[0]
+        }
+        of_copies = drift.rows(rows.repeat_interleave(copies))
+        step_S = torch.tensor(list(map(self._first_step, abreast)), device=rows.device)
+        length_N = step_S.repeat(len(rows)) * of_copies.problem.pooled_radius_N
+        return Climb.of(of_copies, values, length_N, self.config.price)
+
     def _start(self, problem: Problem, number: int) -> ResidualDelta:
         kind = number % KINDS
         if kind == 0:
@@ -123,20 +137,30 @@ class Lagrangian(ResidualAttack):
         assert isinstance(drawn, ResidualDelta)
         return drawn
 
-    def _climb(self, climb: Climb, found: Found, steps: int, lr: float) -> None:
+    def _climb(self, climb: Climb, tried: Found, steps: int) -> None:
         for step in range(steps + 1):
-            look = climb.look(found)
-            found.keep(climb, look)
+            look = climb.look(tried)
+            tried.keep(climb, look)
             if step == steps:
                 return
-            length_N = _rate(lr, step, steps) * climb.drift.problem.pooled_radius_N
-            climb.step(look, self.config.rise / steps, length_N)
+            climb.step(look, self.config.rise / steps, _rate(1.0, step, steps))
             if step % LOOK_EVERY == LOOK_EVERY - 1:
-                index = climb.drift.problem.groups(found.unmet(climb.rows))
+                index = climb.drift.problem.groups(tried.unmet(climb.rows))
                 if index.numel() == 0:
                     return
                 if index.numel() <= MOSTLY * climb.rows.numel():
                     climb = climb.of_rows(index)
+
+
+def _rounds(starts: int) -> Iterator[Sequence[int]]:
+    """The starts that are made abreast: the first alone, for it may be enough, then by rounds.
+
+    A step of a few rows costs a small model, and an accelerator, as much as one of many.
+    """
+    yield [0]
+    for first in range(0, starts, KINDS):
+        if abreast := range(max(1, first), min(starts, first + KINDS)):
+            yield abreast
 
 
 @dataclass
@@ -151,6 +175,7 @@ class Found:
     goal_N: Tensor
     objective_N: Tensor
     wanted_N: Tensor
+    abreast: int = 1  # neighbouring copies of a row, one for each of its starts
 
     @classmethod
     def of(cls, problem: Problem, margin: float) -> Self:
@@ -159,8 +184,34 @@ class Found:
         goal_N = margin * problem.goal_N
         return cls(problem.zeros(), goal_N, nothing_N, wanted_N)
 
-    def unmet(self, rows: Tensor) -> Tensor:
-        return self.wanted_N[rows] & (self.objective_N[rows] < self.goal_N[rows])
+    def copies(self, rows: Tensor, abreast: int) -> Self:
+        """Of some rows so many copies each, for which nothing has been found."""
+        index = rows.repeat_interleave(abreast)
+        nothing_N = torch.full_like(self.objective_N[index], -torch.inf)
+        goal_N, wanted_N = self.goal_N[index], self.wanted_N[index]
+        return replace(
+            self,
+            delta=self.delta.rows(index),
+            goal_N=goal_N,
+            objective_N=nothing_N,
+            wanted_N=wanted_N,
+            abreast=abreast,
+        )
+
+    def take(self, tried: Self, rows: Tensor) -> None:
+        """Of each row's copies the best delta, if it is better than what there is."""
+        copy_N = tried.objective_N.view(-1, tried.abreast).argmax(1)
+        best = torch.arange(len(rows), device=rows.device) * tried.abreast + copy_N
+        better = tried.objective_N[best] > self.objective_N[rows]
+        rows, best = rows[better], best[better]
+        self.objective_N[rows] = tried.objective_N[best]
+        for site, values in self.delta.values.items():
+            values[rows] = tried.delta.values[site][best]
+
+    def unmet(self, index: Tensor) -> Tensor:
+        """Bool: of the indexed rows, those that are wanted and of which no copy has its goal."""
+        met_NS = (self.objective_N >= self.goal_N).view(-1, self.abreast)
+        return (self.wanted_N & ~met_NS.any(1).repeat_interleave(self.abreast))[index]
 
     def keep(self, climb: Climb, look: Look) -> None:
         """Keep the deltas that are inside the limits and better than those before them."""
@@ -192,19 +243,26 @@ class Found:
 
 @dataclass
 class Climb:
-    """The rows of a problem that one start still works on."""
+    """The copies of rows, one for each start, that a climb still works on.
+
+    `rows` are their places among all copies of this climb, `length_N` their first steps.
+    """
 
     drift: ScoredDrift
     rows: Tensor
     values: dict[Site, Tensor]
     momentum: dict[Site, Tensor]
+    length_N: Tensor
     price_NK: Tensor
 
     @classmethod
-    def of(cls, drift: ScoredDrift, rows: Tensor, values: dict[Site, Tensor], price: float) -> Self:
+    def of(
+        cls, drift: ScoredDrift, values: dict[Site, Tensor], length_N: Tensor, price: float
+    ) -> Self:
         momentum = {s: torch.zeros_like(v) for s, v in values.items()}
+        rows = torch.arange(len(length_N), device=length_N.device)
         price_NK = torch.full((len(rows), drift.shares), price, device=rows.device)
-        return cls(drift, rows, values, momentum, price_NK)
+        return cls(drift, rows, values, momentum, length_N, price_NK)
 
     def look(self, found: Found) -> Look:
         """At the objective up to its goal, less what the drift costs: a price for each limit."""
@@ -218,11 +276,11 @@ class Climb:
         delta = ResidualDelta(self.values, self.drift.problem.positions_NP)
         return self.drift.look(delta, aim)
 
-    def step(self, look: Look, rise: float, length_N: Tensor) -> None:
+    def step(self, look: Look, rise: float, rate: float) -> None:
         # A price changes by at most exp(rise): a drift of a hundred limits is not urgent by that.
         factor_NK = torch.exp(rise * (look.share_NK - 1).clamp(max=1))
         self.price_NK = (self.price_NK * factor_NK).clamp(max=DEAREST)
-        moved = _step(self.values, look.gradient, self.momentum, length_N)
+        moved = _step(self.values, look.gradient, self.momentum, rate * self.length_N)
         self.values = self.drift.problem.project(moved)
 
     def of_rows(self, index: Tensor) -> Self:
@@ -236,5 +294,6 @@ class Climb:
             rows=rows,
             values=values,
             momentum=momentum,
+            length_N=self.length_N[index],
             price_NK=self.price_NK[index],
         )

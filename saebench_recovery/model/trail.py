@@ -29,8 +29,8 @@ class Trail:
         self.first_N = torch.full_like(self.spent_N, torch.inf)
 
     def spend(self, row_N: Tensor, flops: float) -> None:
-        """Add work that cost so many FLOPs a row."""
-        self.spent_N[row_N] += flops
+        """Add work that cost so many FLOPs a row; one may be among them several times."""
+        self.spent_N.index_add_(0, row_N, torch.full_like(self.spent_N[row_N], flops))
 
     def begin(self, row_N: Tensor, flops: float) -> None:
         """A search of these rows begins, at so many FLOPs of its meter."""
@@ -52,4 +52,4 @@ class Trail:
             if len(new):
                 self.kept.append((row_N[new], perturbation.rows(new)))
         now_N = torch.where(reached_N, self.spent_N[row_N], torch.inf)
-        self.first_N[row_N] = torch.minimum(self.first_N[row_N], now_N)
+        self.first_N.scatter_reduce_(0, row_N, now_N, "amin")

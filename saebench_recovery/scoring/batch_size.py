@@ -18,15 +18,17 @@ CHUNKS = 5  # of a task at least: one of them is what a kill costs
 LEAST_FLIPS = 12  # of a chunk: with fewer, a step of a small model costs as much
 
 
-def flips_of_a_chunk(setting: Setting, flips: Sequence[Flip], room: int) -> int:
+def flips_of_a_chunk(setting: Setting, flips: int, room: int, of_task: int) -> int:
     """Flips that are attacked together, and lost together by a kill, where `room` fit.
 
-    On an accelerator all that fit: what smaller chunks cost there has not been measured.
+    `flips` are all that the attack is tried on; a suite's later member is tried on few of the
+    task's. On an accelerator all that fit: what smaller chunks cost there has not been measured.
     """
     if setting.target.device != "cpu":
         return room
-    chunks = max(CHUNKS, math.ceil(len(flips) / room))
-    return min(room, max(LEAST_FLIPS, math.ceil(len(flips) / chunks)))
+    most = min(room, max(LEAST_FLIPS, math.ceil(of_task / CHUNKS)))
+    chunks = math.ceil(flips / most)  # of equal size
+    return math.ceil(flips / chunks) if chunks else most
 
 
 def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:

@@ -66,7 +66,7 @@ def taken_turns(
         remaining = [flip for flip in flips if flip.example.id in left]
         own = written[name] = []
         try:
-            for chunk in _chunks(member, learned, remaining, journal, told):
+            for chunk in _chunks(member, learned, remaining, len(flips), journal, told):
                 own.append(chunk)
         except MemberError as failed:
             failures[name] = str(failed)
@@ -87,10 +87,13 @@ def _chunks(
     setting: Setting,
     learned: Sequence[Flip],
     flips: Sequence[Flip],
+    of_task: int,
     journal: Journal,
     progress: Progress,
 ) -> Iterator[Written]:
     """Attack and score flips in chunks that fit the memory, after what it learned from others.
+
+    They are some of the task's, of which there are `of_task`.
 
     Chunks that the journal holds come first; a last one without records has the cost of learning.
 
@@ -115,7 +118,7 @@ def _chunks(
             refuse(check_member(setting, flips[:1]))
         setting.measure()
         room = setting.spec.batch_size or flips_that_fit(setting, flips)
-        size = setting.spec.batch_size or flips_of_a_chunk(setting, flips, room)
+        size = setting.spec.batch_size or flips_of_a_chunk(setting, len(flips), room, of_task)
         if learned:
             with learning.counting():
                 attack.fit(posed(setting.handed_out(), learned[:room], learning).shuffled()[0])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saebench_recovery.attacks import lagrangian
 from saebench_recovery.attacks.lagrangian import SHORTEST, Found, Lagrangian
 
 from saebench_recovery.interfaces import ResidualDelta
@@ -129,6 +130,50 @@ def test_prices_start_over_for_each_start_and_later_starts_only_help() -> None:
     problem, once = searched(setting, flips)
     _, thrice = searched(more, flips)
     assert (problem.objective(thrice) >= problem.objective(once) - 1e-4).all()
+
+
+def test_starts_abreast_find_what_they_find_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a goal beyond reach no start ends another; each row pays for all of its own."""
+    setting, flips = flips_under(
+        "reconstruction", attack("lagrangian", steps=12, starts=6, margin=100.0)
+    )
+    problem, abreast = searched(setting, flips)
+    monkeypatch.setattr(lagrangian, "_rounds", lambda starts: [[n] for n in range(starts)])
+    single, in_turn = searched(setting, flips)
+    gap_N = (flat(abreast) - flat(in_turn)).norm(dim=1)
+    # Rounding differs with the batch, and an ascent amplifies it.
+    assert (gap_N <= 0.05 * flat(in_turn).norm(dim=1) + 1e-6).float().mean() >= 0.9
+    torch.testing.assert_close(problem.spent_N(), single.spent_N(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("starts", "rounds"),
+    [(1, [[0]]), (2, [[0], [1]]), (3, [[0], [1, 2]]), (7, [[0], [1, 2], [3, 4, 5], [6]])],
+)
+def test_the_first_start_is_alone_and_those_of_a_round_are_abreast(
+    starts: int, rounds: list[list[int]]
+) -> None:
+    assert [list(abreast) for abreast in lagrangian._rounds(starts)] == rounds
+
+
+def test_of_starts_abreast_the_best_is_kept_and_one_at_its_goal_ends_the_others() -> None:
+    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
+    found = Found.of(problem, margin=1.0)
+    rows = torch.tensor([0, 2])
+    tried = found.copies(rows, 2)
+    goal = float(found.goal_N[2])
+    tried.objective_N = torch.tensor([-2.0, -1.0, goal, goal - 1])
+    for site, values in tried.delta.values.items():
+        tried.delta.values[site] = values + torch.arange(4.0)[:, None, None]
+    assert tried.unmet(torch.arange(4)).tolist() == [True, True, False, False]
+    found.objective_N[0] = -1.5
+    found.take(tried, rows)
+    assert found.objective_N[rows].tolist() == pytest.approx([-1.0, goal])
+    assert [float(v[rows][0].mean()) for v in found.delta.values.values()] == [1.0]
+    assert [float(v[rows][1].mean()) for v in found.delta.values.values()] == [2.0]
+    found.objective_N[0] = 5.0  # better than any copy: it stays
+    found.take(tried, rows)
+    assert float(found.objective_N[0]) == 5.0
 
 
 def test_a_flip_whose_margin_stays_low_is_tried_again() -> None:

@@ -59,6 +59,14 @@ def test_the_first_time_is_kept() -> None:
     assert trail.first_N.tolist() == [10.0, 5.0, torch.inf]
 
 
+def test_a_row_that_is_searched_from_two_starts_at_once_pays_for_both() -> None:
+    trail, copies = Trail(2, "cpu"), torch.tensor([0, 0, 1])
+    trail.spend(copies, 5.0)
+    assert trail.spent_N.tolist() == [10.0, 5.0]
+    trail.reach(copies, torch.tensor([True, False, False]))
+    assert trail.first_N.tolist() == [10.0, torch.inf]
+
+
 def test_what_no_row_was_booked_for_is_borne_by_the_rows_that_search() -> None:
     with searching() as (problem, meter):
         part = problem.rows(torch.arange(2))

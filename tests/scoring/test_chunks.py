@@ -15,18 +15,20 @@ def on(device: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("flips", "room", "chunk"),
+    ("flips", "room", "of_task", "chunk"),
     [
-        (245, 256, 49),
-        (127, 21, 19),  # seven chunks are needed anyhow: equal ones
-        (60, 256, 12),
-        (59, 256, 12),  # with fewer than twelve, steps cost as much
-        (8, 256, 12),
-        (245, 4, 4),
-        (0, 1, 1),
+        (245, 256, 245, 49),
+        (127, 21, 127, 19),  # seven chunks are needed anyhow: equal ones
+        (60, 256, 60, 12),
+        (59, 256, 59, 12),  # with fewer than twelve, steps cost as much
+        (8, 256, 8, 8),
+        (245, 4, 245, 4),
+        (0, 1, 0, 1),
+        (111, 256, 245, 37),  # what a suite's last member is tried on, beside what it is a part of
     ],
 )
-def test_of_a_chunk_are_a_fifth_or_what_fits(flips: int, room: int, chunk: int) -> None:
-    found: Any = [None] * flips
-    assert flips_of_a_chunk(on("cpu"), found, room) == chunk
-    assert flips_of_a_chunk(on("cuda:0"), found, room) == room
+def test_of_a_chunk_are_a_fifth_of_the_tasks_or_what_fits(
+    flips: int, room: int, of_task: int, chunk: int
+) -> None:
+    assert flips_of_a_chunk(on("cpu"), flips, room, of_task) == chunk
+    assert flips_of_a_chunk(on("cuda:0"), flips, room, of_task) == room
