@@ -78,14 +78,12 @@ class Lagrangian(ResidualAttack):
         drift = ScoredDrift.of(problem)
         starts, steps = self._afforded(drift)
         for abreast in _rounds(starts):
-            if abreast[0] > 0:
-                found.close(problem)
             if not bool(found.wanted_N.any()):
                 break
             rows = problem.groups(found.wanted_N)
-            tried = found.copies(rows, len(abreast))
-            self._climb(self._climb_from(drift, rows, abreast), tried, steps)
-            found.take(tried, rows)
+            climb, tried = self._climb_from(drift, rows, abreast), found.copies(rows, len(abreast))
+            self._climb(climb, tried, steps)
+            found.take(tried, rows, tried.done(climb.drift.problem))
         return found.delta
 
     def _afforded(self, drift: ScoredDrift) -> tuple[int, int]:
@@ -167,14 +165,16 @@ def _rounds(starts: int) -> Iterator[Sequence[int]]:
 class Found:
     """The best allowed delta of every row so far, and its objective; minus infinity: none.
 
-    Minus infinity also where the text of that delta, which stays until another is found, did not
-    show the behaviour. `wanted_N` are the rows that are not done.
+    Where a task generates, its text decides (`by_text`): minus infinity also for a delta whose text
+    does not show the behaviour, which stays until another is found. `wanted_N` are the rows that
+    are not done.
     """
 
     delta: ResidualDelta
     goal_N: Tensor
     objective_N: Tensor
     wanted_N: Tensor
+    by_text: bool
     abreast: int = 1  # neighbouring copies of a row, one for each of its starts
 
     @classmethod
@@ -182,7 +182,8 @@ class Found:
         nothing_N = torch.full_like(problem.goal_N, -torch.inf)
         wanted_N = torch.ones_like(nothing_N, dtype=torch.bool)
         goal_N = margin * problem.goal_N
-        return cls(problem.zeros(), goal_N, nothing_N, wanted_N)
+        by_text = problem.generates and problem.allowance is None
+        return cls(problem.zeros(), goal_N, nothing_N, wanted_N, by_text)
 
     def copies(self, rows: Tensor, abreast: int) -> Self:
         """Of some rows so many copies each, for which nothing has been found."""
@@ -198,15 +199,23 @@ class Found:
             abreast=abreast,
         )
 
-    def take(self, tried: Self, rows: Tensor) -> None:
-        """Of each row's copies the best delta, if it is better than what there is."""
-        copy_N = tried.objective_N.view(-1, tried.abreast).argmax(1)
+    def take(self, tried: Self, rows: Tensor, done_N: Tensor) -> None:
+        """Of each row's copies the best delta, if it is better than what there is.
+
+        Those that are done come first, and what is done is not wanted any more.
+        """
+        done_NS = done_N.view(-1, tried.abreast)
+        late_NS = done_NS.any(1, keepdim=True) & ~done_NS
+        copy_N = tried.objective_N.view_as(done_NS).masked_fill(late_NS, -torch.inf).argmax(1)
         best = torch.arange(len(rows), device=rows.device) * tried.abreast + copy_N
-        better = tried.objective_N[best] > self.objective_N[rows]
-        rows, best = rows[better], best[better]
-        self.objective_N[rows] = tried.objective_N[best]
+        better_N = tried.objective_N[best] > self.objective_N[rows]
+        rows, best = rows[better_N], best[better_N]
         for site, values in self.delta.values.items():
             values[rows] = tried.delta.values[site][best]
+        # What does not show it counts as not found: any other delta may, whatever its margin.
+        lost_N = ~done_N[best] & self.by_text
+        self.objective_N[rows] = tried.objective_N[best].masked_fill(lost_N, -torch.inf)
+        self.wanted_N[rows] &= ~done_N[best]
 
     def unmet(self, index: Tensor) -> Tensor:
         """Bool: of the indexed rows, those that are wanted and of which no copy has its goal."""
@@ -223,22 +232,15 @@ class Found:
             values[rows] = torch.where(better_N[:, None, None], climb.values[site], values[rows])
         self.objective_N[rows] = torch.where(better_N, look.objective_N, best_N)
 
-    def close(self, problem: Problem) -> None:
-        """Between two starts: want only what is not done."""
-        if problem.generates and problem.allowance is None:
-            self.wanted_N &= ~self._shown(problem)
-            # Whatever the next start finds may show what a better margin did not.
-            self.objective_N.masked_fill_(self.wanted_N, -torch.inf)
-        else:
-            self.wanted_N &= self.objective_N < self.goal_N
-
-    def _shown(self, problem: Problem) -> Tensor:
-        """Bool [N]: of the wanted rows, those whose text shows the behaviour."""
-        found_N = self.wanted_N & (self.objective_N > -torch.inf)
-        index = found_N.nonzero()[:, 0]
+    def done(self, problem: Problem) -> Tensor:
+        """Bool [N]: the rows that have their goal, or (`by_text`) whose text shows it."""
+        if not self.by_text:
+            return self.objective_N >= self.goal_N
+        shown_N = self.wanted_N & (self.objective_N > -torch.inf)
+        index = shown_N.nonzero()[:, 0]
         if index.numel() > 0:
-            found_N[index] = problem.rows(index).behaviour(self.delta.rows(index))
-        return found_N
+            shown_N[index] = problem.rows(index).behaviour(self.delta.rows(index))
+        return shown_N
 
 
 @dataclass

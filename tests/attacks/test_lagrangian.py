@@ -156,66 +156,80 @@ def test_the_first_start_is_alone_and_those_of_a_round_are_abreast(
     assert [list(abreast) for abreast in lagrangian._rounds(starts)] == rounds
 
 
-def test_of_starts_abreast_the_best_is_kept_and_one_at_its_goal_ends_the_others() -> None:
+def found_for(copies: int) -> tuple[Problem, Found, Found, torch.Tensor]:
+    """What is found for a problem, and for copies of its rows 0 and 2, no two of them alike."""
     problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
-    found = Found.of(problem, margin=1.0)
-    rows = torch.tensor([0, 2])
-    tried = found.copies(rows, 2)
+    found, rows = Found.of(problem, margin=1.0), torch.tensor([0, 2])
+    tried = found.copies(rows, copies)
+    number = torch.arange(2.0 * copies)[:, None, None]
+    values = {site: value + number for site, value in tried.delta.values.items()}
+    tried.delta = replace(tried.delta, values=values)
+    return problem, found, tried, rows
+
+
+def copy_of(found: Found, row: int) -> float:
+    """Which copy's delta is kept for a row."""
+    (values,) = found.delta.values.values()
+    return float(values[row].mean())
+
+
+def test_of_starts_abreast_the_best_is_kept_and_one_at_its_goal_ends_the_others() -> None:
+    problem, found, tried, rows = found_for(copies=2)
     goal = float(found.goal_N[2])
     tried.objective_N = torch.tensor([-2.0, -1.0, goal, goal - 1])
-    for site, values in tried.delta.values.items():
-        tried.delta.values[site] = values + torch.arange(4.0)[:, None, None]
     assert tried.unmet(torch.arange(4)).tolist() == [True, True, False, False]
     found.objective_N[0] = -1.5
-    found.take(tried, rows)
+    found.take(tried, rows, tried.done(problem))
     assert found.objective_N[rows].tolist() == pytest.approx([-1.0, goal])
-    assert [float(v[rows][0].mean()) for v in found.delta.values.values()] == [1.0]
-    assert [float(v[rows][1].mean()) for v in found.delta.values.values()] == [2.0]
+    assert [copy_of(found, row) for row in (0, 2)] == [1, 2]
+    assert found.wanted_N.tolist() == [n != 2 for n in range(problem.size)]
     found.objective_N[0] = 5.0  # better than any copy: it stays
-    found.take(tried, rows)
+    found.take(tried, rows, tried.done(problem))
     assert float(found.objective_N[0]) == 5.0
 
 
 def test_a_flip_whose_margin_stays_low_is_tried_again() -> None:
     """A margin far below zero after a start ends nothing."""
-    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
-    found = Found.of(problem, margin=1.0)
-    found.objective_N = torch.full_like(found.goal_N, -100.0)
-    found.objective_N[0] = found.goal_N[0]
-    found.close(problem)
-    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
+    problem, found, tried, rows = found_for(copies=1)
+    tried.objective_N = torch.full_like(tried.goal_N, -100.0)
+    found.take(tried, rows, tried.done(problem))
+    assert found.wanted_N.all()
 
 
-def test_what_a_model_writes_decides_whether_another_start_is_made(
+def test_what_a_model_writes_decides_what_is_kept_and_whether_another_start_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A margin is that of the clean answer's tokens, and the text may yet be another."""
-    problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
     asked: list[int] = []
 
     def shown(self: Problem, delta: ResidualDelta) -> torch.Tensor:
         asked.append(self.size)
-        return torch.arange(self.size) == 0
+        return torch.arange(self.size) == 1
 
     monkeypatch.setattr(Problem, "generates", True)
     monkeypatch.setattr(Problem, "behaviour", shown)
-    found = Found.of(problem, margin=1.0)
-    found.objective_N = found.goal_N.clone()
-    found.objective_N[0] /= 2
-    found.close(problem)
-    assert found.wanted_N.tolist() == [False] + [True] * (problem.size - 1)
-    assert found.objective_N[1:].isneginf().all()
-    found.close(problem)  # the first is done, and of the others none is allowed
-    assert asked == [problem.size]
+    _, found, tried, rows = found_for(copies=2)
+    part = posed(*flips_under("clamp", attack("lagrangian")), Meter()).rows(torch.arange(4))
+    asked.clear()  # of the search that made them
+    goal = float(found.goal_N[0])
+    tried.objective_N = torch.tensor([goal, goal / 2, goal, -torch.inf])
+    found.take(tried, rows, tried.done(part))
+    assert asked == [3]  # a copy without an allowed delta is not asked
+    assert copy_of(found, 0) == 1  # its text shows the behaviour, that of the better margin not
+    assert not found.wanted_N[0]
+    assert copy_of(found, 2) == 2
+    assert found.wanted_N[2]
+    assert found.objective_N[2].isneginf()  # whatever is allowed takes its place
 
 
 def test_under_an_allowance_the_margin_alone_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _ = searched(*flips_under("clamp", attack("lagrangian", steps=1, starts=1)))
     monkeypatch.setattr(Problem, "generates", True)
-    found = Found.of(problem, margin=1.0)
+    assert Found.of(problem, margin=1.0).by_text
+    paid = replace(problem, allowance=1e9)
+    found = Found.of(paid, margin=1.0)
     found.objective_N = found.goal_N.clone()
-    found.close(replace(problem, allowance=1e9))
-    assert not found.wanted_N.any()
+    assert found.done(paid).all()
 
 
 def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_of_points() -> None:
