@@ -33,7 +33,15 @@ TOKENS = {
     "coordinates": 4,
     "buffer": 4,
 }
-PRICED = {"steps": 300, "starts": 9, "lr": 0.4, "price": 0.003, "rise": 5.0, "margin": 1.0}
+PRICED = {
+    "steps": 300,
+    "starts": 9,
+    "refinements": 2,
+    "lr": 0.4,
+    "price": 0.003,
+    "rise": 5.0,
+    "margin": 1.0,
+}
 CONFIRMED = {"through": "confirmed"}
 V1: Members = (
     ("random-direction", TASK),

@@ -10,7 +10,7 @@ magnitude are right for some example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -37,6 +37,7 @@ DEAREST = 1e4  # keeps a price finite where the limits cannot be met
 KINDS = 3  # of points to start from: zero, one in the null space, one anywhere
 SHORTEST = 30  # start that an allowance is divided into, in steps
 LENGTHS = (1, 1 / 4, 1 / 8)  # of a round's steps, in those of the first; then these come again
+REFINED = (1 / 4, 1 / 20)  # the same of climbs from the best that was found
 
 
 @register_attack("lagrangian")
@@ -47,7 +48,8 @@ class Lagrangian(ResidualAttack):
     limits. Later starts, those of a round abreast, are for examples that are not done, and the
     best allowed delta of all starts is kept. Of a task that generates an example is done once its
     text shows the behaviour; until then a round replaces what those before it found, whatever its
-    margin. Under an allowance, which pays for steps, the margin alone decides.
+    margin. Under an allowance, which pays for steps, the margin alone decides. Refinements go on
+    from the best delta with prices that are low again, which frees what a start has settled into.
     """
 
     class Config(ResidualAttack.Config):
@@ -57,6 +59,12 @@ class Lagrangian(ResidualAttack):
             ge=1,
             le=100,
             description="from zero, the null space, a random point, and so on",
+        )
+        refinements: int = Field(
+            default=0,
+            ge=0,
+            le=100,
+            description="further climbs, each from the best that was found, in short steps",
         )
         lr: float = Field(default=0.1, gt=0, description="first step, relative to the budget")
         price: float = Field(
@@ -72,36 +80,42 @@ class Lagrangian(ResidualAttack):
 
     config: Config
 
+    @property
+    def abreast(self) -> int:
+        return KINDS
+
     def search(self, problem: Problem) -> ResidualDelta:
         problem = differentiated(problem, self.config.through)
         found = Found.of(problem, self.config.margin)
         drift = ScoredDrift.of(problem)
-        starts, steps = self._afforded(drift)
-        for abreast in _rounds(starts):
+        climbs, steps = self._afforded(drift)
+        for abreast in _rounds(min(climbs, self.config.starts), climbs):
             if not bool(found.wanted_N.any()):
                 break
             rows = problem.groups(found.wanted_N)
-            climb, tried = self._climb_from(drift, rows, abreast), found.copies(rows, len(abreast))
+            starts = [self._start(problem, number, found).values for number in abreast]
+            climb = self._climb_from(drift, rows, abreast, starts)
+            tried = found.copies(rows, len(abreast))
             self._climb(climb, tried, steps)
             found.take(tried, rows, tried.done(climb.drift.problem))
         return found.delta
 
     def _afforded(self, drift: ScoredDrift) -> tuple[int, int]:
-        """How many starts, and steps of each: its own, or what the allowance (FLOPs a row) pays.
+        """How many climbs, and steps of each: its own, or what the allowance (FLOPs a row) pays.
 
-        What it pays goes into few starts rather than into many that get nowhere.
+        What it pays goes into few climbs rather than into many that get nowhere.
         """
-        problem, starts = drift.problem, self.config.starts
+        problem, climbs = drift.problem, self.config.starts + self.config.refinements
         if problem.allowance is None:
-            return starts, self.config.steps
+            return climbs, self.config.steps
         before = float(problem.spent_N().amax())
         drift.look(problem.zeros(), lambda objective_N, share_NK: objective_N)
         spent = float(problem.spent_N().amax())
         if spent == before:  # a pooled read-out at the perturbed site runs no block
-            return starts, self.config.steps
+            return climbs, self.config.steps
         steps = max(1, int((problem.allowance - spent) / (spent - before)))
-        starts = max(1, min(starts, steps // SHORTEST))
-        return starts, steps // starts
+        climbs = max(1, min(climbs, steps // SHORTEST))
+        return climbs, steps // climbs
 
     def _first_step(self, number: int) -> float:
         """The first step of a start, relative to the budget.
@@ -110,23 +124,31 @@ class Lagrangian(ResidualAttack):
         go on, and which are right differs from flip to flip: so they differ within a round of
         starts, and from round to round.
         """
+        if (again := number - self.config.starts) >= 0:
+            return self.config.lr * REFINED[again % len(REFINED)]
         rounds, kind = divmod(number, KINDS)
         return self.config.lr / (1 if kind == 1 else 2) * LENGTHS[rounds % len(LENGTHS)]
 
-    def _climb_from(self, drift: ScoredDrift, rows: Tensor, abreast: Sequence[int]) -> Climb:
+    def _climb_from(
+        self,
+        drift: ScoredDrift,
+        rows: Tensor,
+        abreast: Sequence[int],
+        starts: Sequence[Mapping[Site, Tensor]],
+    ) -> Climb:
         """A climb of these rows from several starts, whose copies of a row are neighbours."""
-        problem, copies = drift.problem, len(abreast)
-        starts = [self._start(problem, number).values for number in abreast]
         values = {
             site: torch.stack([start[site][rows] for start in starts], 1).flatten(0, 1)
             for site in starts[0]
         }
-        of_copies = drift.rows(rows.repeat_interleave(copies))
+        of_copies = drift.rows(rows.repeat_interleave(len(abreast)))
         step_S = torch.tensor(list(map(self._first_step, abreast)), device=rows.device)
         length_N = step_S.repeat(len(rows)) * of_copies.problem.pooled_radius_N
         return Climb.of(of_copies, values, length_N, self.config.price)
 
-    def _start(self, problem: Problem, number: int) -> ResidualDelta:
+    def _start(self, problem: Problem, number: int, found: Found) -> ResidualDelta:
+        if number >= self.config.starts:
+            return found.delta
         kind = number % KINDS
         if kind == 0:
             return problem.zeros()
@@ -150,15 +172,18 @@ class Lagrangian(ResidualAttack):
                     climb = climb.of_rows(index)
 
 
-def _rounds(starts: int) -> Iterator[Sequence[int]]:
-    """The starts that are made abreast: the first alone, for it may be enough, then by rounds.
+def _rounds(starts: int, climbs: int) -> Iterator[Sequence[int]]:
+    """The climbs that are made abreast: first one start, which may be enough, then by rounds.
 
-    A step of a few rows costs a small model, and an accelerator, as much as one of many.
+    A step of a few rows costs a small model about as much as one of many. Climbs from the best
+    that was found come last, one after the other.
     """
     yield [0]
     for first in range(0, starts, KINDS):
         if abreast := range(max(1, first), min(starts, first + KINDS)):
             yield abreast
+    for again in range(starts, climbs):
+        yield [again]
 
 
 @dataclass
@@ -218,9 +243,14 @@ class Found:
         self.wanted_N[rows] &= ~done_N[best]
 
     def unmet(self, index: Tensor) -> Tensor:
-        """Bool: of the indexed rows, those that are wanted and of which no copy has its goal."""
-        met_NS = (self.objective_N >= self.goal_N).view(-1, self.abreast)
-        return (self.wanted_N & ~met_NS.any(1).repeat_interleave(self.abreast))[index]
+        """Bool: of the indexed rows, those that are wanted and have no goal yet.
+
+        Where the text decides a goal is a copy's own; else one copy has it for all of its row.
+        """
+        met_N = self.objective_N >= self.goal_N
+        if not self.by_text:
+            met_N = met_N.view(-1, self.abreast).any(1).repeat_interleave(self.abreast)
+        return (self.wanted_N & ~met_N)[index]
 
     def keep(self, climb: Climb, look: Look) -> None:
         """Keep the deltas that are inside the limits and better than those before them."""

@@ -54,6 +54,11 @@ class Attack(Plugin, ABC, kind="attack"):
         return False
 
     @property
+    def abreast(self) -> int:
+        """Copies of a row that one step of the search holds at most, such as of several starts."""
+        return 1
+
+    @property
     def shortens(self) -> bool:
         """Whether `shortest` looks for the smallest norm, in place of a search at every budget."""
         return False

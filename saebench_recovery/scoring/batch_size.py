@@ -44,7 +44,7 @@ def flips_that_fit(setting: Setting, flips: Sequence[Flip]) -> int:
     first = min((start_block(site) for site in setting.measured_sites), default=0)
     depth = max(1, len(blocks(target.model)) - first)
     each = FLOAT_BYTES * depth * _floats_per_flip(setting, flips)
-    return max(1, min(MAX_ROWS // setting.variants, room // each))
+    return max(1, min(MAX_ROWS // setting.variants, room // (each * setting.attack.abreast)))
 
 
 def _floats_per_flip(setting: Setting, flips: Sequence[Flip]) -> int:

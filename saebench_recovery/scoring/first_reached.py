@@ -31,7 +31,7 @@ def first_reached(problem: Problem, trail: Trail) -> Tensor:
             admitted = part.admit(perturbation)
             if isinstance(admitted, ResidualDelta):  # may have left the space's constraint
                 admitted = part.space.project(admitted, part.budget_N)
-            seen_N[row_N] |= part.objective(admitted) > least_N
+            seen_N[row_N[part.objective(admitted) > least_N]] = True
         except (TypeError, ValueError):  # it is not of this problem
             continue
     return trail.first_N.masked_fill(~seen_N, torch.inf)

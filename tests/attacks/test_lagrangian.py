@@ -138,7 +138,7 @@ def test_starts_abreast_find_what_they_find_in_turn(monkeypatch: pytest.MonkeyPa
         "reconstruction", attack("lagrangian", steps=12, starts=6, margin=100.0)
     )
     problem, abreast = searched(setting, flips)
-    monkeypatch.setattr(lagrangian, "_rounds", lambda starts: [[n] for n in range(starts)])
+    monkeypatch.setattr(lagrangian, "_rounds", lambda starts, _: [[n] for n in range(starts)])
     single, in_turn = searched(setting, flips)
     gap_N = (flat(abreast) - flat(in_turn)).norm(dim=1)
     # Rounding differs with the batch, and an ascent amplifies it.
@@ -147,13 +147,32 @@ def test_starts_abreast_find_what_they_find_in_turn(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("starts", "rounds"),
-    [(1, [[0]]), (2, [[0], [1]]), (3, [[0], [1, 2]]), (7, [[0], [1, 2], [3, 4, 5], [6]])],
+    ("starts", "climbs", "rounds"),
+    [
+        (1, 1, [[0]]),
+        (2, 2, [[0], [1]]),
+        (3, 5, [[0], [1, 2], [3], [4]]),
+        (7, 7, [[0], [1, 2], [3, 4, 5], [6]]),
+    ],
 )
-def test_the_first_start_is_alone_and_those_of_a_round_are_abreast(
-    starts: int, rounds: list[list[int]]
+def test_the_first_start_is_alone_those_of_a_round_are_abreast_and_refinements_come_last(
+    starts: int, climbs: int, rounds: list[list[int]]
 ) -> None:
-    assert [list(abreast) for abreast in lagrangian._rounds(starts)] == rounds
+    assert [list(abreast) for abreast in lagrangian._rounds(starts, climbs)] == rounds
+
+
+def test_refinements_go_on_from_the_best_and_only_help() -> None:
+    setting, flips = flips_under("reconstruction", attack("lagrangian", steps=12, starts=2))
+    problem, rough = searched(setting, flips)
+    refining = attack("lagrangian", steps=12, starts=2, refinements=2)
+    assert isinstance(refining, Lagrangian)
+    assert [refining._first_step(n) for n in (2, 3, 4)] == pytest.approx([0.025, 0.005, 0.025])
+    found = Found.of(problem, margin=1.0)
+    assert refining._start(problem, 2, found) is found.delta
+    _, fine = searched(replace(setting, attack=refining), flips)
+    gain_N = problem.objective(fine) - problem.objective(rough)
+    assert (gain_N >= -1e-4).all()
+    assert (gain_N > 1e-4).any()
 
 
 def found_for(copies: int) -> tuple[Problem, Found, Found, torch.Tensor]:
@@ -178,6 +197,8 @@ def test_of_starts_abreast_the_best_is_kept_and_one_at_its_goal_ends_the_others(
     goal = float(found.goal_N[2])
     tried.objective_N = torch.tensor([-2.0, -1.0, goal, goal - 1])
     assert tried.unmet(torch.arange(4)).tolist() == [True, True, False, False]
+    text = replace(tried, by_text=True)  # whether that goal was enough is not known yet
+    assert text.unmet(torch.arange(4)).tolist() == [True, True, False, True]
     found.objective_N[0] = -1.5
     found.take(tried, rows, tried.done(problem))
     assert found.objective_N[rows].tolist() == pytest.approx([-1.0, goal])
@@ -233,7 +254,7 @@ def test_under_an_allowance_the_margin_alone_decides(monkeypatch: pytest.MonkeyP
 
 
 def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_of_points() -> None:
-    found = attack("lagrangian", lr=0.4)
+    found = attack("lagrangian", lr=0.4, starts=10)
     assert isinstance(found, Lagrangian)
     assert [found._first_step(number) for number in range(10)] == pytest.approx(
         [0.2, 0.4, 0.2, 0.05, 0.1, 0.05, 0.025, 0.05, 0.025, 0.2]
@@ -241,9 +262,10 @@ def test_each_round_of_starts_takes_steps_of_another_length_from_the_same_kinds_
     setting, flips = flips_under("clamp", found)
     problem, _ = searched(setting, flips)
     space = replace(Residual.of(problem), constrained=True)
+    nothing = Found.of(problem, margin=1.0)
     for number in (0, 3):
-        assert flat(found._start(problem, number)).norm() == 0
+        assert flat(found._start(problem, number, nothing)).norm() == 0
     for number, held in ((1, True), (2, False), (4, True), (5, False)):
-        begin = found._start(problem, number)
+        begin = found._start(problem, number, nothing)
         projected = space.project(begin, problem.budget_N)
         assert torch.allclose(flat(projected), flat(begin), atol=1e-4) == held
