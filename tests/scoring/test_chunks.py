@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from saebench_recovery.scoring.batch_size import flips_of_a_chunk
+from saebench_recovery.scoring import batch_size
+from saebench_recovery.scoring.batch_size import flips_of_a_chunk, flips_that_fit
+from tests.attacks.setting import attack, flips_under
 
 
 def on(device: str) -> Any:
@@ -32,3 +34,16 @@ def test_of_a_chunk_are_a_fifth_of_the_tasks_or_what_fits(
 ) -> None:
     assert flips_of_a_chunk(on("cpu"), flips, room, of_task) == chunk
     assert flips_of_a_chunk(on("cuda:0"), flips, room, of_task) == room
+
+
+def test_where_memory_binds_a_chunk_leaves_room_for_starts_abreast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting, flips = flips_under("clamp", attack("lagrangian", steps=1))
+    monkeypatch.setattr(batch_size, "CHUNK_BYTES", 2**22)
+    assert setting.attack.abreast == 3
+    abreast = flips_that_fit(setting, flips)
+    monkeypatch.setattr(type(setting.attack), "abreast", 1)
+    alone = flips_that_fit(setting, flips)
+    assert 1 < alone < batch_size.MAX_ROWS // setting.variants
+    assert abreast == alone // 3
