@@ -230,16 +230,16 @@ class Found:
         Those that are done come first, and what is done is not wanted any more.
         """
         done_NS = done_N.view(-1, tried.abreast)
-        late_NS = done_NS.any(1, keepdim=True) & ~done_NS
-        copy_N = tried.objective_N.view_as(done_NS).masked_fill(late_NS, -torch.inf).argmax(1)
+        behind_NS = done_NS.any(1, keepdim=True) & ~done_NS
+        copy_N = tried.objective_N.view_as(done_NS).masked_fill(behind_NS, -torch.inf).argmax(1)
         best = torch.arange(len(rows), device=rows.device) * tried.abreast + copy_N
         better_N = tried.objective_N[best] > self.objective_N[rows]
         rows, best = rows[better_N], best[better_N]
         for site, values in self.delta.values.items():
             values[rows] = tried.delta.values[site][best]
         # What does not show it counts as not found: any other delta may, whatever its margin.
-        lost_N = ~done_N[best] & self.by_text
-        self.objective_N[rows] = tried.objective_N[best].masked_fill(lost_N, -torch.inf)
+        unshown_N = ~done_N[best] & self.by_text
+        self.objective_N[rows] = tried.objective_N[best].masked_fill(unshown_N, -torch.inf)
         self.wanted_N[rows] &= ~done_N[best]
 
     def unmet(self, index: Tensor) -> Tensor:
