@@ -95,6 +95,17 @@ def test_what_was_reached_beyond_the_budget_was_not_reached() -> None:
     assert not already_N.all()
 
 
+@pytest.mark.parametrize("seen", [[1.0, -1.0], [-1.0, 1.0]])
+def test_of_a_row_that_was_searched_twice_at_once_either_may_have_reached_it(
+    seen: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with searching() as (problem, _):
+        copies, trail = torch.tensor([0, 0]), problem.trail
+        trail.kept, trail.first_N[0] = [(copies, problem.zeros().rows(copies))], 5.0
+        monkeypatch.setattr(Problem, "objective", lambda self, _: torch.tensor(seen))
+        assert float(first_reached(problem, trail)[0]) == 5.0
+
+
 def test_scoring_leaves_no_trail() -> None:
     with searching() as (problem, _):
         problem.counting_on(Meter()).gradient(problem.zeros())
