@@ -40,7 +40,7 @@ ASKED = frozenset(
         *("fidelity", "base_like", "figures", "side_figures", "variants", "data_files"),
         *("positions", "insertion", "beginnings", "never_learned", "label", "pool", "new_tokens"),
         *("suite", "sites", "promise", "search", "shortest"),
-        *("space", "constrained", "length", "learns", "restores", "shortens"),
+        *("space", "constrained", "length", "abreast", "learns", "restores", "shortens"),
     }
 )
 

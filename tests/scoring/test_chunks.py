@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from saebench_recovery.scoring import batch_size
 from saebench_recovery.scoring.batch_size import flips_of_a_chunk, flips_that_fit
+from saebench_recovery.scoring.check.attack_contract import check_member
 from tests.attacks.setting import attack, flips_under
 
 
@@ -47,3 +49,29 @@ def test_where_memory_binds_a_chunk_leaves_room_for_starts_abreast(
     alone = flips_that_fit(setting, flips)
     assert 1 < alone < batch_size.MAX_ROWS // setting.variants
     assert abreast == alone // 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("abreast", 0, 1), ("abreast", "two", 1), ("abreast", True, 1), ("length", -1, 0)],
+)
+def test_numbers_that_size_a_chunk_are_held_to_what_they_may_be(
+    name: str, value: object, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, flips = flips_under("clamp", attack("lagrangian", steps=1))
+    monkeypatch.setattr(type(setting.attack), name, value)
+    (found,) = check_member(setting, flips[:1])
+    assert found.level == "error"
+    assert f"{name} is {value!r}; allowed: a whole number from {least}" in found.sentence
+
+
+def test_a_number_that_raises_is_the_plugins_fault() -> None:
+    setting, flips = flips_under("clamp", attack("lagrangian", steps=1))
+
+    class Raising(type(setting.attack)):  # type: ignore[misc]
+        @property
+        def abreast(self) -> int:
+            raise RuntimeError("no")
+
+    (found,) = check_member(replace(setting, attack=Raising()), flips[:1])
+    assert "abreast raised RuntimeError: no" in found.sentence

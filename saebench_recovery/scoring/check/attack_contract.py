@@ -16,6 +16,7 @@ from saebench_recovery.scoring.attack_and_score import posed
 from saebench_recovery.scoring.check.catalogue import finding, refusal
 from saebench_recovery.scoring.setting import Flip, Setting
 
+COUNTS = {"length": 0, "abreast": 1}  # what an attack says as a whole number, and its least
 ONE_STEP = 1.0  # FLOPs: searches that mind their allowance end after a step
 
 
@@ -50,6 +51,11 @@ def check_member(
 
 def _declared(setting: Setting, examples: Sequence[Example]) -> Iterator[Finding]:
     attack, defense = setting.attack, setting.defense
+    for name, least in COUNTS.items():
+        count = getattr(attack, name)
+        if type(count) is not int or count < least:
+            allowed = f"allowed: a whole number from {least}"
+            raise UserError(f"{attack.title}: {name} is {count!r:.100}; {allowed}")
     if attack.space not in KINDS:
         words = f"{attack.title} searches {attack.space!r}; there are {', '.join(sorted(KINDS))}"
         yield finding("unknown-space", words)
