@@ -23,18 +23,19 @@ def list_cells(plans: Sequence[Plan], states: Sequence[str]) -> None:
     state = {plan.identity: found for plan, found in zip(plans, states, strict=True)}
     left = grouped([plan for plan in plans if state[plan.identity] != "done"], 1)
     known = _estimates(left)
-    groups = grouped(plans, 1)
-    width = len(str(len(groups)))
-    for number, group in enumerate(groups, 1):
+    fits: dict[object, list[Plan]] = {}
+    for plan in plans:
+        fits.setdefault(shared_part(plan), []).append(plan)
+    width = len(str(len(fits)))
+    for number, group in enumerate(fits.values(), 1):
         for plan in group:
             cost = _cost(known.get(plan.identity))
             how_far = f"{plan.identity}  {state[plan.identity]:5}  {number:{width}}  {cost}"
             print(printable(f"{how_far}  {title(plan)}"))
     each = ", ".join(f"{count} {name}" for name, count in sorted(Counter(states).items()))
-    fits = len({shared_part(plan) for plan in plans})
     print(
         f"{len(plans)} cells: {each}. The number before a cost is that of the fit, with its clean "
-        f"and defended passes, that cells share: {fits} in all."
+        f"and defended passes, that cells share: {len(fits)} in all."
     )
     if known:
         print(_total(left, known))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from saebench_recovery.interfaces import Attack, Defense, Plugin, Task
 
 
+# Fields that are merged into the settings of each task.
+OF_A_TASK = {"tasks", "defense_config", "task_config"}
 # Fields that say how an attack searches, what it may spend, and what else is run beside it.
 OF_THE_ATTACK = {
     "attack",
@@ -36,9 +38,7 @@ OF_THE_ATTACK = {
     "flops",
     "seed",  # of what is drawn for an attack and its controls; nothing else is drawn by it
     "batch_size",
-    "tasks",
-    "defense_config",  # merged into the settings of each task, as those of the task are
-    "task_config",
+    *OF_A_TASK,
 }
 
 
@@ -133,6 +133,30 @@ class Plan:
         settings = {k: v for k, v in self.settings[task].items() if k != "attack"}
         return canonical_json([spec, settings])
 
+    def intervention(self, task: str) -> str:
+        """The same without what the defense's monitor is told: it watches and changes nothing.
+
+        Two defenses act alike whose classes differ in settings and their defaults alone. Of a
+        defense of the user's nobody knows what its settings do. Imports the defense, and torch.
+        """
+        name = self.spec.defense
+        if not registry.is_built_in("defense", name):
+            return self.before_attack(task)
+        from saebench_recovery.monitors.watched import Watched
+
+        settings = self.settings[task]
+        defense = registry.create("defense", name, settings["defense"])
+        acts = next(cls for cls in type(defense).__mro__ if _has_code(cls))
+        config = defense.config.model_dump(mode="json", exclude=set(Watched.Config.model_fields))
+        spec = self.spec.model_dump(mode="json", exclude=OF_THE_ATTACK | {"defense"})
+        before = {"site": settings["site"], "task": settings["task"], "defense": config}
+        return canonical_json([spec, before, acts.__qualname__])
+
+    def search(self, task: str) -> str:
+        """Names all that an attack's search on a task depends on."""
+        spec = self.spec.model_dump(mode="json", include=OF_THE_ATTACK - OF_A_TASK)
+        return canonical_json([self.intervention(task), spec, self.settings[task]["attack"]])
+
     @cached_property
     def matchups(self) -> Mapping[str, Matchup]:
         """The plugins by the label of a row; imports them, and torch.
@@ -187,6 +211,11 @@ class Plan:
             "environment": self.environment,
             "plugin_files": sorted(file.name for file in files if file is not None),
         }
+
+
+def _has_code(cls: type) -> bool:
+    """Whether a class defines more than settings, and what every class has."""
+    return any(name not in ("Config", "name") and not name.startswith("_") for name in vars(cls))
 
 
 def _named_sites(settings: Any) -> Iterator[Site]:

@@ -1,7 +1,9 @@
-"""What runs in one process have in common: a loaded target, and defenses seen before any attack.
+"""What runs in one process have in common: a loaded target, defenses seen before any attack, and
+what an attack found where only the monitors differ.
 
-Only the last target is kept, and of defenses those of the last run's tasks and settings, so that
-runs are best done in an order in which what they share stands together.
+Only the last target is kept, of defenses those that act as the last run's on its tasks, and of
+searches those of the last run, so that runs are best done in an order in which what they share
+stands together.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from saebench_recovery.base.progress import Progress
 from saebench_recovery.runs.plan import Plan
 
 if TYPE_CHECKING:
+    from saebench_recovery.runs.same_search import KeptSearch
     from saebench_recovery.schema import Provenance
+    from saebench_recovery.scoring.journal import Journal
     from saebench_recovery.scoring.undisturbed import Undisturbed
     from saebench_recovery.targets.target import Target
 
@@ -22,7 +26,8 @@ class Shared:
 
     def __init__(self) -> None:
         self._target: tuple[object, Target] | None = None
-        self._seen: dict[str, dict[str, Undisturbed]] = {}
+        self._seen: dict[str, dict[str, dict[str, Undisturbed]]] = {}
+        self._searches: dict[str, KeptSearch] = {}
         self._made_by: tuple[object, Provenance] | None = None
 
     def target(self, plan: Plan) -> Target:
@@ -39,7 +44,8 @@ class Shared:
         spec = plan.spec
         key = (spec.target, spec.device, spec.dtype, spec.force_sae)
         if self._target is None or self._target[0] != key:
-            self._target, self._seen = None, {}  # two models may be more than the memory holds
+            # Two models may be more than the memory holds.
+            self._target, self._seen, self._searches = None, {}, {}
             loaded = load_target(
                 spec.target,
                 spec.device,
@@ -83,11 +89,27 @@ class Shared:
         from saebench_recovery.scoring.undisturbed import undisturbed
 
         own = plan.matchups[label]
-        of_task = {task: plan.before_attack(task) for task in plan.spec.tasks}
-        self._seen = {key: self._seen.get(key, {}) for key in of_task.values()}
-        of_label = self._seen[of_task[own.task.name]]
+        acting = {task: plan.intervention(task) for task in plan.spec.tasks}
+        self._seen = {key: self._seen.get(key, {}) for key in acting.values()}
+        alike = self._seen[acting[own.task.name]]
+        of_label = alike.setdefault(plan.before_attack(own.task.name), {})
         if label not in of_label:
             target = self.target(plan)
             setting = Setting(target, own.task, own.defense, own.attack, plan.spec)
             of_label[label] = undisturbed(setting, progress)
         return of_label[label]
+
+    def journal(self, plan: Plan, label: str, seen: Undisturbed, journal: Journal) -> Journal:
+        """The journal of the plan's attack on one of its tasks.
+
+        In it stands what the last run's attack found, if that differs in its monitor alone.
+        """
+        from saebench_recovery.runs.same_search import KeptSearch
+
+        own = KeptSearch(plan.search(plan.matchups[label].task.name), seen, journal)
+        earlier = self._searches.get(label)
+        if earlier is not None:
+            own.begin_with(earlier, plan)
+        kept = {task: one for task, one in self._searches.items() if task in plan.matchups}
+        self._searches = {**kept, label: own}
+        return own

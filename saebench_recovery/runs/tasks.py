@@ -47,7 +47,8 @@ def evaluated(
     from saebench_recovery.scoring.evaluate import attacked
 
     seen = shared.undisturbed(plan, task, progress)
-    facts = attacked(seen, plan.matchups[task].attack, plan.spec, journal, progress)
+    own = shared.journal(plan, task, seen, journal)
+    facts = attacked(seen, plan.matchups[task].attack, plan.spec, own, progress)
     return Evaluated(task, facts, shared.target(plan).commits)
 
 

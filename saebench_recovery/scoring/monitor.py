@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saebench_recovery.interfaces import Example
+from saebench_recovery.interfaces import Example, Perturbation, ResidualDelta
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.defended import DefendedModel, Trace
 from saebench_recovery.model.forward import content, forward
@@ -39,16 +39,34 @@ def rings(active: DefendedModel, batch: Batch, trace: Trace) -> Tensor | None:
 @torch.no_grad()
 def false_alarms(active: DefendedModel, examples: Sequence[Example]) -> Rate | None:
     """Share of undisturbed examples on which the detector rings; None for a defense without one."""
-    target, defense = active.target, active.defense
-    if defense is None or defense.false_alarms is None:
-        return None
-    last = max(defense.latents)
     alarmed: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
-        batch, trace = target.batch(examples[begin : begin + CHUNK]), Trace()
-        edits = active.edits(batch, trace=trace)
-        forward(target, batch, edits, pool=last)
-        alarmed_E = rings(active, batch, trace)
-        assert alarmed_E is not None
+        alarmed_E = _rung(active, examples[begin : begin + CHUNK])
+        if alarmed_E is None:
+            return None
         alarmed += alarmed_E.tolist()
     return statistics.rate(alarmed, [e.cluster or e.id for e in examples])
+
+
+@torch.no_grad()
+def alarms(
+    active: DefendedModel, examples: Sequence[Example], perturbation: Perturbation
+) -> Tensor | None:
+    """Whether the detector rings on perturbed examples, bool [E]; None for a defense without one.
+
+    What a replay says of them, by a pass that ends at the last defended site.
+    """
+    perturbed, delta = perturbation.applied(examples)
+    return _rung(active.with_weights(perturbation.weights()), perturbed, delta)
+
+
+def _rung(
+    active: DefendedModel, examples: Sequence[Example], delta: ResidualDelta | None = None
+) -> Tensor | None:
+    defense = active.defense
+    if defense is None or defense.false_alarms is None:
+        return None
+    batch, trace = active.target.batch(examples), Trace()
+    edits = active.edits(batch, delta, trace)
+    forward(active.target, batch, edits, pool=max(defense.latents))
+    return rings(active, batch, trace)

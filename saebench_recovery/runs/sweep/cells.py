@@ -54,19 +54,25 @@ def state(plan: Plan, out: Path) -> str:
 
 
 def grouped(plans: Sequence[Plan], shares: int) -> Groups:
-    """Cells that share the passes before an attack together, and targets one after the other.
+    """Cells that share something together, and targets one after the other.
 
-    Groups are cut so that each of `shares` workers has something to do.
+    A group is of defenses that act alike, and in it cells that share a search stand side by side.
+    Groups are cut so that each of `shares` workers has something to do. Imports the defenses.
     """
-    by_target: dict[str, dict[object, list[Plan]]] = {}
+    by_target: dict[str, dict[object, dict[object, list[Plan]]]] = {}
     for plan in plans:
         of_target = by_target.setdefault(plan.spec.target, {})
-        of_target.setdefault(shared_part(plan), []).append(plan)
+        acting = tuple(plan.intervention(task) for task in plan.spec.tasks)
+        of_target.setdefault(acting, {}).setdefault(shared_search(plan), []).append(plan)
     largest = ceil(len(plans) / shares)
-    return [
-        group[begin : begin + largest]
+    groups = [
+        [plan for alike in group.values() for plan in alike]
         for of_target in by_target.values()
         for group in of_target.values()
+    ]
+    return [
+        group[begin : begin + largest]
+        for group in groups
         for begin in range(0, len(group), largest)
     ]
 
@@ -74,6 +80,11 @@ def grouped(plans: Sequence[Plan], shares: int) -> Groups:
 def shared_part(plan: Plan) -> object:
     """Equal for plans that share the passes before an attack on all of their tasks."""
     return tuple(plan.before_attack(task) for task in plan.spec.tasks)
+
+
+def shared_search(plan: Plan) -> object:
+    """Equal for plans whose attack finds the same on all of their tasks."""
+    return tuple(plan.search(task) for task in plan.spec.tasks)
 
 
 def shard(plans: Sequence[Plan], which: str) -> list[Plan]:

@@ -13,7 +13,7 @@ from saebench_recovery.base.progress import Progress
 from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.shared import Shared
-from saebench_recovery.runs.sweep.cells import Groups, shared_part
+from saebench_recovery.runs.sweep.cells import Groups, shared_part, shared_search
 from saebench_recovery.scoring.journal import Chunk, Written
 
 FEW = 8  # flips
@@ -66,13 +66,15 @@ def estimates(groups: Groups, progress: Progress) -> dict[str, Estimate]:
 
 
 def in_all(groups: Groups, known: Mapping[str, Estimate]) -> Work:
-    """The work of all cells for which there is an estimate, shared parts once."""
-    total, counted = Work(), set[object]()
+    """The work of all cells for which there is an estimate, shared parts and searches once."""
+    total, counted, searched = Work(), set[object](), set[object]()
     for group in groups:
         for plan in group:
             if (estimate := known.get(plan.identity)) is None:
                 continue
-            total += estimate.attack
+            if (search := shared_search(plan)) not in searched:
+                searched.add(search)
+                total += estimate.attack
             if (part := shared_part(plan)) not in counted:
                 counted.add(part)
                 total += estimate.before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ import pytest
 from saebench_recovery.tasks.ioi import IndirectObject
 
 from saebench_recovery.interfaces import Example, Split, Task
+from saebench_recovery.results.store import read_records
 from saebench_recovery.runs import provenance
 from saebench_recovery.runs.run import execute
-from saebench_recovery.runs.sweep.cells import planned, shared_part
+from saebench_recovery.runs.sweep.cells import grouped, planned, shared_part
 from saebench_recovery.runs.sweep.engine import Orders, ThisProcess
+from saebench_recovery.scoring import turns
+from saebench_recovery.scoring.attack_and_score import score_chunk
+from saebench_recovery.scoring.journal import Chunk
+from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.selection import spread
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
@@ -54,3 +60,69 @@ def test_shared_passes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert own == contents(tmp_path / "alone" / plans[1].identity)
     assert len(made) == 2  # each once for both
     assert len(asked) == 1  # nor are the second cell's examples laid out to be counted
+
+
+def without_memory(folder: Path) -> dict[str, str]:
+    """A run's files but for what the process held: cells before it may have read more of an SAE."""
+    held = re.compile(r'"dictionary_bytes": ?\d+')
+    return {name: held.sub("", text) for name, text in contents(folder).items()}
+
+
+MONITORED = (
+    {"defense": "clamp"},
+    {"defense": "residual-monitor"},
+    {"defense": "clamp", "defense_config": {"monitor": "probe", "false_alarms": 0.2}},
+)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"tasks": ("ioi",), "attack": "auto-v2"}, {"tasks": ("refusal",), "attack": "prefill"}],
+)
+def test_one_search_serves_all_monitors_and_changes_no_bit(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a suite, and of text put in: what is searched is counted, and every file compared."""
+    specs = [RunSpec(limit=6, flops=1.0, **one, **given) for one in MONITORED]
+    for spec in specs[1:]:
+        execute(spec, tmp_path / "alone")
+    attacked: list[int] = []
+
+    def counting(setting: Setting, flips: Sequence[Flip]) -> Chunk:
+        attacked.append(len(flips))
+        return score_chunk(setting, flips)
+
+    monkeypatch.setattr(turns, "score_chunk", counting)
+    plans = planned(specs)
+    first, *others = ThisProcess(Orders(tmp_path / "shared")).outcomes(grouped(plans, 1))
+    assert [one.error for one in (first, *others)] == [None] * 3
+    records = read_records(tmp_path / "shared" / plans[0].identity)
+    assert sum(attacked) == len(records) > 0  # those of the first cell alone
+    for plan in plans[1:]:
+        own, alone = (
+            without_memory(tmp_path / place / plan.identity) for place in ("shared", "alone")
+        )
+        assert own == alone
+        assert all(r.alarmed is not None for r in read_records(tmp_path / "shared" / plan.identity))
+
+
+def test_what_changes_more_than_the_monitor_is_searched_anew() -> None:
+    def search(**given: Any) -> str:
+        (plan,) = planned([RunSpec(tasks=("ioi",), **given)])
+        return plan.search("ioi")
+
+    clamp = search()
+    assert search(defense="probe-monitor") == search(defense_config={"monitor": "error"}) == clamp
+    others = [
+        search(defense="ablation"),
+        search(defense_config={"latents": 8}),
+        search(defense="residual-monitor", defense_config={"multiplier": -1}),
+        search(defense="residual-monitor", seed=1),
+        search(defense="residual-monitor", attack_config={"steps": 3}),
+        search(defense="residual-monitor", budget=0.25),
+        search(defense="residual-monitor", flops=1e9),
+        search(defense="residual-monitor", limit=4),
+        search(defense="residual-monitor", threat_model="post"),
+        search(defense="residual-monitor", task_config={"against": "subject"}),
+    ]
+    assert len({clamp, *others}) == 1 + len(others)
