@@ -16,7 +16,13 @@ from torch import Generator, Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.perturbations.problem import Problem
-from saebench_recovery.perturbations.replacements import batches_for, evaluated, noted, proposed
+from saebench_recovery.perturbations.replacements import (
+    FINALISTS,
+    batches_for,
+    evaluated,
+    noted,
+    proposed,
+)
 from saebench_recovery.perturbations.retokenise import (
     Gap,
     Vocabulary,
@@ -28,7 +34,6 @@ from saebench_recovery.registry import register_attack
 
 SPARE = 2  # replacements drawn for each that is tried: some are unstable or drawn twice
 FIRST = 4  # beginnings of a suffix that are looked at together
-LOOKED_AT = 16  # of the best candidates, until one is stable
 BATCH = 2**21  # residual numbers of candidates that run at once
 
 
@@ -99,7 +104,9 @@ class GreedyCoordinateGradient(SuffixAttack):
             objective_N, best_NLK, recorded = proposed(part, base_NL, config.topk)
             kept.learn(left, place_N, objective_N)
             candidates = self._candidates(space, here, base_NL, best_NLK, each, step / steps)
-            value_NLB = evaluated(part, candidates.ids, recorded, batches)
+            value_NLB = evaluated(
+                part, base_NL, candidates.ids, candidates.tried, recorded, batches
+            )
             ids_NL, value_N = candidates.best(value_NLB, space.words, here)
             kept.add(left, ids_NL, value_N)
             noted(part, value_N)
@@ -140,8 +147,8 @@ class Candidates:
 
     def best(self, value_NLB: Tensor, words: Vocabulary, gaps: list[Gap]) -> tuple[Tensor, Tensor]:
         """The best suffix [N, L] of each row that is stable, and its value; -inf if none is."""
-        value_NT = value_NLB.masked_fill(~self.tried, -torch.inf).flatten(1)
-        top = value_NT.topk(min(LOOKED_AT, value_NT.shape[1]))
+        value_NT = value_NLB.flatten(1)
+        top = value_NT.topk(min(FINALISTS, value_NT.shape[1]))
         row = torch.arange(len(value_NT), device=value_NT.device)
         top_NTL = self.ids.flatten(1, 2)[row[:, None], top.indices]
         chosen_N = first_stable(words, gaps, top_NTL, top.values > -torch.inf)

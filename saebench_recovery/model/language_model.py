@@ -22,6 +22,7 @@ from saebench_recovery.model.freed_memory import keep_freed_memory
 from saebench_recovery.model.hooks import blocks, home_of, start_block
 from saebench_recovery.model.meter import count_product
 from saebench_recovery.model.special_tokens import sink_ids, special_ids
+from saebench_recovery.model.vocabulary_sample import VocabularySample
 
 PART = 2048  # logits of each state that are computed at once
 
@@ -215,11 +216,13 @@ class LanguageModel:
         """The log-probability [N] of one token for each state, float32."""
         return self.logits_of(hidden_ND, ids_N[:, None])[:, 0] - self.log_totals(hidden_ND)
 
-    def log_totals(self, hidden_ND: Tensor) -> Tensor:
+    def log_totals(self, hidden_ND: Tensor, sample: VocabularySample | None = None) -> Tensor:
         """What a logit of each state exceeds its log-probability by [N], float32.
 
-        On a CPU in parts of the vocabulary that its cache holds.
+        On a CPU in parts of the vocabulary that its cache holds. About that, by a sample of it.
         """
+        if sample is not None:
+            return _log_sum(self.logits_among(hidden_ND, sample.ids_K) + sample.log_count_K)
         size = self._head.weight.shape[0]
         width = PART if hidden_ND.device.type == "cpu" else size
         # Each is summed before the next is made: all at once would be read from memory again.
@@ -238,7 +241,8 @@ class LanguageModel:
     def logits_among(self, hidden_ND: Tensor, ids_C: Tensor) -> Tensor:
         """The logits [N, C] of the same tokens for every state, float32."""
         weight_CD, bias_C = self._head_rows(ids_C, hidden_ND)
-        return self._scored(hidden_ND.float() @ weight_CD.T, bias_C, hidden_ND)
+        logits_NC = products.linear(hidden_ND.float(), weight_CD, None)
+        return self._scored(logits_NC, bias_C, hidden_ND)
 
     def _head_rows(self, ids: Tensor, hidden_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows of the unembedding, and their biases, where the states are."""

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.language_model import LanguageModel
+from saebench_recovery.model.vocabulary_sample import VocabularySample
 
+STATES = 16  # whose logits over the whole vocabulary are held at once
 SHARED = 4  # times as many different answers as an example has: one product serves all
 
 
@@ -36,12 +38,25 @@ def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
 
 
 def forced(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
-    """Sum [R] of the log-probabilities of the tokens that each row should predict."""
+    """Sum [R] of the log-probabilities of the tokens that each row should predict.
+
+    About that, where a sample of the vocabulary stands for it.
+    """
     forced_RQ = batch.forced_RQ
     assert forced_RQ is not None
     row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
     once, again = torch.unique(batch.state_RQ[row, column], return_inverse=True)
-    total = target.log_totals(hidden_RQD.flatten(0, 1)[once])
+    total = target.log_totals(hidden_RQD.flatten(0, 1)[once], batch.sample)
     wanted = target.logits_of(hidden_RQD[row, column], forced_RQ[row, column][:, None])[:, 0]
     each = wanted - total[again]
     return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)
+
+
+@torch.no_grad()
+def sampled(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> VocabularySample:
+    """A part of the vocabulary, with what is likely where answers are read from these states."""
+    assert batch.forced_RQ is not None
+    states_ND = hidden_RQD[batch.forced_RQ >= 0]
+    parts = states_ND.split(STATES)  # type: ignore[no-untyped-call]
+    each = [target.logits(some).log_softmax(-1).amax(0) for some in parts]
+    return VocabularySample.of(torch.stack(each).amax(0))

@@ -10,12 +10,19 @@ from torch import Tensor
 from saebench_recovery.model import products
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.attention import FrozenPrefix
+from saebench_recovery.model.forward import final_states
 from saebench_recovery.model.packing import Begun
 from saebench_recovery.model.perturbation import ResidualDelta
+from saebench_recovery.model.scores import sampled
+from saebench_recovery.model.vocabulary_sample import VocabularySample
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix import EMBEDDED
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens, with_tokens
+
+FINALISTS = 16  # candidates that the whole vocabulary decides between
+WORTHWHILE = 4  # times as many candidates make it worth while to find these first
+LARGE = 2**13  # tokens of a vocabulary
 
 
 def proposed(problem: Problem, ids_NL: Tensor, count: int) -> tuple[Tensor, Tensor, FrozenPrefix]:
@@ -54,35 +61,88 @@ def proposed(problem: Problem, ids_NL: Tensor, count: int) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def evaluated(
-    problem: Problem, ids_NLBL: Tensor, recorded: FrozenPrefix, batches: AdaptiveBatches
+    problem: Problem,
+    base_NL: Tensor,
+    ids_NLBL: Tensor,
+    tried_NLB: Tensor,
+    recorded: FrozenPrefix,
+    batches: AdaptiveBatches,
 ) -> Tensor:
-    """Objective [N, L, B] of suffixes; those at [:, i] agree before token i with the one recorded.
+    """Objective [N, L, B] of suffixes; those at [:, i] agree before token i with the base.
+
+    Minus infinity for those that are not tried. Where the vocabulary is large, to sum over it is
+    much of a pass: part of it then says which are the best `FINALISTS`, and of the others nothing
+    more is asked, and minus infinity stands for them too.
+    """
+    shape, device = tried_NLB.shape, ids_NLBL.device
+    N, L, B = shape
+    ids_NTL, tried_NT = ids_NLBL.flatten(1, 2), tried_NLB.flatten(1)
+    begun_NT = torch.arange(L, device=device).repeat_interleave(B).expand(N, -1)
+    sample = _sample(problem, base_NL) if L * B >= WORTHWHILE * FINALISTS else None
+    value_NT = _objectives(problem, ids_NTL, begun_NT, recorded, batches, sample)
+    value_NT = value_NT.masked_fill(~tried_NT, -torch.inf)
+    if sample is None:
+        return value_NT.view(shape)
+    best_NK = value_NT.topk(FINALISTS).indices.sort(1).values
+    row_N1 = torch.arange(N, device=device)[:, None]
+    ids_NKL, begun_NK = ids_NTL[row_N1, best_NK], begun_NT.gather(1, best_NK)
+    exact_NK = _objectives(problem, ids_NKL, begun_NK, recorded, batches)
+    exact_NT = torch.full_like(value_NT, -torch.inf).scatter(1, best_NK, exact_NK)
+    return exact_NT.masked_fill(~tried_NT, -torch.inf).view(shape)
+
+
+def _sample(problem: Problem, ids_NL: Tensor) -> VocabularySample | None:
+    """A part of the vocabulary for suffixes near these.
+
+    None where it is small, or where the objective does not sum over it.
+    """
+    engine = problem._engine
+    target = engine.active.target
+    small = target.embedding.weight.shape[0] < LARGE
+    if small or engine.batch.forced_RQ is None or engine.wanted_NV is not None:
+        return None
+    shown = with_tokens(engine, ids_NL)
+
+    def work() -> VocabularySample:
+        edits = shown.active.edits(shown.batch)
+        return sampled(target, shown.batch, final_states(target, shown.batch, edits, shown.start))
+
+    return engine.booked(work)
+
+
+def _objectives(
+    problem: Problem,
+    ids_NTL: Tensor,
+    begun_NT: Tensor,
+    recorded: FrozenPrefix,
+    batches: AdaptiveBatches,
+    sample: VocabularySample | None = None,
+) -> Tensor:
+    """Objective [N, T] of suffixes that begin with so many of the recorded tokens, ascending.
 
     The rows of one example share the prompt's keys and values and those of the recorded suffix,
     and run what is behind their beginning, two in a row: one that begins alike for long beside one
     that does so for as short a time.
     """
     engine = problem._engine
-    N, L, B, _ = ids_NLBL.shape
-    begun_T = torch.arange(L, device=ids_NLBL.device).repeat_interleave(B)
-    pair_K2 = _pairs(L * B).to(ids_NLBL.device)
-    K, ids_NTL = len(pair_K2), ids_NLBL.flatten(1, 2)
-    behind = _behind(engine, L, recorded)
+    N, T, L = ids_NTL.shape
+    pair_K2 = _pairs(T).to(ids_NTL.device)
+    K, behind = len(pair_K2), _behind(engine, L, recorded)
 
     def work(unit: Tensor) -> Tensor:
         index = unit.to(ids_NTL.device)
         row, pair = (index // K).repeat_interleave(2), pair_K2[index % K].flatten()
         shown = with_tokens(behind.rows(row), ids_NTL[row, pair])
-        begun = begun_T[pair].repeat_interleave(shown.batch.rows_per_example)
+        begun = begun_NT[row, pair].repeat_interleave(shown.batch.rows_per_example)
         if engine.task.pool is not None:  # a mean needs all that it is over
             begun = torch.zeros_like(begun)
-        batch = replace(shown.batch, begun=Begun(begun, L, together=2))
+        batch = replace(shown.batch, begun=Begun(begun, L, together=2), sample=sample)
         return replace(shown, batch=batch).objective(None).view(-1, 2)
 
     found_NK2 = engine.booked(lambda: batches.over(N * K, K, work)).view(N, K, 2)
-    value_NT = found_NK2.new_empty(N, L * B)
+    value_NT = found_NK2.new_empty(N, T)
     value_NT[:, pair_K2] = found_NK2
-    return value_NT.view(N, L, B)
+    return value_NT
 
 
 def noted(problem: Problem, objective_N: Tensor) -> None:

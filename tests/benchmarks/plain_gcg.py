@@ -64,7 +64,9 @@ class PlainPasses:
     def evaluated(
         self,
         problem: Problem,
+        base_NL: Tensor,
         ids_NLBL: Tensor,
+        tried_NLB: Tensor,
         recorded: FrozenPrefix,
         batches: AdaptiveBatches,
     ) -> Tensor:

@@ -139,7 +139,9 @@ def test_candidates_that_share_a_beginning_are_whole_candidates(
         for first in range(LENGTH):
             drawn = random_ids(problem.size, each, LENGTH - first, seed=first)
             ids_NLBL[:, first, :, first:] = drawn
-        found_NLB = evaluated(problem, ids_NLBL, recorded, AdaptiveBatches(rows, rows))
+        every = torch.ones(ids_NLBL.shape[:3], dtype=torch.bool)
+        batches = AdaptiveBatches(rows, rows)
+        found_NLB = evaluated(problem, base_NL, ids_NLBL, every, recorded, batches)
         wanted = [
             from_tokens(problem, suffix_of(problem, ids_NL))
             for ids_NL in ids_NLBL.flatten(1, 2).unbind(1)
@@ -155,7 +157,8 @@ def test_candidates_run_no_token_that_they_begin_alike_with() -> None:
     ids_NLBL = base_NL[:, None, None].repeat(1, LENGTH, each, 1)
     meter = Meter()
     with meter.counting():
-        evaluated(problem, ids_NLBL, recorded, AdaptiveBatches(40, 40))
+        every = torch.ones(ids_NLBL.shape[:3], dtype=torch.bool)
+        evaluated(problem, base_NL, ids_NLBL, every, recorded, AdaptiveBatches(40, 40))
     engine = problem._engine
     N, Q, layers = problem.size, engine.batch.ids_RQ.shape[1], engine.active.target.depth()
     run = sum(Q - first for first in range(LENGTH))
