@@ -1,8 +1,10 @@
 """`gcg`: a suffix of tokens found by greedy coordinate gradient, scored as the string it spells.
 
 Greedy coordinate gradient (arXiv 2307.15043) under the active defense, with what its successors
-added: several coordinates a step at first (arXiv 2405.21018), and a buffer of the best suffixes to
-go on from (arXiv 2404.02151 and nanoGCG).
+added: several coordinates a step at first (arXiv 2405.21018), a buffer of the best suffixes to go
+on from (arXiv 2404.02151 and nanoGCG), and many candidates of which few are scored in full (as
+with the small models of arXiv 2403.01251; here by part of the vocabulary, see
+`replacements.evaluated`).
 """
 
 from __future__ import annotations
