@@ -18,7 +18,7 @@ from torch import Tensor
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.model.examples import Example
 from saebench_recovery.model.packing import Begun, Packing
-from saebench_recovery.model.vocabulary_sample import VocabularySample
+from saebench_recovery.model.vocabulary_sample import Samples
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Batch:
     tokens, and `settled_R` sums the log-probabilities of those that no pass over the window can
     change. One whose candidates are single tokens is laid out beside it as it is alone. No score
     is read of the last `unread` columns, which only end an answer. Where rows have `begun`, the
-    prefix holds their first tokens, and they are run packed. Answers' scores are rough where a
-    `sample` of the vocabulary stands for it.
+    prefix holds their first tokens, and they are run packed. Answers' scores are rough where
+    `samples` of the vocabulary stand for it.
     """
 
     examples: tuple[Example, ...]
@@ -56,7 +56,7 @@ class Batch:
     apart: bool = False  # every row is run by itself, so that it has a gradient of its own
     unread: int = 0
     begun: Begun | None = None
-    sample: VocabularySample | None = None
+    samples: Samples | None = None
 
     @property
     def rows_per_example(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saebench_recovery.model.batch import Batch
 from saebench_recovery.model.language_model import LanguageModel
-from saebench_recovery.model.vocabulary_sample import VocabularySample
+from saebench_recovery.model.vocabulary_sample import Samples, VocabularySample
 
 STATES = 16  # whose logits over the whole vocabulary are held at once
 SHARED = 4  # times as many different answers as an example has: one product serves all
@@ -40,23 +40,47 @@ def _logits(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
 def forced(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Tensor:
     """Sum [R] of the log-probabilities of the tokens that each row should predict.
 
-    About that, where a sample of the vocabulary stands for it.
+    About that, where samples of the vocabulary stand for it.
     """
     forced_RQ = batch.forced_RQ
     assert forced_RQ is not None
     row, column = (forced_RQ >= 0).nonzero(as_tuple=True)
     once, again = torch.unique(batch.state_RQ[row, column], return_inverse=True)
-    total = target.log_totals(hidden_RQD.flatten(0, 1)[once], batch.sample)
+    states_ND = hidden_RQD.flatten(0, 1)[once]
+    if batch.samples is None:
+        total = target.log_totals(states_ND)
+    else:
+        example_N = torch.empty_like(once).scatter(0, again, row // batch.rows_per_example)
+        total = _sampled_totals(target, batch.samples, states_ND, example_N)
     wanted = target.logits_of(hidden_RQD[row, column], forced_RQ[row, column][:, None])[:, 0]
     each = wanted - total[again]
     return each.new_zeros(hidden_RQD.shape[0]).index_add(0, row, each)
 
 
+def _sampled_totals(
+    target: LanguageModel, samples: Samples, states_ND: Tensor, example_N: Tensor
+) -> Tensor:
+    """About what `LanguageModel.log_totals` says [N], by the sample of each state's example."""
+    place_N = samples.place_E[example_N]
+    total_N = states_ND.new_empty(len(states_ND), dtype=torch.float32)
+    for place in torch.unique(place_N).tolist():
+        own = place_N == place
+        total_N[own] = target.log_totals(states_ND[own], samples.samples[place])
+    return total_N
+
+
 @torch.no_grad()
-def sampled(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> VocabularySample:
-    """A part of the vocabulary, with what is likely where answers are read from these states."""
+def sampled(target: LanguageModel, batch: Batch, hidden_RQD: Tensor) -> Samples:
+    """A part of the vocabulary for each example: what is likely where its answers are read."""
     assert batch.forced_RQ is not None
-    states_ND = hidden_RQD[batch.forced_RQ >= 0]
-    parts = states_ND.split(STATES)  # type: ignore[no-untyped-call]
-    each = [target.logits(some).log_softmax(-1).amax(0) for some in parts]
-    return VocabularySample.of(torch.stack(each).amax(0))
+    E = len(batch.readout_E)
+    read_EXD = hidden_RQD.reshape(E, -1, hidden_RQD.shape[-1])
+    forced_EX = batch.forced_RQ.reshape(E, -1) >= 0
+    found = []
+    for read_XD, forced_X in zip(read_EXD, forced_EX, strict=True):
+        # A state at least: of an answer of one token nothing is summed.
+        states_KD = read_XD[forced_X] if forced_X.any() else read_XD[:1]
+        parts = torch.split(states_KD, STATES)
+        each = [target.logits(some).log_softmax(-1).amax(0) for some in parts]
+        found.append(VocabularySample.of(torch.stack(each).amax(0)))
+    return Samples(tuple(found), torch.arange(E, device=hidden_RQD.device))

@@ -32,3 +32,18 @@ class VocabularySample:
         log_count_K = torch.zeros(2 * size, device=others.device)
         log_count_K[size:] = math.log(len(others) / size)
         return cls(torch.cat([order_V[:size], others[drawn.to(others.device)]]), log_count_K)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The sample of each example [E] of a batch, by its place among those that there are.
+
+    An example's own answers alone say what is in its sample, whatever else is in the batch.
+    """
+
+    samples: tuple[VocabularySample, ...]
+    place_E: Tensor
+
+    def at(self, place_E: Tensor) -> Samples:
+        """The same for a batch of examples that have these."""
+        return Samples(self.samples, place_E)

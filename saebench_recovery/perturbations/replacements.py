@@ -11,18 +11,17 @@ from saebench_recovery.model import products
 from saebench_recovery.model.adaptive_batches import AdaptiveBatches
 from saebench_recovery.model.attention import FrozenPrefix
 from saebench_recovery.model.forward import final_states
+from saebench_recovery.model.hooks import blocks
 from saebench_recovery.model.packing import Begun
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.scores import sampled
-from saebench_recovery.model.vocabulary_sample import VocabularySample
+from saebench_recovery.model.vocabulary_sample import SHARE, Samples
 from saebench_recovery.perturbations.engine import Engine
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.suffix import EMBEDDED
 from saebench_recovery.perturbations.suffix_tokens import SuffixTokens, with_tokens
 
 FINALISTS = 16  # candidates that the whole vocabulary decides between
-WORTHWHILE = 4  # times as many candidates make it worth while to find these first
-LARGE = 2**13  # tokens of a vocabulary
 
 
 def proposed(problem: Problem, ids_NL: Tensor, count: int) -> tuple[Tensor, Tensor, FrozenPrefix]:
@@ -70,18 +69,18 @@ def evaluated(
 ) -> Tensor:
     """Objective [N, L, B] of suffixes; those at [:, i] agree before token i with the base.
 
-    Minus infinity for those that are not tried. Where the vocabulary is large, to sum over it is
-    much of a pass: part of it then says which are the best `FINALISTS`, and of the others nothing
-    more is asked, and minus infinity stands for them too.
+    Minus infinity for those that are not tried. Where to sum over the vocabulary is much of a pass,
+    part of it says which are the best `FINALISTS`; of the others nothing more is asked, and minus
+    infinity stands for them too.
     """
     shape, device = tried_NLB.shape, ids_NLBL.device
     N, L, B = shape
     ids_NTL, tried_NT = ids_NLBL.flatten(1, 2), tried_NLB.flatten(1)
     begun_NT = torch.arange(L, device=device).repeat_interleave(B).expand(N, -1)
-    sample = _sample(problem, base_NL) if L * B >= WORTHWHILE * FINALISTS else None
-    value_NT = _objectives(problem, ids_NTL, begun_NT, recorded, batches, sample)
+    samples = _samples(problem, base_NL) if worthwhile(problem._engine, L, L * B) else None
+    value_NT = _objectives(problem, ids_NTL, begun_NT, recorded, batches, samples)
     value_NT = value_NT.masked_fill(~tried_NT, -torch.inf)
-    if sample is None:
+    if samples is None:
         return value_NT.view(shape)
     best_NK = value_NT.topk(FINALISTS).indices.sort(1).values
     row_N1 = torch.arange(N, device=device)[:, None]
@@ -91,23 +90,32 @@ def evaluated(
     return exact_NT.masked_fill(~tried_NT, -torch.inf).view(shape)
 
 
-def _sample(problem: Problem, ids_NL: Tensor) -> VocabularySample | None:
-    """A part of the vocabulary for suffixes near these.
+def worthwhile(engine: Engine, length: int, count: int) -> bool:
+    """Whether the products that a part of the vocabulary saves are more than those it costs.
 
-    None where it is small, or where the objective does not sum over it.
+    Of each candidate it saves most of the logits where answers are read. The finalists, so few of
+    so many, run once more what is behind their beginning. Twice as many, as there is more to it
+    than products.
     """
-    engine = problem._engine
-    target = engine.active.target
-    small = target.embedding.weight.shape[0] < LARGE
-    if small or engine.batch.forced_RQ is None or engine.wanted_NV is not None:
-        return None
-    shown = with_tokens(engine, ids_NL)
+    batch, target = engine.batch, engine.active.target
+    if engine.wanted_NV is not None or batch.forced_RQ is None or count <= FINALISTS:
+        return False
+    R, Q = batch.ids_RQ.shape
+    again, states = FINALISTS / count, float((batch.forced_RQ >= 0).sum()) / R
+    saved = states * float(target.embedding.weight.numel()) * (1 - 1 / SHARE - again)
+    body = sum(weight.numel() for block in blocks(target.model) for weight in block.parameters())
+    return saved > 2 * again * body * (Q - (length - 1) / 2)
 
-    def work() -> VocabularySample:
-        edits = shown.active.edits(shown.batch)
+
+def _samples(problem: Problem, ids_NL: Tensor) -> Samples:
+    """A part of the vocabulary for suffixes near each of these."""
+    shown = with_tokens(problem._engine, ids_NL)
+
+    def work() -> Samples:
+        target, edits = shown.active.target, shown.active.edits(shown.batch)
         return sampled(target, shown.batch, final_states(target, shown.batch, edits, shown.start))
 
-    return engine.booked(work)
+    return shown.booked(work)
 
 
 def _objectives(
@@ -116,7 +124,7 @@ def _objectives(
     begun_NT: Tensor,
     recorded: FrozenPrefix,
     batches: AdaptiveBatches,
-    sample: VocabularySample | None = None,
+    samples: Samples | None = None,
 ) -> Tensor:
     """Objective [N, T] of suffixes that begin with so many of the recorded tokens, ascending.
 
@@ -136,7 +144,11 @@ def _objectives(
         begun = begun_NT[row, pair].repeat_interleave(shown.batch.rows_per_example)
         if engine.task.pool is not None:  # a mean needs all that it is over
             begun = torch.zeros_like(begun)
-        batch = replace(shown.batch, begun=Begun(begun, L, together=2), sample=sample)
+        batch = replace(
+            shown.batch,
+            begun=Begun(begun, L, together=2),
+            samples=samples and samples.at(row),
+        )
         return replace(shown, batch=batch).objective(None).view(-1, 2)
 
     found_NK2 = engine.booked(lambda: batches.over(N * K, K, work)).view(N, K, 2)

@@ -153,7 +153,12 @@ class Plan:
         return canonical_json([spec, before, acts.__qualname__])
 
     def search(self, task: str) -> str:
-        """Names all that an attack's search on a task depends on."""
+        """Names all that an attack's search on a task depends on.
+
+        Where code of others takes part nobody knows that, and no other plan has the same.
+        """
+        if registry.code_of_others() or self.environment["sources"]:
+            return canonical_json([self.identity, task])
         spec = self.spec.model_dump(mode="json", include=OF_THE_ATTACK - OF_A_TASK)
         return canonical_json([self.intervention(task), spec, self.settings[task]["attack"]])
 

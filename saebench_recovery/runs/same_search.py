@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saebench_recovery.scoring.setting import Flip
     from saebench_recovery.scoring.undisturbed import Undisturbed
 
-MOST_BYTES = 2**27  # of perturbations that are kept in memory
+MOST_BYTES = 2**27  # of a row's perturbations that are kept in memory
 
 
 @dataclass
@@ -70,14 +70,16 @@ class KeptSearch:
         Nothing where the searches differ, code of others takes part, or this one has begun.
         """
         task = self.seen.task.label
-        matchup = plan.matchups[task]
+        matchup, journal = plan.matchups[task], self.journal
         if not (other._whole and other.search == self.search and _same(other.seen, self.seen)):
             return
         if others_at_hand(*matchup.plugins.values()) or disarmed():
             return
-        if any(self.journal.written(task, attack) for attack, _ in other._chunks):
+        setting = self.seen.under(matchup.attack, plan.spec)
+        names = [member.attack.name for member in setting.members]
+        if any(journal.written(task, name) or journal.failure(task, name) for name in names):
             return
-        active = self.seen.under(matchup.attack, plan.spec).active
+        active = setting.active
         examples = {flip.example.id: flip.example for flip in self.seen.flips}
         for attack, chunk in other._chunks:
             headline = unpack(chunk.tensors, chunk.metadata)["headline"]

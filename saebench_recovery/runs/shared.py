@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """Loads and computes what was not there for the run before."""
+    """Loads and computes what was not there for the run before.
 
-    def __init__(self) -> None:
+    Where `several` runs follow each other what an attack found is kept for the next one.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
         self._target: tuple[object, Target] | None = None
         self._seen: dict[str, dict[str, dict[str, Undisturbed]]] = {}
         self._searches: dict[str, KeptSearch] = {}
@@ -106,6 +110,8 @@ class Shared:
         """
         from saebench_recovery.runs.same_search import KeptSearch
 
+        if not self._several:
+            return journal
         own = KeptSearch(plan.search(plan.matchups[label].task.name), seen, journal)
         earlier = self._searches.get(label)
         if earlier is not None:

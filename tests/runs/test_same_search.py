@@ -40,7 +40,7 @@ class Journal:
         self.chunks.append((attack, chunk))
 
     def failure(self, task: str, attack: str) -> str:
-        return ""
+        return "".join(self.failed)
 
     def fail(self, task: str, attack: str, line: str) -> None:
         self.failed.append(line)
@@ -106,6 +106,7 @@ def test_nothing_is_taken_from_what_is_not_whole_or_not_the_same(
     assert taken(whole)
     assert not taken(whole, asked=plan(defense="residual-monitor", seed=1))
     assert not taken(whole, Journal([(NAME, found(seen))]))  # it has begun itself
+    assert not taken(whole, Journal(failed=["it failed before"]))
     fewer = replace(seen, flips=seen.flips[1:])
     assert not taken(kept(own, fewer, found(fewer)))
     first = seen.flips[0]

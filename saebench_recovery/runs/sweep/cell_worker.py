@@ -21,7 +21,7 @@ class CellWorker:
     """One process on some machine, with what its cells share."""
 
     def __init__(self) -> None:
-        self._shared = Shared()
+        self._shared = Shared(several=True)
 
     def begin(self, folder: str, prepare: Callable[[], None], plan: Plan) -> str | None:
         """Get ready in a working folder; the line that says why this machine cannot, or None.

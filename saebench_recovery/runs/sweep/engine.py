@@ -79,7 +79,7 @@ class ThisProcess:
     progress: Progress | None = None
 
     def outcomes(self, groups: Groups) -> Iterator[Outcome]:
-        shared = Shared()
+        shared = Shared(several=True)
         for group in groups:
             for plan in group:
                 yield attempt(plan, self.orders, shared, self.progress)

@@ -45,5 +45,5 @@ class SeveralProcesses:
 def _begun(orders: Orders, prepare: Callable[[], None], tell: Tell) -> Callable[[Plan], Outcome]:
     """What carries out a cell after the other, and shares between them."""
     prepare()
-    shared, progress = Shared(), seldom(lambda *told: tell(told))
+    shared, progress = Shared(several=True), seldom(lambda *told: tell(told))
     return lambda plan: attempt(plan, orders, shared, progress)
