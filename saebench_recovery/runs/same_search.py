@@ -82,7 +82,8 @@ class KeptSearch:
         active = setting.active
         examples = {flip.example.id: flip.example for flip in self.seen.flips}
         for attack, chunk in other._chunks:
-            headline = unpack(chunk.tensors, chunk.metadata)["headline"]
+            tensors = {name: one.to(active.target.device) for name, one in chunk.tensors.items()}
+            headline = unpack(tensors, chunk.metadata)["headline"]
             alarmed_E = alarms(active, [examples[r.id] for r in chunk.records], headline)
             alarmed = [None] * len(chunk.records) if alarmed_E is None else alarmed_E.tolist()
             self.append(task, attack, replace(chunk, records=_watched(chunk.records, alarmed)))

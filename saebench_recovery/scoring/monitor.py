@@ -26,7 +26,7 @@ def rings(active: DefendedModel, batch: Batch, trace: Trace) -> Tensor | None:
     Under `reclamp` it sees what enters the defense, under `post` what leaves the site.
     """
     defense = active.defense
-    if defense is None or defense.false_alarms is None:
+    if defense is None or not _has_detector(active):
         return None
     entering = active.threat_model == "reclamp"
     C = batch.rows_per_example
@@ -39,12 +39,11 @@ def rings(active: DefendedModel, batch: Batch, trace: Trace) -> Tensor | None:
 @torch.no_grad()
 def false_alarms(active: DefendedModel, examples: Sequence[Example]) -> Rate | None:
     """Share of undisturbed examples on which the detector rings; None for a defense without one."""
+    if not _has_detector(active):
+        return None
     alarmed: list[bool] = []
     for begin in range(0, len(examples), CHUNK):
-        alarmed_E = _rung(active, examples[begin : begin + CHUNK])
-        if alarmed_E is None:
-            return None
-        alarmed += alarmed_E.tolist()
+        alarmed += _rung(active, examples[begin : begin + CHUNK]).tolist()
     return statistics.rate(alarmed, [e.cluster or e.id for e in examples])
 
 
@@ -56,17 +55,23 @@ def alarms(
 
     What a replay says of them, by a pass that ends at the last defended site.
     """
+    if not _has_detector(active):
+        return None
     perturbed, delta = perturbation.applied(examples)
     return _rung(active.with_weights(perturbation.weights()), perturbed, delta)
 
 
+def _has_detector(active: DefendedModel) -> bool:
+    return active.defense is not None and active.defense.false_alarms is not None
+
+
 def _rung(
     active: DefendedModel, examples: Sequence[Example], delta: ResidualDelta | None = None
-) -> Tensor | None:
-    defense = active.defense
-    if defense is None or defense.false_alarms is None:
-        return None
+) -> Tensor:
+    assert active.defense is not None
     batch, trace = active.target.batch(examples), Trace()
     edits = active.edits(batch, delta, trace)
-    forward(active.target, batch, edits, pool=max(defense.latents))
-    return rings(active, batch, trace)
+    forward(active.target, batch, edits, pool=max(active.defense.latents))
+    alarmed_E = rings(active, batch, trace)
+    assert alarmed_E is not None
+    return alarmed_E

@@ -14,9 +14,9 @@ from saebench_recovery.perturbations import replacements
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.replacements import (
     FINALISTS,
-    worthwhile,
     evaluated,
     proposed,
+    worthwhile,
 )
 from tests.perturbations.test_suffix import posed, random_ids
 from tests.problems import LENGTH
