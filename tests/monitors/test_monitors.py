@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, get_args
 
@@ -17,7 +18,8 @@ from saebench_recovery.base.plugin import PluginError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Defense
 from saebench_recovery.model.defended import DefendedModel
-from saebench_recovery.monitors.calibration import MonitorName
+from saebench_recovery.monitors.calibration import DETECTORS, MonitorName
+from saebench_recovery.monitors.detector import Undisturbed
 from saebench_recovery.scoring.monitor import false_alarms
 from saebench_recovery.selection.latent_scores import content_residuals
 from saebench_recovery.spec import ThreatModel
@@ -112,3 +114,19 @@ def test_a_detector_of_its_own_takes_no_monitor() -> None:
     own.fit(shared_target("llama"), TinyTask())
     with pytest.raises(UserError, match="detector of its own"):
         own.watch(shared_target("llama"), TinyTask())
+
+
+@pytest.mark.parametrize("name", MONITORS)
+def test_what_it_hears_does_not_depend_on_how_a_cpu_rounds(name: MonitorName) -> None:
+    """Residuals that differ by rounding give scores that do: others must find the same alarms."""
+    drawn = torch.Generator().manual_seed(77)
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor * (1 + 1e-6 * torch.randn(tensor.shape, generator=drawn))
+
+    resid_ND = torch.randn(600, WIDTH, generator=drawn) @ torch.randn(WIDTH, WIDTH, generator=drawn)
+    pull_ND = torch.randn(600, WIDTH, generator=drawn)
+    seen = Undisturbed(tiny_dictionary(SITE), resid_ND, pull_ND)
+    again = replace(seen, resid_ND=rounded(resid_ND), pull_ND=rounded(pull_ND))
+    score_N, other_N = (DETECTORS[name](one)(resid_ND) for one in (seen, again))
+    assert float((score_N - other_N).abs().max()) < 1e-4 * float(score_N.std())
