@@ -82,8 +82,12 @@ class KeptSearch:
         active = setting.active
         examples = {flip.example.id: flip.example for flip in self.seen.flips}
         for attack, chunk in other._chunks:
-            tensors = {name: one.to(active.target.device) for name, one in chunk.tensors.items()}
-            headline = unpack(tensors, chunk.metadata)["headline"]
+            replayed = {
+                name: tensor.to(active.target.device)
+                for name, tensor in chunk.tensors.items()
+                if name.startswith("headline/")
+            }
+            headline = unpack(replayed, chunk.metadata)["headline"]
             alarmed_E = alarms(active, [examples[r.id] for r in chunk.records], headline)
             alarmed = [None] * len(chunk.records) if alarmed_E is None else alarmed_E.tolist()
             self.append(task, attack, replace(chunk, records=_watched(chunk.records, alarmed)))
