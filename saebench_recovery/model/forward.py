@@ -123,9 +123,10 @@ def prefill(
     if length:
         cache = DynamicCache()  # without a config it keeps whole prefixes for windowed layers too
         left = tokens_only(prefix.ids_EP, prefix.mask_EP, prefix.position_EP)
-        left_edits = dict(edits(left))
+        own_edits = edits(left)  # what they are decides what a pass costs
+        left_edits = dict(own_edits)
         if pool is not None:
-            made = left_edits.get(pool)
+            made = own_edits.get(pool)
 
             def add_up(resid_EPD: Tensor) -> Tensor:
                 changed = resid_EPD if made is None else made(resid_EPD)
@@ -138,7 +139,7 @@ def prefill(
             with edited(target.model, left_edits):
                 return run_tokens(target, left, prefix.mask_EP, cache)
 
-        _counted(target, left, left_edits, None, depth, run_prefix)
+        _counted(target, left, own_edits, None, depth, run_prefix)
         frozen = FrozenPrefix.taken(length, cache)
     block = start_block(site)
     kept: list[Tensor] = []

@@ -64,4 +64,5 @@ def _holding(dictionary: Dictionary, own: Edit | None, defended: Tensor, held: H
         kept = defended + moved if held == "residual" else x - moved
         return kept.to(resid_RQD.dtype)
 
+    edit.kind = (held, getattr(own, "kind", None))  # type: ignore[attr-defined]  # see `hooks.kinds`
     return edit

@@ -68,6 +68,21 @@ def without_memory(folder: Path) -> dict[str, str]:
     return {name: held.sub("", text) for name, text in contents(folder).items()}
 
 
+def test_another_defense_before_it_changes_no_bit(tmp_path: Path) -> None:
+    """Not even of the FLOPs, where a task is read off the means of prompts."""
+    specs = [
+        RunSpec(tasks=("tpp",), limit=1, attack="random-direction", defense=defense)
+        for defense in ("clamp", "steering")
+    ]
+    execute(specs[1], tmp_path / "alone")
+    plans = planned(specs)
+    outcomes = ThisProcess(Orders(tmp_path / "shared")).outcomes([[plan] for plan in plans])
+    assert [one.error for one in outcomes] == [None, None]
+    identity = plans[1].identity
+    own = without_memory(tmp_path / "shared" / identity)
+    assert own == without_memory(tmp_path / "alone" / identity)
+
+
 MONITORED = (
     {"defense": "clamp"},
     {"defense": "residual-monitor"},
