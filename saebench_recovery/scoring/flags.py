@@ -243,7 +243,7 @@ CONDITIONS = (
         "control-weakened",
         "caution",
         "the attack injects wrong answers far less often than it recovers, and than the harness's "
-        "own attack injects them at that cost",
+        "own attack injects them",
         "read the reference control; an attack must search both alike",
         control_weakened,
     ),

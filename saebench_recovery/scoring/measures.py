@@ -48,7 +48,7 @@ class Seen:
     random_E: Tensor
     """Control: the behaviour is back under a random perturbation of the same norm."""
     wrong_reference_E: Tensor
-    """Control: the harness's own attack of the same space, at the same cost, brought one.
+    """Control: the harness's own attack of the same space, at no less cost, brought one.
 
     NaN where the perturbed positions cannot bring one (`scoring.reach`).
     """
@@ -194,7 +194,7 @@ MEASURES = (
         kind="rate",
         unit="",
         label="control: wrong target, reference",
-        description="the harness's own attack of the same kind brings a wrong answer at that cost",
+        description="the harness's own attack of the same kind brings a wrong answer",
         of=lambda seen: seen.wrong_reference_E,
     ),
     Measure(

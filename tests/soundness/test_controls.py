@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.attacks.random_direction import RandomDirection
+from torch import Tensor
 
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.interfaces import (
@@ -13,6 +15,7 @@ from saebench_recovery.interfaces import (
     ResidualDelta,
 )
 from saebench_recovery.model.batch import batch
+from saebench_recovery.model.meter import Meter
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.scoring.passes import whole_pass
@@ -173,3 +176,34 @@ def test_what_scoring_has_spent_is_no_cost_of_the_reference() -> None:
     assert isinstance(first, ResidualDelta)
     assert isinstance(again, ResidualDelta)
     assert torch.equal(first.values[SITE], again.values[SITE])
+
+
+def reference_found(flops: float | None) -> tuple[Tensor, float]:
+    """What the reference finds beside an attack that cost so much a row, and for how many FLOPs.
+
+    Without a number: what it finds by its own settings.
+    """
+    meter = Meter()
+    problem = a_problem().counting_on(meter)
+    with meter.counting():
+        if flops is None:
+            found = Attack.run(Orthogonal(), problem.afresh())
+        else:
+            found = injected(Seen(), problem, flops)
+    assert isinstance(found, ResidualDelta)
+    return found.values[SITE], meter.flops / problem.size
+
+
+@pytest.mark.parametrize("flops", [0.0, 1.0])
+def test_the_reference_is_no_weaker_where_the_attack_says_that_it_cost_nothing(
+    flops: float,
+) -> None:
+    """An attack can climb on rows of another budget, and let those bear what it costs."""
+    (own, cost), (found, spent) = reference_found(None), reference_found(flops)
+    assert torch.equal(found, own)
+    assert spent == cost > 0
+
+
+def test_the_reference_may_spend_what_a_costly_attack_did() -> None:
+    _, cost = reference_found(None)
+    assert reference_found(10 * cost)[1] > cost
