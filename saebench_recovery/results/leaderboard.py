@@ -1,8 +1,9 @@
 """Leaderboards: what complete runs say about defenses and attacks, one file per target and task.
 
 Only what is comparable is ranked together: one target, threat model, budget, set of limits, and
-the same task on as many examples. Attacks on weights rank apart from all others. Seeds, and the
-targets of one task (classes, say), make one board.
+the same task on as many examples. Attacks on weights rank apart from all others, and so do those
+that perturb residuals at places of their own choice. Seeds, and the targets of one task (classes,
+say), make one board.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Group(Stored):
     limit: Count | None = Field(description="of evaluation examples, for each target of the task")
     task_config: dict[str, Any]
     target_hash: str
+    elsewhere: bool = Field(description="residuals are perturbed at places of the attack's choice")
     counted: tuple[str, ...] = Field(description="attacks whose worst case ranks")
     standard_suite: bool = Field(
         description="they are the standard suite; if not, the worst case is incomplete"
@@ -98,6 +100,7 @@ def _comparable(scored: Scored) -> list[Any]:
         entry.limit,
         _task_config(entry),
         row.perturbation.of_weights,
+        row.perturbation.elsewhere,
         entry.sources.get("task"),
         entry.provenance.target_hash,
     ]
@@ -120,6 +123,7 @@ def _group(entries: Sequence[Scored]) -> Group:
         limit=first.entry.limit,
         task_config=_task_config(first.entry),
         target_hash=first.entry.provenance.target_hash,
+        elsewhere=first.row.perturbation.elsewhere,
         counted=counted,
         standard_suite=any(scored.entry.standard_suite for scored in entries),
         defenses=defenses,

@@ -36,6 +36,11 @@ class PerturbationKind(Stored):
 
     kind: str = Field(default="residual", description="a space, or `several` of a suite")
     length: Count | None = Field(default=None, description="tokens that are put into the prompt")
+    elsewhere: bool = Field(
+        default=False,
+        description="at other positions than the task's or other hook points than the first "
+        "defended one, by the attack's own choice: ranks are apart",
+    )
 
     @property
     def of_weights(self) -> bool:

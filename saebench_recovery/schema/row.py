@@ -67,7 +67,7 @@ class Controls(Stored):
     random_direction: Rate = Field(description="random direction of the attack's own norm")
     wrong_target: Rate = Field(description="same attack and budget, towards a wrong answer")
     wrong_target_reference: Rate = Field(
-        description="the harness's own attack of the same kind, at no less than its own settings take"
+        description="the harness's own attack of the same kind, with its own settings or for more"
     )
 
 

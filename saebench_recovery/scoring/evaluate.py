@@ -82,6 +82,7 @@ def _facts(
     turns: Turns,
 ) -> Facts:
     spec, defense, target = setting.spec, setting.defense, setting.target
+    examples = [flip.example for flip in seen.flips]
     every = [chunk for of_member in turns.chunks.values() for chunk in of_member]
     return Facts(
         task=setting.task.label,
@@ -105,6 +106,7 @@ def _facts(
         perturbation=PerturbationKind(
             kind="several" if setting.mixed else setting.attack.space,
             length=setting.attack.length or None,
+            elsewhere=setting.acts_elsewhere(examples),
         ),
         members=tuple(turns.chunks),
         member_flops=tuple(sum(c.attacking.flops for c in part) for part in turns.chunks.values()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from saebench_recovery.interfaces import Attack, Defense, Example, Plugin, Task
 from saebench_recovery.model.defended import DefendedModel
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.kinds import KINDS, inapplicable
+from saebench_recovery.perturbations.residual import Residual
 from saebench_recovery.perturbations.space import Lessons
 from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
@@ -232,6 +233,23 @@ class Setting:
     def variants(self) -> int:
         """Problem rows per flip: every budget, towards the right and towards a wrong answer."""
         return 2 * len(self.budgets)
+
+    def acts_elsewhere(self, examples: Sequence[Example]) -> bool:
+        """Whether residuals are perturbed at positions or hook points of the attack's own choice.
+
+        More places are another threat than what the task and the defense say by themselves, and
+        what is ranked together has to face the same one.
+        """
+        first = [min(self.defense.latents)]
+
+        def own(attack: Attack) -> bool:
+            return attack.sites(self.defense) != first or any(
+                sorted(attack.positions(self.task, e)) != sorted(self.task.positions(e))
+                for e in examples
+            )
+
+        residual = [one.attack for one in self.members if one.attack.space == Residual.kind]
+        return any(map(own, residual))
 
     def positions(self, examples: list[Example]) -> Tensor:
         """Token positions [E, P] that a residual attack perturbs, and where drift is measured."""

@@ -14,6 +14,7 @@ from saebench_recovery.results.leaderboard import Leaderboard, build
 from saebench_recovery.results.pages import write_boards
 from saebench_recovery.results.report.markdown import page
 from saebench_recovery.schema import Constraint, Detection
+from saebench_recovery.schema.facts import PerturbationKind
 from tests.fakes import flag, made, rate, row
 from tests.results.made_runs import Stored, group_of, page_of, places
 
@@ -250,7 +251,12 @@ def test_order_of_runs_and_repetition_do_not_matter(stored: Stored, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "change",
-    [{"threat_model": "post"}, {"budget": 0.5}, {"asked": {"limit": 9}}],
+    [
+        {"threat_model": "post"},
+        {"budget": 0.5},
+        {"asked": {"limit": 9}},
+        {"perturbation": PerturbationKind(elsewhere=True)},
+    ],
 )
 def test_what_is_not_comparable_is_not_ranked_together(
     stored: Stored, change: dict[str, Any]

@@ -47,7 +47,7 @@ def heading(board: Leaderboard, group: Group) -> str:
     """The task, and where several groups have the same terms in what this one differs."""
     among = [other for other in board.groups if terms(other) == terms(group)]
     differing = []
-    for name in ("limit", "limits", "task_config", "target_hash"):
+    for name in ("limit", "limits", "task_config", "target_hash", "elsewhere"):
         values = {_as_json(other, name) for other in among}
         if len(values) > 1:
             differing.append(f"{name.replace('_', ' ')} {_as_json(group, name)}")
@@ -64,8 +64,9 @@ def counted(group: Group) -> str:
         return "No attack but a control was run: nothing is ranked."
     if group.standard_suite:
         return f"Ranked under the standard suite, {', '.join(group.counted)}."
+    where = " at places of the attacks' own choice" if group.elsewhere else ""
     return (
-        "Ranked under the worst of " + ", ".join(group.counted) + ". This worst case is "
+        f"Ranked under the worst of {', '.join(group.counted)}{where}. This worst case is "
         "incomplete: no defense here has met a standard suite (auto-*)."
     )
 
