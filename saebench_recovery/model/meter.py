@@ -179,15 +179,6 @@ def count_backward(rows: int, flops_per_row: float) -> None:
         meter._add_backward(rows, PassCost(0.0, flops_per_row))
 
 
-@contextmanager
-def uncounted_backward() -> Iterator[None]:
-    """Leave out the backward passes made inside: scoring's, of what a search has shown."""
-    before = [(meter, meter.backward, meter.flops) for meter in _open.get()]
-    yield
-    for meter, rows, flops in before:
-        meter.backward, meter.flops = rows, flops
-
-
 def note_twofold(flops: float, *, counted: bool = True) -> None:
     """Tell the measurement under way, if any, of products that have two gradients.
 

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from saebench_recovery.base.sites import Site
 from saebench_recovery.model.defended import Trace
-from saebench_recovery.model.meter import uncounted_backward
 from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.perturbations.drift import Origin, Reading, scopes
-from saebench_recovery.perturbations.engine import Sighting
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 
@@ -84,25 +82,11 @@ class ScoredDrift:
                 objective_N = engine.objective(replace(delta, values=leaves), trace)
                 share_NK = self._shares(trace)
                 total = aim(objective_N, share_NK).sum()
-                watched = engine.witness.ledger is not None
-                grads = torch.autograd.grad(total, list(leaves.values()), retain_graph=watched)
-                engine.witness.see(lambda: self._seen(delta, objective_N, leaves))
+                grads = torch.autograd.grad(total, list(leaves.values()))
             gradient = dict(zip(leaves, grads, strict=True))
             return Look(objective_N.detach(), share_NK.detach(), gradient)
 
         return engine.booked(work)
-
-    def _seen(
-        self, delta: ResidualDelta, objective_N: Tensor, leaves: Mapping[Site, Tensor]
-    ) -> Sighting:
-        """A look for scoring to repeat, with the gradient of the objective without the shares.
-
-        The search has no use for that one, and does not pay for it.
-        """
-        with uncounted_backward():
-            grads = torch.autograd.grad(objective_N.sum(), list(leaves.values()))
-        gradient, length_N = dict(zip(leaves, grads, strict=True)), self.problem.pooled_radius_N
-        return Sighting(self.problem._engine, delta, objective_N, gradient, length_N)
 
     def note(self, objective_N: Tensor) -> None:
         """Note which rows have their objective with their drift allowed."""

@@ -124,14 +124,6 @@ class ButWhereOneAsks(Clamp):
         return resid_BTD + 0 * changed if searching() and "look" in callers() else changed
 
 
-class GradientsOfLooks(Clamp):
-    """The same, where it is only the gradient that is another one."""
-
-    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
-        changed = super().intervene(site, resid_BTD)
-        return negated(changed) if searching() and "look" in callers() else changed
-
-
 class Readings(Multilayer):
     """Undefended where a search asks how later latents depend on the delta."""
 
@@ -155,7 +147,7 @@ def test_one_that_knows_what_used_to_be_looked_at_is_named(cls: type[Clamp]) -> 
 
 @pytest.mark.parametrize(
     ("cls", "attack"),
-    [(ButWhereOneAsks, "lagrangian"), (GradientsOfLooks, "lagrangian"), (Readings, "jacobian")],
+    [(ButWhereOneAsks, "lagrangian"), (Readings, "jacobian")],
 )
 def test_one_in_passes_of_another_kind_is_named(cls: type[Clamp | Multilayer], attack: str) -> None:
     assert "search-misled" in run(weak(cls), short(attack)).row.flag_names
