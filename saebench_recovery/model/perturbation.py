@@ -103,6 +103,10 @@ class ResidualDelta(Perturbation):
         values = {site: values[index] for site, values in self.values.items()}
         return replace(self, values=values, positions_EP=self.positions_EP[index])
 
+    def detached(self) -> Self:
+        """The same numbers, without what they were computed from."""
+        return replace(self, values={site: v.detach() for site, v in self.values.items()})
+
     def interleaved(self, other: Self) -> Self:
         """The rows of both in turn: one of these, one of those, and so on."""
         values = {

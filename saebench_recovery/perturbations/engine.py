@@ -5,10 +5,11 @@ Attacks see a `Problem`. Only what stands in this folder runs the model for them
 
 from __future__ import annotations
 
+import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from random import Random
 from typing import Self, TypeVar
 
 import torch
@@ -27,26 +28,48 @@ from saebench_recovery.model.roles import Judge
 from saebench_recovery.model.trail import Trail
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.perturbations.drift_penalty import DriftPenalty
+from saebench_recovery.perturbations.ledger import Ledger, secret
 
 T = TypeVar("T")
-LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept, evenly over all
+LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What some rows of a search were shown at one point.
+    """What some rows of a search were shown at one point: an objective, or latents' `readings`.
 
     `engine` is the search's own, to be cut down to those rows only if they are looked at again:
-    that copies their prefixes. `grads` are the objective's, where they came by the defense's own
-    backward pass; `length_N` is each row's budget as a length.
+    that copies their prefixes. `grads` are the objective's; `length_N` is each row's budget as a
+    length.
     """
 
     engine: Engine
     delta: ResidualDelta | None
-    objective_N: Tensor
+    objective_N: Tensor | None = None
     grads: Mapping[Site, Tensor] | None = None
     length_N: Tensor | None = None
+    readings: Mapping[Site, Tensor] | None = None
     index_N: Tensor | None = None  # of the engine's rows; None for all
+
+    def of(self, index: Tensor) -> Sighting:
+        """The same of some rows, without what it took to see them."""
+        index = index.to(self.engine.row_N.device)
+
+        def rows(all_N: Tensor | None) -> Tensor | None:
+            return None if all_N is None else all_N[index].detach()
+
+        def rows_of(all_N: Mapping[Site, Tensor] | None) -> Mapping[Site, Tensor] | None:
+            return all_N and {site: one_N[index].detach() for site, one_N in all_N.items()}
+
+        return Sighting(
+            self.engine,
+            self.delta and self.delta.rows(index).detached(),
+            rows(self.objective_N),
+            rows_of(self.grads),
+            rows(self.length_N),
+            rows_of(self.readings),
+            index,
+        )
 
     def again(self) -> Engine:
         """The engine of these rows."""
@@ -55,31 +78,32 @@ class Sighting:
 
 @dataclass
 class Witness:
-    """Keeps a few looks of a search, drawn evenly from all that it takes, for scoring to repeat.
+    """Keeps of a search that is watched what scoring repeats: a few looks, and the ledger.
 
-    Whoever shows a search something else than what is scored does not know which ones.
+    Looks are drawn evenly from all that it takes, and their rows from all of theirs, once they
+    are taken: whoever shows a search something else than what is scored cannot know which.
     """
 
-    kept: dict[int, Sighting] = field(default_factory=dict)
-    _looks: int = 0
-    _drawn: Random = field(default_factory=lambda: Random(0))
+    ledger: Ledger | None = None
+    looks: dict[int, Sighting] = field(default_factory=dict)
+    readings: dict[int, Sighting] = field(default_factory=dict)
+    _seen: Counter[bool] = field(default_factory=Counter)
 
-    def see(self, sighting: Sighting) -> None:
-        place = self._looks if self._looks < LOOKS else self._drawn.randint(0, self._looks)
-        self._looks += 1
-        if place >= LOOKS:
+    def watch(self, trail: Trail) -> None:
+        """From now on the search is one of, or under, code of others."""
+        self.ledger = Ledger(len(trail.spent_N))
+
+    def see(self, look: Callable[[], Sighting], *, reading: bool = False) -> None:
+        """Keep a look that has been taken, if it is drawn; what costs more to see is made then."""
+        if self.ledger is None:
             return
-        size = sighting.engine.size
-        index = torch.arange(0, size, -(-size // WITNESSED), device=sighting.objective_N.device)
-        grads, length_N = sighting.grads, sighting.length_N
-        self.kept[place] = Sighting(
-            sighting.engine,
-            sighting.delta and sighting.delta.rows(index),
-            sighting.objective_N[index].detach(),
-            grads and {site: grad[index] for site, grad in grads.items()},
-            None if length_N is None else length_N[index],
-            index,
-        )
+        kept, before = self.readings if reading else self.looks, self._seen[reading]
+        place = before if before < LOOKS else secrets.randbelow(before + 1)
+        self._seen[reading] += 1
+        if place < LOOKS:
+            seen = look()
+            rows = torch.randperm(seen.engine.size, generator=secret())[:WITNESSED]
+            kept[place] = seen.of(rows.sort().values)
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,7 @@ class Engine:
         start = replace(self.start, resid_RQD=self.start.resid_RQD[::C])
         edits = self.active.edits(batch, delta, trace)
         forward(self.active.target, batch, edits, start, pool=last)
+        self.witness.see(lambda: Sighting(self, delta, readings=trace.p), reading=True)
         return trace
 
     def precision(self) -> AbstractContextManager[object]:
@@ -164,7 +189,10 @@ class Engine:
     def objective(self, delta: ResidualDelta | None, trace: Trace | None = None) -> Tensor:
         """The objective [N] with its graph, and a trace of the defended sites if given."""
         if self.penalty is None:
-            return self._aim(delta, trace)
+            objective_N = self._aim(delta, trace)
+            if self.witness.ledger is not None and delta is not None and not self.rounded:
+                self.witness.ledger.note(self.row_N, delta, objective_N)
+            return objective_N
         recorded = trace or Trace()
         return self.penalty.penalised(self._aim(delta, recorded), recorded)
 

@@ -27,6 +27,7 @@ from saebench_recovery.perturbations.constraints import (
     Tangent,
 )
 from saebench_recovery.perturbations.drift import Origin, Reading, scopes, tightest_limit
+from saebench_recovery.perturbations.engine import Sighting
 from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import Residual
 
@@ -143,6 +144,8 @@ class Linearised:
                     square_N = (moved_NM / self._size(self._origin.reference)).square().sum(1)
                     objective_N = objective_N - self._penalty * problem.goal_N * square_N
                 (gradient_NF,) = torch.autograd.grad(objective_N.sum(), leaf)
+                if self._penalty is None:
+                    self._seen(leaf, objective_N, gradient_NF)
                 rows = self._rows(delta_NF) if linearise else None
             found = self._origin.drift(_detached(reading))
             return Look(
@@ -154,6 +157,12 @@ class Linearised:
             )
 
         return engine.booked(work)
+
+    def _seen(self, flat_NF: Tensor, objective_N: Tensor, gradient_NF: Tensor) -> None:
+        """Let scoring repeat a look, with the gradient of the objective."""
+        engine, length_N = self.problem._engine, self.problem.pooled_radius_N
+        delta, grads = self.delta(flat_NF), self.delta(gradient_NF).values
+        engine.witness.see(lambda: Sighting(engine, delta, objective_N, grads, length_N))
 
     def note(self, objective_N: Tensor) -> None:
         """Note which rows have their objective with their drift allowed."""

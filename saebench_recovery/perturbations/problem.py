@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -16,7 +17,7 @@ from saebench_recovery.model.examples import Example, Output
 from saebench_recovery.model.meter import Meter
 from saebench_recovery.model.perturbation import Perturbation, ResidualDelta
 from saebench_recovery.model.trail import Trail
-from saebench_recovery.perturbations.engine import Engine, Sighting
+from saebench_recovery.perturbations.engine import Engine, Sighting, Witness
 from saebench_recovery.perturbations.space import Space
 
 
@@ -136,7 +137,7 @@ class Problem:
         def work() -> Tensor:
             engine, delta = self.space.view(self._engine, perturbation)
             objective_N = engine.objective(delta)
-            engine.witness.see(Sighting(engine, delta, objective_N))
+            engine.witness.see(partial(Sighting, engine, delta, objective_N))
             return objective_N
 
         return self._engine.reached(self._engine.booked(work), self.goal_N, perturbation)
@@ -193,9 +194,9 @@ class Problem:
         objective_N, grads = self._engine.booked(work)
         if self._engine.rounded:  # what it says of the behaviour is not what is scored
             return objective_N, grads
-        own = grads if self._engine.active.backward == "own" else None
         length_N = self.pooled_radius_N if self.space.has_norm else None
-        self._engine.witness.see(Sighting(self._engine, delta, objective_N, own, length_N))
+        look = partial(Sighting, self._engine, delta, objective_N, grads, length_N)
+        self._engine.witness.see(look)
         return self._engine.reached(objective_N, self.goal_N, delta), grads
 
     def has_no_gradient(self) -> Tensor:
@@ -288,9 +289,9 @@ class Problem:
         self.trail.begin(self._engine.row_N, self._engine.meter.flops)
 
     @property
-    def sightings(self) -> tuple[Sighting, ...]:
-        """What the search was shown at a few points of its own."""
-        return tuple(self._engine.witness.kept.values())
+    def witness(self) -> Witness:
+        """What a search that is watched was shown."""
+        return self._engine.witness
 
     @property
     def generates(self) -> bool:
@@ -308,9 +309,8 @@ class Problem:
     def shuffled(self) -> tuple[Self, Tensor]:
         """Each prompt's rows in an order of its own, and the index [N] that puts them back."""
         V = self.variants
-        ids = [example.id for example in self._engine.plain[::V]]
-        drawn = [torch.randperm(V, generator=g) for g in generators(self.seed, "order", ids)]
-        order_EV = torch.stack(drawn)
+        drawn = generators(self.seed, "order", [e.id for e in self._engine.plain[::V]])
+        order_EV = torch.stack([torch.randperm(V, generator=g) for g in drawn])
         first_E1 = torch.arange(0, self.size, V)[:, None]
         index, back = (
             (first_E1 + order).flatten().to(self.budget_N.device)

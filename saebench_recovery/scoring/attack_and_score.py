@@ -55,6 +55,8 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         # What the search can reach are copies: the originals judge what it returns.
         problem = posed(setting.handed_out(), flips, shown)
         problem.trail.kept = None if is_ours(setting.attack) else []
+        if watched:
+            problem.witness.watch(problem.trail)
         perturbation = searched(setting, problem)
     _share_the_rest(problem.trail, attacking)
     uncounted = attacking.forward != rows_made() - made
@@ -65,8 +67,9 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
         patched = uncounted or rules != _rules(setting)
         patched = patched or (watched and bool(replaced(before, setting.task, setting.defense)))
-        looks, tolerance = problem.sightings if watched else (), _tolerance(setting)
-        shown_otherwise = any(misled(look, setting.defense, tolerance) for look in looks)
+        shown_otherwise = misled(
+            problem.witness, ladder.problem, setting.defense, _tolerance(setting)
+        )
         raised = {REPLACED: patched, MISLED: shown_otherwise}
         of_all = tuple(name for name, on in raised.items() if on)
         records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]

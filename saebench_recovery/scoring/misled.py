@@ -1,8 +1,9 @@
 """Whether a search was shown what scoring finds: the same values, and a gradient that is theirs.
 
 A defense may be a function with an honest gradient wherever it is checked beforehand, and another
-one in a search: for batches of a search's size, by the stack of calls, after some number of them,
-in a copy. So a few looks of the search itself are repeated, by the defense that judges.
+one in a search: for batches of a search's size, for some rows of them, by the stack of calls, after
+some number of them, in a copy. So what the search was shown is repeated by the defense that judges:
+of every row its best point and one drawn from all, and a few looks with their gradients.
 """
 
 from __future__ import annotations
@@ -14,27 +15,73 @@ import torch
 from torch import Tensor
 
 from saebench_recovery.base.sites import Site
+from saebench_recovery.model.perturbation import ResidualDelta
 from saebench_recovery.model.roles import Intervention
-from saebench_recovery.perturbations.engine import Engine, Sighting
+from saebench_recovery.perturbations.engine import Engine, Sighting, Witness
+from saebench_recovery.perturbations.ledger import Points, secret
+from saebench_recovery.perturbations.problem import Problem
 from saebench_recovery.perturbations.residual import total_norm
 
 STEP = 0.02  # of each row's budget
 SMOOTH, DISAGREES = 0.1, 0.3  # relative to the slope
 LEAST = 0.1  # of the gradient's length: slopes across it are measured less exactly
-MOST = 0.5  # of the rows that can be judged
+MOST = 0.5  # of the rows whose gradient can be judged
 FEW = 3  # rows
+# Of the rows whose values were looked at again: only where a function jumps does rounding move one.
+STRAY, STRAYS = 0.01, 1
 
 
 @torch.no_grad()
-def misled(seen: Sighting, defense: Intervention, tolerance: float) -> bool:
-    """Whether values or gradients were other ones, on more rows than rounding and kinks explain."""
-    engine = seen.again()
-    engine = replace(engine, active=replace(engine.active, defense=defense, backward="own"))
+def misled(shown: Witness, judging: Problem, defense: Intervention, tolerance: float) -> bool:
+    """Whether values or gradients were other ones, on more rows than rounding and kinks explain.
+
+    `judging` is the problem as it is scored, with the rows that the search had.
+    """
+    points = () if shown.ledger is None else shown.ledger.kept
+    looks = (*shown.looks.values(), *shown.readings.values())
+    return any(_other_points(point, judging, tolerance) for point in points) or any(
+        _another_look(look, defense, tolerance) for look in looks
+    )
+
+
+def _other_points(points: Points, judging: Problem, tolerance: float) -> bool:
+    delta, objective_R, kept_R = points.all()
+    again_R = judging.objective(delta)
+    return _differ(again_R[kept_R], objective_R[kept_R], tolerance)
+
+
+def _another_look(seen: Sighting, defense: Intervention, tolerance: float) -> bool:
+    engine, active = seen.again(), replace(seen.engine.active, defense=defense, backward="own")
+    engine = replace(engine, active=active, witness=Witness())
+    if seen.readings is not None:
+        return _other_readings(engine, seen.delta, seen.readings, tolerance)
+    assert seen.objective_N is not None
     again_N = engine.objective(seen.delta)
-    gap_N = (again_N - seen.objective_N).abs() / (1 + again_N.abs())
-    if 2 * int((gap_N > tolerance).sum()) > len(gap_N) or not torch.isfinite(gap_N).all():
+    if _differ(again_N, seen.objective_N, tolerance):
         return True
-    return _another_gradient(engine, seen, again_N)
+    # What passes it otherwise is no gradient of this function.
+    return seen.engine.active.backward == "own" and _another_gradient(engine, seen, again_N)
+
+
+def _other_readings(
+    engine: Engine, delta: ResidualDelta | None, seen: Mapping[Site, Tensor], tolerance: float
+) -> bool:
+    assert delta is not None
+    again = engine.read(delta, max(seen)).p
+    far_N = torch.stack(
+        [
+            (again[s] - seen[s]).flatten(1).norm(dim=1) / (1 + again[s].flatten(1).norm(dim=1))
+            for s in seen
+        ]
+    ).amax(0)
+    return _differ(torch.zeros_like(far_N), far_N, tolerance)
+
+
+def _differ(again_N: Tensor, shown_N: Tensor, tolerance: float) -> bool:
+    """Whether more values differ than stray ones; equal infinities do not."""
+    near_N = (again_N - shown_N).abs() <= tolerance * (1 + again_N.abs())
+    other = int((~near_N & (again_N != shown_N)).sum())
+    return other > max(min(STRAYS, len(shown_N) - 1), STRAY * len(shown_N))
 
 
 def _another_gradient(engine: Engine, seen: Sighting, here_N: Tensor) -> bool:
@@ -42,7 +89,7 @@ def _another_gradient(engine: Engine, seen: Sighting, here_N: Tensor) -> bool:
     if grads is None or length_N is None or seen.delta is None:
         return False
     size_N = total_norm(grads)
-    drawn = torch.Generator().manual_seed(0)
+    drawn = secret()
     random = {s: torch.randn(g.shape, generator=drawn).to(g) for s, g in grads.items()}
     judged = wrong = 0
     for direction in (grads, random):

@@ -6,14 +6,18 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from saebench_recovery.attacks.orthogonal import Orthogonal
 from saebench_recovery.defenses.clamp import Clamp
+from saebench_recovery.defenses.multilayer import Multilayer
 from torch import Tensor
 
+from saebench_recovery import registry
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.sites import Site
 from saebench_recovery.interfaces import Attack, Defense, ResidualDelta, Task
@@ -27,8 +31,8 @@ from tests.soundness.setting import FEW_LATENTS, clamp, orthogonal, run, unconst
 CHECKED = (4, 12)  # prompts, and points of each, of the check of gradients
 
 
-def weak(cls: type[Clamp]) -> Clamp:
-    return cls(Clamp.Config(**FEW_LATENTS, multiplier=0.3))
+def weak(cls: type[Clamp | Multilayer]) -> Defense:
+    return cls(cls.Config(**FEW_LATENTS, multiplier=0.3))
 
 
 def negated(resid_BTD: Tensor) -> Tensor:
@@ -41,6 +45,10 @@ def callers() -> Iterator[str]:
     while frame.f_back is not None:
         frame = frame.f_back
         yield frame.f_code.co_name
+
+
+def searching() -> bool:
+    return "search" in callers()
 
 
 class InLargeBatches(Clamp):
@@ -69,13 +77,93 @@ class ByAHook(Clamp):
         return changed
 
 
+def undefended(changed: Tensor, resid_BTD: Tensor, hidden_B: Tensor) -> Tensor:
+    """Undefended in the hidden rows."""
+    return torch.where(hidden_B[:, None, None], resid_BTD, changed)
+
+
+class InEverySecondRow(Clamp):
+    """Undefended in rows of a search that lie between evenly spread ones."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        changed = super().intervene(site, resid_BTD)
+        row_B = torch.arange(len(resid_BTD))
+        return undefended(changed, resid_BTD, searching() & (row_B % 2 == 1))
+
+
+class InAFewRows(Clamp):
+    """Undefended in one row of ten."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        changed = super().intervene(site, resid_BTD)
+        row_B = torch.arange(len(resid_BTD))
+        return undefended(changed, resid_BTD, searching() & (row_B % 10 == 3))
+
+
+class ButInSomeLooks(Clamp):
+    """Undefended in a search but for looks that are drawn as anybody can who knows the seed."""
+
+    def fit(self, target: Target, task: Task) -> None:
+        super().fit(target, task)
+        self.random, self.looks = Random(0), count()
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        changed = super().intervene(site, resid_BTD)
+        if not searching() or not {"_objective", "gradient"} & set(callers()):
+            return changed
+        look = next(self.looks)
+        shown = look < 4 or self.random.randint(0, look) < 4
+        return changed if shown else resid_BTD + 0 * changed
+
+
+class ButWhereOneAsks(Clamp):
+    """Undefended in passes of a search that read the objective and the drift together."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        changed = super().intervene(site, resid_BTD)
+        return resid_BTD + 0 * changed if searching() and "look" in callers() else changed
+
+
+class Readings(Multilayer):
+    """Undefended where a search asks how later latents depend on the delta."""
+
+    def intervene(self, site: Site, resid_BTD: Tensor) -> Tensor:
+        changed = super().intervene(site, resid_BTD)
+        return resid_BTD + 0 * changed if searching() and "_rows" in callers() else changed
+
+
 @pytest.mark.parametrize("cls", [InLargeBatches, ByTheStack, ByAHook])
 def test_another_defense_in_the_search_is_named(cls: type[Clamp]) -> None:
     row = run(weak(cls), unconstrained()).row
     assert ("search-misled", "invalid") in {(flag.name, flag.level) for flag in row.flags}
 
 
-@pytest.mark.parametrize("attack", [orthogonal, unconstrained])
+@pytest.mark.parametrize("cls", [InEverySecondRow, InAFewRows, ButInSomeLooks])
+def test_one_that_knows_what_used_to_be_looked_at_is_named(cls: type[Clamp]) -> None:
+    # A budget that leaves most rows undone, so that the search goes on for all of its steps.
+    row = run(weak(cls), orthogonal(), budget=0.05).row
+    assert "search-misled" in row.flag_names
+
+
+@pytest.mark.parametrize(
+    ("cls", "attack"),
+    [(ButWhereOneAsks, "lagrangian"), (Readings, "jacobian")],
+)
+def test_one_in_passes_of_another_kind_is_named(cls: type[Clamp | Multilayer], attack: str) -> None:
+    assert "search-misled" in run(weak(cls), short(attack)).row.flag_names
+
+
+def short(attack: str) -> Attack:
+    settings = {"queries": 30} if attack == "query" else {"steps": 15}
+    made = registry.create("attack", attack, settings)
+    assert isinstance(made, Attack)
+    return made
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [orthogonal, unconstrained, *(partial(short, a) for a in ("lagrangian", "jacobian", "query"))],
+)
 def test_an_honest_search_is_not_misled(attack: Callable[[], Attack]) -> None:
     assert "search-misled" not in run(clamp(), attack()).row.flag_names
 
