@@ -111,7 +111,7 @@ def _facts(
         failures=dict(turns.failures),
         side_effects=seen.effects,
         stated_false_alarms=defense.false_alarms,
-        false_alarms=seen.ringing,
+        false_alarms=None if seen.ringing is None else seen.ringing.counted,
         compute=Compute(
             attack=total_cost([chunk.attacking for chunk in every]),
             scoring=total_cost([scoring, *(chunk.scoring for chunk in every)]),

@@ -19,7 +19,7 @@ class Known(NamedTuple):
     remedy: str
 
 
-_PURE = "make intervene a function of the residual alone"
+_PURE = "make intervene, and alarm, a function of the residual alone"
 _RETURN = "return a residual of the same shape, dtype and device as the one given"
 _SPLIT = "split by source item, so that selection, evaluation and retain share no content"
 
