@@ -81,10 +81,14 @@ CATALOGUE: dict[str, Known] = {
     "two-detectors": Known(
         "invalid", "judge each output by the field that the task reads, always the same one"
     ),
-    # What they must leave alone.
+    # What they must leave alone, and what they must name.
     "target-changed": Known(
         "invalid",
         "write to no weight and no SAE, and leave no hook: a defense is `intervene` alone",
+    ),
+    "reads-other-files": Known(
+        "caution",
+        "name it in `data_files`, or put what it holds into the plugin's file or its settings",
     ),
     # Attacks.
     "unknown-space": Known("error", "set `space` to a kind of perturbation that there is"),
