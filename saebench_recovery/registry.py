@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saebench_recovery.base import described
 from saebench_recovery.base.catalogue import BUILT_IN, Kind
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.files_read import calls_plugins, listen
 from saebench_recovery.base.plugin import PLUGIN_FILES, PluginError, one_line
 from saebench_recovery.base.settings import nearest, validate
 from saebench_recovery.base.task_file import ENDINGS, read_task_file
@@ -86,6 +87,7 @@ def _by_the_package(kind: Kind, name: str, cls: type[Any]) -> bool:
 def _note_others(name: str) -> None:
     """Remember code of others; nothing that it changes of itself afterwards takes that back."""
     global _of_others
+    listen()
     _of_others = frozenset((*_of_others, name))
 
 
@@ -133,6 +135,7 @@ def load_plugin_file(path: str | Path) -> None:
     if file.suffix in ENDINGS:
         _load_task_file(Path(path), name)
         return
+    listen()
     try:
         _import_file(path, file, name)
     finally:
@@ -209,6 +212,8 @@ def plugin_class(kind: Kind, name: str) -> type[Plugin]:
     if name not in _registered[kind]:
         address = str(_holder(kind, name))
         module, _, attribute = address.partition(":")
+        if not is_built_in(kind, name):
+            listen()
         try:
             cls = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
@@ -266,6 +271,11 @@ def registered_name(kind: Kind, plugin: str | type[Plugin]) -> str:
 def plugin_file(plugin: type[Plugin]) -> Path | None:
     """The `--plugin` file in which the plugin's class stands, if it came from one."""
     return _plugin_files.get(plugin.__module__)
+
+
+calls_plugins(_import_file.__code__, lambda frame: str(frame.f_locals["name"]))
+calls_plugins(plugin_class.__code__, lambda frame: str(frame.f_locals.get("module", "")))
+calls_plugins(create.__code__, lambda frame: str(frame.f_locals["cls"].__module__))
 
 
 def is_built_in(kind: Kind, name: str) -> bool:

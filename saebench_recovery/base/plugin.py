@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType
-from typing import Annotated, Any, ClassVar
+from types import FrameType, FunctionType
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.base.files_read import calls_plugins
 
 PLUGIN_FILES = "saebench_plugin_"  # what the modules of users' files are called by begins so
 
@@ -43,6 +44,8 @@ ASKED = frozenset(
         *("space", "constrained", "length", "abreast", "learns", "restores", "shortens"),
     }
 )
+
+SEARCHES = ("fit", "search", "shortest")  # methods of an attack
 
 
 class PluginConfig(BaseModel):
@@ -120,7 +123,18 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             raise PluginError(self.title, name, f"raised {one_line(error)}") from error
 
+    calls_plugins(cast(FunctionType, guarded).__code__, _called)
     return guarded
+
+
+def _called(frame: FrameType) -> str:
+    """The module of the plugin whose method is guarded there.
+
+    What an attack reads while it searches does not count: whoever verifies does not search.
+    """
+    plugin = frame.f_locals["self"]
+    searches = plugin.kind == "attack" and frame.f_locals["name"] in SEARCHES
+    return "" if searches else str(type(plugin).__module__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -43,6 +43,20 @@ def is_file(place: str | Path) -> bool:
 def is_folder(place: str | Path) -> bool:
     """The same for a folder."""
     return os.path.isdir(place)
+
+
+def refuse_links(places: Iterable[str | Path]) -> None:
+    """Make sure that files are what stands there, and not links to what stands elsewhere.
+
+    Raises:
+        UserError: one is a symbolic link, wherever it leads.
+    """
+    for place in places:
+        if os.path.islink(place):
+            raise UserError(
+                f"cannot read {str(place)!r}: a symbolic link, and the files of a run stand in its "
+                "own folder; put the file itself there"
+            )
 
 
 def at_home(place: str | Path) -> Path:

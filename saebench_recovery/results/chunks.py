@@ -24,6 +24,7 @@ from saebench_recovery.results.store import (
     FAILURES,
     RECORDS,
     TEXTS,
+    check_own,
     parse_lines,
     read_state,
     sync_names,
@@ -161,8 +162,9 @@ def read_log(folder: Path) -> list[StoredChunk]:
     """The chunks of a run that are on disk for good; a line that was cut short is none.
 
     Raises:
-        UserError: the log is broken.
+        UserError: the log is broken, or see `check_own`.
     """
+    check_own(folder)
     file = folder / CHUNKS
     return parse_lines(StoredChunk, _whole_lines(file), file)
 

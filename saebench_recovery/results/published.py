@@ -20,7 +20,7 @@ from pydantic import Field, StringConstraints, model_validator
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.file_names import hashed_name
 from saebench_recovery.base.hashing import hash_file
-from saebench_recovery.base.reading import is_folder, read_bytes
+from saebench_recovery.base.reading import is_folder, read_bytes, refuse_links
 from saebench_recovery.results.chunks import evidence_tags, read_log
 from saebench_recovery.results.entry import Entry, read_entries
 from saebench_recovery.results.mismatch import Mismatch, differing
@@ -30,6 +30,7 @@ from saebench_recovery.results.store import (
     RECORDS,
     RESULT,
     STATE,
+    check_own,
     check_writable,
     read_model,
     unwritable,
@@ -80,8 +81,9 @@ def read_entry(file: Path) -> PublishedEntry:
     """A published entry, which nothing is known of yet but its form.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is a symbolic link.
     """
+    refuse_links([file])
     return read_model(file, PublishedEntry, "publish the run again")
 
 
@@ -130,6 +132,7 @@ def copy_entry(file: Path, out: Path) -> Path:
     """
     published = read_entry(file)
     place = run_of(file, published)
+    check_own(place)
     contents = {name: read_bytes(place / name) for name in published.evidence}
     for name, content in contents.items():
         if _sha256(content) != published.evidence[name]:

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saebench_recovery.base.errors import UserError
-from saebench_recovery.base.reading import check_json, is_file, is_folder, read_bytes
+from saebench_recovery.base.reading import (
+    check_json,
+    is_file,
+    is_folder,
+    read_bytes,
+    refuse_links,
+)
 from saebench_recovery.schema import SCHEMA_VERSION, Record, RunResult, RunState, Stored, Versioned
 from saebench_recovery.spec import RunSpec
 
@@ -35,6 +41,7 @@ READ = (
 )
 CHUNKS, EVIDENCE, TEXTS = "chunks.jsonl", "evidence", "texts.jsonl"
 FAILURES = "failures.jsonl"
+NAMES = (RESULT, STATE, RECORDS, CHUNKS, EVIDENCE, TEXTS, FAILURES)
 REPEAT = "delete it to run again"
 
 Model = TypeVar("Model", bound=Stored)
@@ -102,13 +109,28 @@ def check_writable(folder: Path) -> None:
         raise unwritable(folder, error) from None
 
 
+def check_own(folder: Path) -> None:
+    """Make sure that a run's files are its own: what a link leads to is no part of the run.
+
+    The folder itself may be one, or stand behind one.
+
+    Raises:
+        UserError: a file of the run is a symbolic link.
+    """
+    refuse_links(folder / name for name in NAMES)
+    if is_folder(folder / EVIDENCE):
+        refuse_links((folder / EVIDENCE).iterdir())
+
+
 def read_result(path: Path) -> RunResult:
     """The result of a complete run, given its folder or its `result.json`.
 
     Raises:
-        UserError: there is none, it is no result, or another version wrote it.
+        UserError: there is none, it is no result, another version wrote it, or see `check_own`.
     """
     file = path / RESULT if is_folder(path) else path
+    refuse_links([file])
+    check_own(file.parent)
     if not os.path.exists(file):
         if is_file(file.parent / STATE):
             line = f"the run at {str(path)!r} is not complete; repeat its command to go on"

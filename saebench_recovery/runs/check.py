@@ -14,6 +14,7 @@ from saebench_recovery.runs.run import requested
 from saebench_recovery.schema import Finding
 from saebench_recovery.scoring.check.attack_contract import check_attack
 from saebench_recovery.scoring.check.catalogue import refusal
+from saebench_recovery.scoring.check.other_files import other_files
 from saebench_recovery.scoring.check.preflight import preflight
 from saebench_recovery.scoring.check.sampled import spread
 from saebench_recovery.scoring.fit import fit, fit_task
@@ -89,6 +90,7 @@ def examine_row(target: Target, matchup: Matchup, spec: RunSpec) -> tuple[Findin
         if all(one.level != "error" for one in found):
             _, flips = valid_flips(setting, spread(examples, TRIED))
             found += check_attack(setting, flips, try_built_in=True)
+        found += other_files(task, defense, matchup.attack)
     except UserError as error:
         return (refusal(error),)
     return tuple(found)

@@ -10,6 +10,7 @@ from saebench_recovery.model.meter import Meter, total_cost
 from saebench_recovery.schema import Compute, Cost, Facts, Finding, PerturbationKind
 from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import finding, refuse
+from saebench_recovery.scoring.check.other_files import other_files
 from saebench_recovery.scoring.journal import Journal
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.turns import Turns, taken_turns
@@ -61,6 +62,7 @@ def attacked(
     scoring = total_cost([seen.cost, spreads, own.cost()])
     facts = _facts(setting, seen, len(learned), scoring, turns)
     found = (*seen.checks.findings, *seen.checks.afterwards(), *_left_behind(setting))
+    found += tuple(other_files(seen.task, seen.defense, *(m.attack for m in setting.members)))
     return facts.model_copy(update={"findings": found})
 
 
@@ -113,7 +115,7 @@ def _facts(
         failures=dict(turns.failures),
         side_effects=seen.effects,
         stated_false_alarms=defense.false_alarms,
-        false_alarms=seen.ringing,
+        false_alarms=None if seen.ringing is None else seen.ringing.counted,
         compute=Compute(
             attack=total_cost([chunk.attacking for chunk in every]),
             scoring=total_cost([scoring, *(chunk.scoring for chunk in every)]),

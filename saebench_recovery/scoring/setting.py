@@ -24,6 +24,7 @@ from saebench_recovery.sae.latents import Latents
 from saebench_recovery.schema import Spread
 from saebench_recovery.scoring.integrity import disarmed, fingerprint, others_at_hand
 from saebench_recovery.scoring.lessons import lessons
+from saebench_recovery.scoring.monitor import FalseAlarms
 from saebench_recovery.scoring.retain import Retain
 from saebench_recovery.selection.spread import spread
 from saebench_recovery.selection.typical import typical_preactivation
@@ -78,7 +79,7 @@ class Setting:
         if not found:
             raise UserError(f"{self.attack.title}: none of its members applies; {reasons[0]}")
         for member in found:  # what was measured once holds for all
-            shared = ("active", "bare", "drift_rule", "judges_before")
+            shared = ("active", "bare", "drift_rule", "judges_before", "false_alarms")
             vars(member).update({name: getattr(self, name) for name in shared})
         return found
 
@@ -91,6 +92,11 @@ class Setting:
     def judges_before(self) -> dict[str, int]:
         """What figures depend on, as it was before the attack was asked anything; if watched."""
         return fingerprint(self.task, self.defense) if self.watched or disarmed() else {}
+
+    @cached_property
+    def false_alarms(self) -> FalseAlarms | None:
+        """Counted before any attack, of all evaluation examples, by whoever poses the setting."""
+        return None
 
     @cached_property
     def active(self) -> DefendedModel:

@@ -24,6 +24,7 @@ from saebench_recovery.scoring.batch_size import flips_of_a_chunk, flips_that_fi
 from saebench_recovery.scoring.check.attack_contract import check_member
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.journal import Chunk, Journal, Written
+from saebench_recovery.scoring.rung_again import rung_again
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.suite import unbroken
 
@@ -141,7 +142,8 @@ def _scored(setting: Setting, flips: Sequence[Flip], size: int) -> tuple[Chunk, 
     """
     while True:
         try:
-            return score_chunk(setting, flips[:size]), size
+            scored = score_chunk(setting, flips[:size])
+            return rung_again(setting, flips[:size], scored), size
         except torch.OutOfMemoryError as error:
             if size <= 1:
                 line = f"{who_ran_out(error)}one example does not fit the device's memory"

@@ -18,12 +18,12 @@ from saebench_recovery.interfaces import Attack, Defense, Split, Task
 from saebench_recovery.model.meter import Meter, total_cost
 from saebench_recovery.perturbations.drift import DriftRule
 from saebench_recovery.sae.latents import Latents
-from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, Rate, SideEffects, Spread
+from saebench_recovery.schema import BaseExample, Cost, ExampleCounts, SideEffects, Spread
 from saebench_recovery.scoring.check.catalogue import refuse
 from saebench_recovery.scoring.check.preflight import Preflight, preflight
 from saebench_recovery.scoring.check.task_examples import clustered
 from saebench_recovery.scoring.fit import fit, fit_task
-from saebench_recovery.scoring.monitor import false_alarms
+from saebench_recovery.scoring.monitor import FalseAlarms, false_alarms
 from saebench_recovery.scoring.retain import Retain
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.side_effects import side_effects
@@ -55,7 +55,7 @@ class Undisturbed:
     flips: Sequence[Flip]
     effects: SideEffects
     retain: Retain
-    ringing: Rate | None
+    ringing: FalseAlarms | None
     rule: DriftRule
     cost: Cost
     _spreads: dict[Site, tuple[Spread, Cost]] = field(default_factory=dict)
@@ -63,7 +63,9 @@ class Undisturbed:
     def under(self, attack: Attack, spec: RunSpec) -> Setting:
         """The setting of an attack on it; what was measured once holds for all of them."""
         setting = Setting(self.target, self.task, self.defense, attack, spec, self.held)
-        vars(setting).update(drift_rule=deepcopy(self.rule), retain=self.retain)
+        vars(setting).update(
+            drift_rule=deepcopy(self.rule), retain=self.retain, false_alarms=self.ringing
+        )
         _ = setting.judges_before  # now, as the attack is asked for its sites next
         return setting
 

@@ -60,7 +60,7 @@ def test_it_rings_on_new_prompts_as_often_as_stated(name: MonitorName, defense: 
     for threat_model in get_args(ThreatModel):
         rung = false_alarms(DefendedModel(target, monitored, threat_model), examples)
         assert rung is not None
-        assert rung.rate == pytest.approx(0.2, abs=3 * error)
+        assert rung.counted.rate == pytest.approx(0.2, abs=3 * error)
 
 
 def test_error_rings_on_what_the_dictionary_cannot_express() -> None:

@@ -12,8 +12,15 @@ import pytest
 
 from saebench_recovery import run
 from saebench_recovery.base.errors import UserError
+from saebench_recovery.results.chunks import RunJournal
 from saebench_recovery.results.leaderboard import build
-from saebench_recovery.results.published import entries_in, publish, read_entry, strays
+from saebench_recovery.results.published import (
+    copy_entry,
+    entries_in,
+    publish,
+    read_entry,
+    strays,
+)
 from saebench_recovery.runs.fingerprint import harness_fingerprint
 from saebench_recovery.runs.verify import identity, recompute
 from saebench_recovery.runs.verify import verify as module
@@ -98,6 +105,48 @@ def test_broken_evidence_is_not_published(genuine: Path, tmp_path: Path) -> None
     file.unlink()
     with pytest.raises(UserError, match="cannot read"):
         publish(folder, tmp_path / "out")
+
+
+OWN = ("result.json", "run.json", "records.jsonl", "chunks.jsonl", "evidence")
+
+
+@pytest.mark.parametrize("name", [*OWN, "evidence/00000.safetensors"])
+def test_a_link_is_no_file_of_a_run(
+    name: str, genuine: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    folder = Path(shutil.copytree(genuine, tmp_path / "run"))
+    elsewhere = (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(elsewhere)
+    for words in (["verify"], ["publish", "--out", str(tmp_path / "out")], ["show"]):
+        assert saebench(monkeypatch, *words, str(folder)) == 2
+        said = capsys.readouterr().err
+        assert f"{str(folder / name)!r}: a symbolic link" in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="a symbolic link"):
+        RunJournal(folder)  # which would write where it leads
+
+
+def test_nor_of_an_entry(board: Path, tmp_path: Path) -> None:
+    file, *_ = entries_in(board)
+    (evidence,) = (board / "evidence").glob("*/evidence/00000.safetensors")
+    for one in (evidence, file):
+        elsewhere = one.rename(tmp_path / "elsewhere")
+        one.symlink_to(elsewhere)
+        with pytest.raises(UserError, match="a symbolic link"):
+            copy_entry(file, tmp_path / "out")
+        elsewhere.rename(one)
+    assert copy_entry(file, tmp_path / "out").is_file()
+
+
+def test_a_folder_may_stand_behind_a_link(
+    genuine: Path, board: Path, tmp_path: Path, on_paper: None
+) -> None:
+    (tmp_path / "run").symlink_to(genuine)
+    (tmp_path / "link").symlink_to(board)
+    assert verify(tmp_path / "run").holds
+    assert all(hold_together(file).holds for file in runs_in(tmp_path / "link"))
+    assert publish(tmp_path / "run", tmp_path / "out")
 
 
 def test_other_evidence_of_the_same_run_stays(genuine: Path, board: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Known(NamedTuple):
     remedy: str
 
 
-_PURE = "make intervene a function of the residual alone"
+_PURE = "make intervene, and alarm, a function of the residual alone"
 _RETURN = "return a residual of the same shape, dtype and device as the one given"
 _SPLIT = "split by source item, so that selection, evaluation and retain share no content"
 
@@ -81,10 +81,14 @@ CATALOGUE: dict[str, Known] = {
     "two-detectors": Known(
         "invalid", "judge each output by the field that the task reads, always the same one"
     ),
-    # What they must leave alone.
+    # What they must leave alone, and what they must name.
     "target-changed": Known(
         "invalid",
         "write to no weight and no SAE, and leave no hook: a defense is `intervene` alone",
+    ),
+    "reads-other-files": Known(
+        "caution",
+        "name it in `data_files`, or put what it holds into the plugin's file or its settings",
     ),
     # Attacks.
     "unknown-space": Known("error", "set `space` to a kind of perturbation that there is"),

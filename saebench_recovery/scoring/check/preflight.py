@@ -14,6 +14,7 @@ from saebench_recovery.interfaces import Example, Output
 from saebench_recovery.model.forward import forward
 from saebench_recovery.model.hooks import Edit, kinds
 from saebench_recovery.schema import Finding
+from saebench_recovery.scoring.check.alarm_function import AlarmCheck
 from saebench_recovery.scoring.check.catalogue import blocked, refusal
 from saebench_recovery.scoring.check.defense_edits import Edits
 from saebench_recovery.scoring.check.defense_function import FunctionCheck
@@ -40,7 +41,7 @@ class Preflight:
     findings: tuple[Finding, ...]
     edited: Mapping[Site, Tensor]
     defended: Sequence[Output] | None
-    _functions: Sequence[FunctionCheck]
+    _functions: Sequence[FunctionCheck | AlarmCheck]
 
     def afterwards(self) -> tuple[Finding, ...]:
         """Asked once more when the run is over: a defense that counts calls has changed by then."""
@@ -53,7 +54,7 @@ def preflight(setting: Setting, examples: Sequence[Example]) -> Preflight:
     Faults of the plugins are findings; nothing is raised for them.
     """
     found: list[Finding] = []
-    functions: list[FunctionCheck] = []
+    functions: list[FunctionCheck | AlarmCheck] = []
     defended: Sequence[Output] | None = None
     edited = {
         site: torch.ones(len(latents.features), dtype=torch.bool)
@@ -75,13 +76,16 @@ def preflight(setting: Setting, examples: Sequence[Example]) -> Preflight:
 
 
 def check_defense(
-    setting: Setting, examples: Sequence[Example], functions: list[FunctionCheck]
+    setting: Setting, examples: Sequence[Example], functions: list[FunctionCheck | AlarmCheck]
 ) -> list[Finding]:
     """Whether it is a function, and honest about its gradient; fills `functions`."""
     few = spread(examples, FEW)
-    sites = sorted(setting.defense.latents)
+    sites, defense = sorted(setting.defense.latents), setting.defense
     entering, _ = residuals(setting.bare, few, sites)
-    functions += [FunctionCheck(setting.defense, site, entering[site]) for site in sites]
+    functions += [FunctionCheck(defense, site, entering[site]) for site in sites]
+    if defense.false_alarms is not None:
+        before = setting.spec.threat_model == "reclamp"
+        functions += [AlarmCheck(defense, s, entering[s], entering=before) for s in sites]
     found = [f for check in functions for f in check.findings()]
     if blocked(found):
         return found  # what follows builds on it
