@@ -12,8 +12,10 @@ from saebench_recovery.interfaces import Attack, Defense, Perturbation, Task
 from saebench_recovery.perturbations.evidence import joined, unpack
 from saebench_recovery.schema import Facts, Record, Row
 from saebench_recovery.scoring.aggregate import aggregate
-from saebench_recovery.scoring.evaluate import evaluate
-from saebench_recovery.scoring.journal import Chunk, Written
+from saebench_recovery.scoring.evaluate import attacked
+from saebench_recovery.scoring.journal import Chunk, Journal, Written
+from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.undisturbed import undisturbed
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -74,10 +76,18 @@ class Scored:
         return self.journal.chunks[self.facts.task, attack or self.facts.attack]
 
 
+def evaluate(
+    target: Target, task: Task, defense: Defense, attack: Attack, spec: RunSpec, journal: Journal
+) -> Facts:
+    """Fit a defense and run one attack on it."""
+    seen = undisturbed(Setting(target, task, defense, attack, spec), quiet)
+    return attacked(seen, attack, spec, journal, quiet)
+
+
 def score(target: Target, task: Task, defense: Defense, attack: Attack, spec: RunSpec) -> Scored:
     """Evaluate into a journal of its own."""
     journal = MemoryJournal()
-    facts = evaluate(target, task, defense, attack, spec, journal, quiet)
+    facts = evaluate(target, task, defense, attack, spec, journal)
     return Scored(facts, journal)
 
 

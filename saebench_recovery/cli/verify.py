@@ -49,8 +49,9 @@ def verify(
     """Recompute stored runs, or rows of them, from spec and evidence with the reference engine.
 
     Identity, hashes, facts, records and rows: every mismatch is a line with task, example, field,
-    what is stored and what was found. Exit code 0: all holds; 1: something does not; 2: what could
-    be checked holds, and not all could be.
+    what is stored and what was found. Up to 16 flips of each task are attacked once more, as a
+    search that found nothing leaves no evidence. Exit code 0: all holds; 1: something does not;
+    2: what could be checked holds, and not all could be.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ from saebench_recovery.scoring.replay import Replay
 from saebench_recovery.scoring.setting import Flip, Setting
 from saebench_recovery.scoring.stages import stages
 
-REPLACED, MISLED = "judge-replaced", "search-misled"
+REPLACED, MISLED, CHANGED = "judge-replaced", "search-misled", "defense-changed"
 RESTORED = 0.05  # nats of KL from the clean distribution at which it counts as restored
 # Relative; the noise of a deep model stays well below, in float32 and where it is rounded more.
 TAIL_TOLERANCE, ROUNDED_TAIL_TOLERANCE = 1e-3, 0.1
@@ -315,7 +315,7 @@ def _flags(
     absent_E = torch.zeros_like(margin_E, dtype=torch.bool) if present_E is None else ~present_E
     return {
         "tail-disagrees": _gap(replay.objective_E, margin_E) > tolerance,
-        "defense-changed": _gap(replay.defended_E, before_E) > tolerance,
+        CHANGED: _gap(replay.defended_E, before_E) > tolerance,
         "no-suffix": absent_E,
         "no-gradient": alone.has_no_gradient(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from saebench_recovery.base.progress import Progress
-from saebench_recovery.interfaces import Attack, Defense, Task
+from saebench_recovery.interfaces import Attack
 from saebench_recovery.model.meter import Meter, total_cost
 from saebench_recovery.schema import Compute, Cost, Facts, Finding, PerturbationKind
 from saebench_recovery.scoring.check.attack_contract import check_member
@@ -15,36 +15,18 @@ from saebench_recovery.scoring.journal import Journal
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.turns import Turns, taken_turns
 from saebench_recovery.scoring.unchanged import changed, misread
-from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
+from saebench_recovery.scoring.undisturbed import Undisturbed
 from saebench_recovery.scoring.valid_flips import halves
 from saebench_recovery.spec import RunSpec
-from saebench_recovery.targets.target import Target
-
-
-def evaluate(
-    target: Target,
-    task: Task,
-    defense: Defense,
-    attack: Attack,
-    spec: RunSpec,
-    journal: Journal,
-    progress: Progress,
-) -> Facts:
-    """Run one defense against one attack on one task, writing records to the journal.
-
-    What the journal holds already is not computed again.
-
-    Raises:
-        UserError: the plugins do not fit the target, or the model computes NaN.
-    """
-    seen = undisturbed(Setting(target, task, defense, attack, spec), progress)
-    return attacked(seen, attack, spec, journal, progress)
 
 
 def attacked(
     seen: Undisturbed, attack: Attack, spec: RunSpec, journal: Journal, progress: Progress
 ) -> Facts:
-    """The same for a defense that is fitted already; its other attacks change nothing in it.
+    """Run one attack against a fitted defense on one task, writing records to the journal.
+
+    What the journal holds already is not computed again. Other attacks on the defense change
+    nothing in it.
 
     Raises:
         UserError: the attack does not fit, or the model computes NaN.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from saebench_recovery.schema import Cost, Record, Texts
@@ -54,3 +54,29 @@ class Journal(Protocol):
     def fail(self, task: str, attack: str, line: str) -> None:
         """Keep that a member failed: what comes after it was tried on what it left."""
         ...
+
+
+@dataclass(frozen=True)
+class Unkept:
+    """A journal in which a suite finds what its members have done, and that ends with it."""
+
+    _chunks: dict[tuple[str, str], list[Written]] = field(default_factory=dict)
+    _failures: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def every(self) -> Iterator[Written]:
+        """All chunks, in the order of the attacks' turns."""
+        for chunks in self._chunks.values():
+            yield from chunks
+
+    def written(self, task: str, attack: str) -> Sequence[Written]:
+        return self._chunks.get((task, attack), [])
+
+    def append(self, task: str, attack: str, chunk: Chunk) -> None:
+        done = Written(chunk.records, chunk.attacking, chunk.scoring)
+        self._chunks.setdefault((task, attack), []).append(done)
+
+    def failure(self, task: str, attack: str) -> str:
+        return self._failures.get((task, attack), "")
+
+    def fail(self, task: str, attack: str, line: str) -> None:
+        self._failures[task, attack] = line

@@ -5,7 +5,7 @@ None of this depends on the attack, so attacks on one defense share it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -30,6 +30,7 @@ from saebench_recovery.scoring.side_effects import side_effects
 from saebench_recovery.scoring.valid_flips import (
     evaluation_examples,
     expected_by_chance,
+    halves,
     valid_flips,
 )
 from saebench_recovery.spec import RunSpec
@@ -83,6 +84,12 @@ class Undisturbed:
                 self._spreads[site] = found, meter.cost()
         vars(setting).update(spreads={str(site): self._spreads[site][0] for site in sites})
         return total_cost([self._spreads[site][1] for site in sites])
+
+    def only(self, ids: Collection[str], *, learned: bool) -> Undisturbed:
+        """The same with some of its flips, and with those that an attack has learned from."""
+        taught = {flip.example.id for flip in halves(self.flips)[0]} if learned else set[str]()
+        kept = [f for f in self.flips if f.example.id in ids or f.example.id in taught]
+        return replace(self, flips=kept)
 
     def counts(self, learned: int) -> ExampleCounts:
         """Examples by what became of them, where the attack learned from so many flips."""

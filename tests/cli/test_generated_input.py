@@ -57,7 +57,7 @@ def test_what_is_not_damaged_is_accepted(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So whatever is refused is refused for its damage."""
-    monkeypatch.setattr(verification, "recomputed", lambda *_: 0)
+    monkeypatch.setattr(verification, "recomputed", lambda *_: (0, 0))
     wanted = [*OF_RUNS, *OF_ENTRIES, ("run", "--json", "--task", "alpha", "-D", "latents=3")]
     for number, words in enumerate(wanted):
         here = tmp_path / f"fine{number}"
@@ -69,7 +69,7 @@ def test_what_is_not_damaged_is_accepted(
 def test_bad_input_with_an_engine(
     kind: str, whole: bool, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "recomputed", lambda *_: 0)
+    monkeypatch.setattr(verification, "recomputed", lambda *_: (0, 0))
     check(kind, places, tmp_path, every_one=whole)
 
 

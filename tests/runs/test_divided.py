@@ -24,13 +24,20 @@ TASKS = ("alpha", "beta", "gamma")
 
 @dataclass
 class Work:
-    """What recomputes nothing, finds a fault in every piece, and replays one flip of a chunk."""
+    """What recomputes nothing, finds a fault in every piece, and replays one flip of a chunk.
+
+    A search is of three flips.
+    """
 
     stored: Any
     chosen: dict[str, set[str]]
+    again: dict[str, set[str]]
 
     def __call__(self, piece: Piece) -> Recomputed:
         findings = Findings()
+        if piece.search:
+            findings.could_not_check(f"{piece.task} search", "made up")
+            return Recomputed(findings, searched=3)
         findings.could_not_check(f"{piece.task} {piece.chunk}", "made up")
         return Recomputed(findings, () if piece.chunk is None else (f"flip {piece.chunk}",))
 
@@ -55,14 +62,18 @@ def work(folder: Path) -> Any:
     stored = SimpleNamespace(
         folder=folder, chunks=chunks, facts={}, state=SimpleNamespace(facts=())
     )
-    return Work(stored, {task: {"flip 0", "flip 1"} for task in TASKS})
+    chosen, again = ({task: set(ids) for task in TASKS} for ids in (("flip 0", "flip 1"), "abc"))
+    return Work(stored, chosen, again)
 
 
-def found(folder: Path, jobs: int) -> tuple[int, list[str], list[float]]:
+Told = list[tuple[str, float]]
+
+
+def found(folder: Path, jobs: int) -> tuple[tuple[int, int], list[str], Told]:
     """Flips, what could not be checked, and how many flips were told of as done."""
-    findings, told = Findings(), list[float]()
+    findings, told = Findings(), Told()
     flips = recomputed(
-        work(folder), Sharing(jobs), findings, lambda what, done, total: told.append(done)
+        work(folder), Sharing(jobs), findings, lambda what, done, total: told.append((what, done))
     )
     return flips, [part.what for part in findings.unchecked], told
 
@@ -71,13 +82,16 @@ def test_the_order_of_answers_does_not_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = found(tmp_path, 1)
-    assert alone[0] == 6
-    assert alone[1][:4] == ["alpha None", "alpha 0", "alpha 3", "beta None"]
+    assert alone[0] == (6, 9)
+    assert alone[1][:5] == ["alpha None", "alpha 0", "alpha 3", "alpha search", "beta None"]
+    steps = ("recomputing", 0), ("recomputing", 0), ("recomputing", 1), ("searching again", 2)
+    assert tuple(alone[2][:5]) == (*steps, ("recomputing", 5))
     monkeypatch.setattr(divide, "Processes", {(Piece, Recomputed): Backwards})
     flips, unchecked, told = found(tmp_path, 3)
     assert (flips, unchecked) == alone[:2]
-    assert (told[0], told[-1]) == (0, 6)
-    assert told == sorted(told)
+    done = [done for _, done in told]
+    assert (done[0], done[-1]) == (0, 15)
+    assert done == sorted(done)
 
 
 def test_a_process_that_dies_leaves_its_piece_unchecked(
@@ -88,8 +102,8 @@ def test_a_process_that_dies_leaves_its_piece_unchecked(
 
     monkeypatch.setattr(divide, "Processes", {(Piece, Recomputed): dying})
     flips, unchecked, _ = found(tmp_path, 2)
-    assert flips == 5
-    assert unchecked[3:6] == ["beta None", "beta", "beta 4"]
+    assert flips == (5, 9)
+    assert unchecked[4:8] == ["beta None", "beta", "beta 4", "beta search"]
 
 
 @pytest.mark.whole

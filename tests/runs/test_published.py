@@ -50,7 +50,7 @@ def board(genuine: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def on_paper(monkeypatch: Patch) -> None:
     """Nothing is fitted and replayed: what is stored is held to itself alone."""
-    monkeypatch.setattr(module, "recomputed", lambda *_: 0)
+    monkeypatch.setattr(module, "recomputed", lambda *_: (0, 0))
 
 
 def lines(capsys: Capture) -> str:
@@ -257,9 +257,9 @@ class TestAdmission:
     ) -> None:
         replayed: list[Path] = []
 
-        def recomputed(work: recompute.Recomputation, *_: Any) -> int:
+        def recomputed(work: recompute.Recomputation, *_: Any) -> tuple[int, int]:
             replayed.append(work.stored.folder)
-            return 4
+            return 4, 0
 
         monkeypatch.setattr(module, "recomputed", recomputed)
         words = ["leaderboard", "check", str(board), "--entries", "1", "--sample-seed", "3"]

@@ -15,11 +15,10 @@ from saebench_recovery import registry, run
 from saebench_recovery.base.errors import UserError
 from saebench_recovery.base.progress import Progress
 from saebench_recovery.results.consistency import read_consistent
-from saebench_recovery.runs.verify import recompute
+from saebench_recovery.runs.verify import recompute, refit
 from saebench_recovery.runs.verify import verify as module
 from saebench_recovery.runs.verify.report import Verification
 from saebench_recovery.runs.verify.verify import runs_in, verify
-from saebench_recovery.scoring import evaluate
 from saebench_recovery.scoring.setting import Setting
 from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.targets.loading import load_target
@@ -60,7 +59,7 @@ def folder(genuine: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fitted and replayed: what is stored is held to itself alone."""
-    monkeypatch.setattr(module, "recomputed", lambda *_: 0)
+    monkeypatch.setattr(module, "recomputed", lambda *_: (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def fitted_once(
             vars(plugin).update(vars(fitted))
         return fits[key]
 
-    monkeypatch.setattr(evaluate, "undisturbed", once)
+    monkeypatch.setattr(refit, "undisturbed", once)
 
 
 def names(found: Verification) -> str:

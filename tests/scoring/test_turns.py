@@ -21,9 +21,8 @@ from saebench_recovery.results.chunks import RunJournal
 from saebench_recovery.results.consistency import _member_mismatches
 from saebench_recovery.scoring import turns
 from saebench_recovery.scoring.aggregate import aggregate
-from saebench_recovery.scoring.evaluate import evaluate
 from saebench_recovery.spec import RunSpec
-from tests.journal import MemoryJournal, quiet
+from tests.journal import MemoryJournal, evaluate
 from tests.soundness.setting import BUDGET, Zero, clamp, orthogonal, run
 from tests.tiny import TinyTask, shared_target
 
@@ -146,7 +145,7 @@ def test_bad_input_that_a_defense_speaks_of_is_the_defense_s() -> None:
 def evaluated(journal: Any, attack: Attack) -> Any:
     spec = RunSpec(budget=BUDGET, limit=12, batch_size=3)
     target, task = shared_target("gpt2"), TinyTask()
-    return evaluate(target, task, clamp(), attack, spec, journal, quiet)
+    return evaluate(target, task, clamp(), attack, spec, journal)
 
 
 def test_a_failure_is_kept_and_not_tried_again(tmp_path: Path) -> None:

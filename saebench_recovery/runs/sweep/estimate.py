@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from saebench_recovery.base.errors import UserError
@@ -14,7 +14,7 @@ from saebench_recovery.base.settings import canonical_json
 from saebench_recovery.runs.plan import Plan
 from saebench_recovery.runs.shared import Shared
 from saebench_recovery.runs.sweep.cells import Groups, shared_part, shared_search
-from saebench_recovery.scoring.journal import Chunk, Written
+from saebench_recovery.scoring.journal import Unkept
 
 FEW = 8  # flips
 # Cells that differ in these alone are taken to cost the same.
@@ -92,10 +92,10 @@ def _tried(plan: Plan, shared: Shared, progress: Progress) -> Estimate | None:
             few = replace(seen, flips=seen.flips[:FEW])
             if not few.flips:
                 continue
-            begun, journal = time.monotonic(), _Unkept()
+            begun, journal = time.monotonic(), Unkept()
             compute = attacked(few, own.attack, plan.spec, journal, progress).compute
             flops = compute.attack.flops + compute.scoring.flops - seen.cost.flops
-            of_flips = journal.work()
+            of_flips = _of_flips(journal)
             others = len(seen.flips) / len(few.flips) - 1
             attack += Work(flops, time.monotonic() - begun) + of_flips.times(others)
             peaks += [c.peak_bytes or 0 for c in (compute.attack, compute.scoring)]
@@ -110,28 +110,7 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class _Unkept:
-    """A journal in which a suite finds what its members have done, and that ends with it."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[tuple[str, str], list[Written]] = {}
-        self._failures: dict[tuple[str, str], str] = {}
-
-    def work(self) -> Work:
-        """What was spent on flips, and not on getting ready for them."""
-        chunks = [chunk for every in self._chunks.values() for chunk in every]
-        costs = [cost for chunk in chunks for cost in (chunk.attacking, chunk.scoring)]
-        return Work(sum(cost.flops for cost in costs), sum(cost.seconds for cost in costs))
-
-    def written(self, task: str, attack: str) -> Sequence[Written]:
-        return self._chunks.get((task, attack), [])
-
-    def append(self, task: str, attack: str, chunk: Chunk) -> None:
-        done = Written(chunk.records, chunk.attacking, chunk.scoring)
-        self._chunks.setdefault((task, attack), []).append(done)
-
-    def failure(self, task: str, attack: str) -> str:
-        return self._failures.get((task, attack), "")
-
-    def fail(self, task: str, attack: str, line: str) -> None:
-        self._failures[task, attack] = line
+def _of_flips(journal: Unkept) -> Work:
+    """What was spent on flips, and not on getting ready for them."""
+    costs = [cost for chunk in journal.every() for cost in (chunk.attacking, chunk.scoring)]
+    return Work(sum(cost.flops for cost in costs), sum(cost.seconds for cost in costs))

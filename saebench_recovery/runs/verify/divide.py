@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from saebench_recovery.base.progress import Progress
@@ -18,20 +18,23 @@ Group = Sequence[Piece]
 
 def recomputed(
     work: Recomputation, sharing: Sharing, findings: Findings, progress: Progress
-) -> int:
-    """Recompute the tasks that `work` chose flips of; how many were replayed.
+) -> tuple[int, int]:
+    """Recompute the tasks that `work` chose flips of: how many were replayed and searched again.
 
     Evidence of other tasks is held to the log all the same.
     """
     stored = work.stored
     groups = [_pieces(task, stored) for task in work.chosen]
-    total, done = sum(map(len, work.chosen.values())), set[tuple[str, str]]()
+    total = sum(map(len, (*work.chosen.values(), *work.again.values())))
+    done, searched = set[tuple[str, str]](), 0
     answers: dict[Piece, Recomputed] = {}
     progress("recomputing", 0, total)
     for piece, answer in _answers(work, groups, sharing):
         answers[piece] = answer
         done |= {(piece.task, flip) for flip in answer.ids}
-        progress("recomputing", len(done), total)
+        searched += answer.searched
+        what = "searching again" if _searches_next(groups, answers) else "recomputing"
+        progress(what, len(done) + searched, total)
     for group in groups:
         for piece in group:
             findings.extend(answers[piece].findings)
@@ -39,13 +42,22 @@ def recomputed(
         if chunk.task not in work.chosen:
             read_flips(stored, number, findings)
     unlogged(stored, findings)
-    return len(done)
+    return len(done), searched
 
 
 def _pieces(task: str, stored: StoredRun) -> Group:
-    """All of a task: they share what is fitted, and so are of one process."""
+    """All of a task: they share what is fitted, and so are of one process.
+
+    The search comes last, as plugins may learn from it.
+    """
     of_task = [n for n, (chunk, _) in enumerate(stored.chunks) if chunk.task == task]
-    return [Piece(task), *(Piece(task, number) for number in of_task)]
+    return [Piece(task), *(Piece(task, number) for number in of_task), Piece(task, search=True)]
+
+
+def _searches_next(groups: Sequence[Group], answers: Collection[Piece]) -> bool:
+    """Whether of some task nothing but the search is left."""
+    left = ([piece for piece in group if piece not in answers] for group in groups)
+    return any(len(pieces) == 1 and pieces[0].search for pieces in left)
 
 
 def _answers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,10 @@ from saebench_recovery.runs.verify.report import (
     Findings,
     Place,
 )
-from saebench_recovery.schema import Facts
+from saebench_recovery.runs.verify.search import searched_again
+from saebench_recovery.schema import Facts, Record
 from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.undisturbed import Undisturbed
 from saebench_recovery.scoring.valid_flips import evaluation_examples
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.phase import visible
@@ -55,6 +57,7 @@ class FittedTask:
     matchup: Matchup
     spec: RunSpec
     facts: Facts
+    seen: Undisturbed
 
     def check(
         self, flips: StoredFlips, chosen: AbstractSet[str], findings: Findings
@@ -68,6 +71,13 @@ class FittedTask:
         for e in wanted:
             self._check_one(setting, flips, e, findings)
         return tuple(flips.records[e].id for e in wanted)
+
+    def search_again(
+        self, ids: AbstractSet[str], records: Sequence[Record], findings: Findings
+    ) -> int:
+        """Attack some flips once more and hold the task's records to that; how many flips."""
+        again = self.seen.only(ids, learned=self.matchup.attack.learns)
+        return searched_again(again, self.matchup.attack, self.spec, self.facts, records, findings)
 
     @cached_property
     def _settings(self) -> Mapping[str, Setting]:

@@ -1,4 +1,4 @@
-"""A stored run computed again in pieces: the facts of a task, and the records of a chunk."""
+"""A stored run computed again in pieces: a task's facts, a chunk's records, a task's search."""
 
 from __future__ import annotations
 
@@ -24,36 +24,41 @@ from saebench_recovery.targets.target import Target
 
 @dataclass(frozen=True)
 class Piece:
-    """The facts of a task or, with `chunk`, the records of the run's chunk of that number."""
+    """The facts of a task, or the records of the run's chunk of a number, or the task's search."""
 
     task: str
     chunk: int | None = None
+    search: bool = False
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What was found at a piece, and the flips that were replayed."""
+    """What was found at a piece, the flips that were replayed, and how many searched again."""
 
     findings: Findings
     ids: tuple[str, ...] = ()
+    searched: int = 0
 
 
 @dataclass(eq=False)
 class Recomputation:
     """Loads and fits what pieces need; those of one task are best done one after the other.
 
-    `chosen` are the ids of the flips to replay, by task.
+    `chosen` are the ids of the flips to replay, and `again` of those to search again, by task.
     """
 
     plan: Plan
     stored: StoredRun
     chosen: Mapping[str, AbstractSet[str]]
+    again: Mapping[str, AbstractSet[str]]
     _target: Target | None = None
     _plain: tuple[list[Site], PlainModel] | None = None
     _fitted: tuple[str, FittedTask | None, Findings] | None = None
 
     def __call__(self, piece: Piece) -> Recomputed:
         """Recompute a piece; what cannot be is among what was found."""
+        if piece.search:
+            return self._searched(piece.task)
         if piece.chunk is None:
             return Recomputed(self._refitted(piece.task)[1])
         findings = Findings()
@@ -62,6 +67,16 @@ class Recomputation:
             return Recomputed(findings)
         fitted, _ = self._refitted(piece.task)
         return Recomputed(findings, fitted.check(flips, chosen, findings) if fitted else ())
+
+    def _searched(self, label: str) -> Recomputed:
+        findings = Findings()
+        fitted, _ = self._refitted(label) if self.again[label] else (None, findings)
+        if fitted is None:
+            return Recomputed(findings)
+        records = self.stored.records[label]
+        return Recomputed(
+            findings, searched=fitted.search_again(self.again[label], records, findings)
+        )
 
     def _refitted(self, label: str) -> tuple[FittedTask | None, Findings]:
         """A task fitted again, None if it cannot be replayed, and how its facts hold."""
@@ -81,7 +96,8 @@ class Recomputation:
             UserError: the target or the reference engine cannot be loaded.
         """
         target, matchup = self._loaded(findings), self.plan.matchups[label]
-        if not refitted(target, label, matchup, self.stored, findings):
+        seen = refitted(target, label, matchup, self.stored, findings)
+        if seen is None:
             return None
         facts = self.stored.facts.get(label)
         if facts is None:
@@ -90,7 +106,7 @@ class Recomputation:
         if self._plain is None or self._plain[0] != sites:
             self._plain = None  # two models may be more than the memory holds
             self._plain = (sites, load_plain(target.preset, sites, str(target.device)))
-        return FittedTask(target, self._plain[1], matchup, self.plan.spec, facts)
+        return FittedTask(target, self._plain[1], matchup, self.plan.spec, facts, seen)
 
     def _loaded(self, findings: Findings) -> Target:
         """The target, whose data and precision are those of the run."""

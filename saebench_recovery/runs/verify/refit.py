@@ -16,8 +16,10 @@ from saebench_recovery.results.consistency import COUNTED, StoredRun
 from saebench_recovery.runs.plan import Matchup
 from saebench_recovery.runs.verify.identity import same_harness
 from saebench_recovery.runs.verify.report import Findings, Place
-from saebench_recovery.scoring.evaluate import evaluate
+from saebench_recovery.scoring.evaluate import attacked
 from saebench_recovery.scoring.journal import Chunk, Written
+from saebench_recovery.scoring.setting import Setting
+from saebench_recovery.scoring.undisturbed import Undisturbed, undisturbed
 from saebench_recovery.spec import RunSpec
 from saebench_recovery.targets.target import Target
 
@@ -51,27 +53,21 @@ class StoredChunks:
 
 def refitted(
     target: Target, label: str, matchup: Matchup, stored: StoredRun, findings: Findings
-) -> bool:
-    """Fit and count again, and hold the stored facts to that; False if it does not come through."""
+) -> Undisturbed | None:
+    """Fit and count again, and hold the stored facts to that; None if it does not come through."""
     place = Place(findings, label)
     spec = RunSpec.stored(stored.result.spec)
     try:
-        found = evaluate(
-            target,
-            matchup.task,
-            matchup.defense,
-            matchup.attack,
-            spec,
-            StoredChunks(stored),
-            silent,
-        )
+        setting = Setting(target, matchup.task, matchup.defense, matchup.attack, spec)
+        seen = undisturbed(setting, silent)
+        found = attacked(seen, matchup.attack, spec, StoredChunks(stored), silent)
     except UserError as error:
         place.same("valid flips", "as the records are", str(error))
-        return False
+        return None
     facts = stored.facts.get(label)
     if facts is None:
         place.same("run.json facts", None, label)
-        return True
+        return seen
     skipped = {"compute"}
     pairs = [flat(f.model_dump(mode="json", exclude=skipped)) for f in (facts, found)]
     for name in dict.fromkeys([*pairs[0], *pairs[1]]):
@@ -84,7 +80,7 @@ def refitted(
         for name in COUNTED:
             values = [getattr(cost, name) for cost in costs]
             place.close(f"facts.compute.{role}.{name}", *values)
-    return True
+    return seen
 
 
 def flat(nested: Any, prefix: str = "") -> dict[str, Any]:

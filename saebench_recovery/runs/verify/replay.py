@@ -256,7 +256,10 @@ def _tail_disagrees(flip: ReplayedFlip) -> bool:
 
 
 def _raised(flip: ReplayedFlip, place: Place) -> None:
-    """Flags of the flip, and what the space promises of its constraint."""
+    """Flags of the flip that a replay can raise, and what the space promises of its constraint.
+
+    Others, such as that a search was misled, only a search raises.
+    """
     alone = flip.alone(flip.setting.head, wrong=False)
     present_E = flip.parts["headline"].present_E()
     raised = {
@@ -265,7 +268,8 @@ def _raised(flip: ReplayedFlip, place: Place) -> None:
         "no-gradient": bool(alone.has_no_gradient()),
         UNREACHED: not flip.within_reach,
     }
-    place.same("flags", flip.record.flags, [flag for flag, on in raised.items() if on])
+    stored = [flag for flag in flip.record.flags if flag in raised]
+    place.same("flags", stored, [flag for flag, on in raised.items() if on])
     place.same("constraint", flip.record.constraint, flip.setting.attack.promise(alone))
 
 

@@ -34,8 +34,9 @@ class Verification(Stored):
 
     identity: str
     flips: Count = Field(description="valid flips whose perturbations were replayed")
+    searched: Count = Field(default=0, description="valid flips that were attacked once more")
     stored_flips: Count
-    seed: int | None = Field(description="that drew the sample; null where all were replayed")
+    seed: int | None = Field(description="that drew what was sampled; null where nothing was")
     mismatches: tuple[Mismatch, ...]
     unchecked: tuple[Unchecked, ...]
     notes: tuple[str, ...] = Field(default=(), description="such as which version made the run")
@@ -53,8 +54,9 @@ class Verification(Stored):
     def verdict(self) -> str:
         """Whether it holds, and how much of it was replayed."""
         held = ("holds", "does not hold", "holds as far as it could be checked")[self.exit_code]
+        again = f", {self.searched} searched again" if self.searched else ""
         drawn = "" if self.seed is None else f", drawn with --sample-seed {self.seed}"
-        return f"{held}; {self.flips} of {self.stored_flips} flips replayed{drawn}"
+        return f"{held}; {self.flips} of {self.stored_flips} flips replayed{again}{drawn}"
 
     def lines(self) -> Iterator[str]:
         """All that was found, a line each."""
@@ -92,12 +94,13 @@ class Findings:
         self.notes += [note for note in other.notes if note not in self.notes]
 
     def verification(
-        self, *, identity: str, flips: int, stored_flips: int, seed: int | None
+        self, *, identity: str, flips: int, searched: int, stored_flips: int, seed: int | None
     ) -> Verification:
-        """All of it, of a run of which so many flips were replayed."""
+        """All of it, of a run of which so many flips were replayed and searched again."""
         return Verification(
             identity=identity,
             flips=flips,
+            searched=searched,
             stored_flips=stored_flips,
             seed=seed,
             mismatches=tuple(self.mismatches),

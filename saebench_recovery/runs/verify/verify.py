@@ -36,7 +36,8 @@ from saebench_recovery.runs.verify.divide import recomputed
 from saebench_recovery.runs.verify.identity import planned, same_harness
 from saebench_recovery.runs.verify.recompute import Recomputation
 from saebench_recovery.runs.verify.report import Findings, Verification
-from saebench_recovery.schema import Record, RunResult
+from saebench_recovery.runs.verify.search import drawn
+from saebench_recovery.schema import RunResult
 from saebench_recovery.scoring.aggregate import aggregate
 
 
@@ -53,13 +54,15 @@ def verify(
 
     Identity and hashes are recomputed from the stored spec and what is installed here, each row
     from its records, the facts by fitting again, and each flip's record by replaying its
-    perturbations with the reference engine.
+    perturbations with the reference engine. Up to sixteen flips of each task are attacked once
+    more, as an attack that did not search leaves nothing that a replay could find.
 
     Args:
         path: the run's folder or its `result.json`; or a published entry with its evidence beside
             it, whose one row is held to its run, and of which only that task is replayed.
         sample: how many flips of each task are replayed; None for all.
-        seed: that draws the sample. By default one that nobody can know before.
+        seed: that draws the sample, and what is searched again. By default one that nobody can
+            know before.
         plugins: files to import first, of which the run names a class.
         jobs: among how many processes tasks are divided, which changes nothing in the result. None
             is as many as there is work, cores and memory for; more than one need a main module
@@ -82,16 +85,15 @@ def verify(
         registry.load_plugin_file(file)
     findings = Findings()
     result, stored, task = _compared(Path(path), findings)
-    if sample is not None and seed is None:
-        seed = secrets.randbelow(2**32)
-    scope = _Scope(task, sample, seed)
+    scope = _Scope(task, sample, secrets.randbelow(2**32) if seed is None else seed)
     told, sharing = progress or silent, Sharing(jobs, plugins)
-    count = _recomputed(stored, scope, findings, sharing, told) if stored else 0
+    count, searched = _recomputed(stored, scope, findings, sharing, told) if stored else (0, 0)
     return findings.verification(
         identity=result.identity,
         flips=count,
+        searched=searched,
         stored_flips=_flips(stored, scope) if stored else 0,
-        seed=seed if sample is not None else None,
+        seed=scope.seed if searched or sample is not None else None,
     )
 
 
@@ -104,7 +106,9 @@ def hold_together(path: Path) -> Verification:
     findings = Findings()
     result, stored, task = _compared(path, findings)
     count = _flips(stored, _Scope(task, None, None)) if stored else 0
-    return findings.verification(identity=result.identity, flips=0, stored_flips=count, seed=None)
+    return findings.verification(
+        identity=result.identity, flips=0, searched=0, stored_flips=count, seed=None
+    )
 
 
 def runs_in(path: Path) -> list[Path]:
@@ -135,16 +139,27 @@ class _Scope:
     def chosen(self, plan: Plan, stored: StoredRun) -> dict[str, set[str]]:
         """Ids of flips by covered task, the same ones whatever else is verified."""
         return {
-            task: self._drawn(task, stored.records.get(task, []))
+            task: self._drawn(task, _ids(stored, task))
             for task in plan.matchups
             if self.covers(task)
         }
 
-    def _drawn(self, task: str, records: Sequence[Record]) -> set[str]:
-        ids = {record.id for record in records}
+    def searched(self, plan: Plan, stored: StoredRun) -> dict[str, set[str]]:
+        """Ids of flips that are searched again, by covered task, drawn apart from the others."""
+        return {
+            task: drawn(_ids(stored, task), self.sample, f"{self.seed} search {task}")
+            for task in plan.matchups
+            if self.covers(task)
+        }
+
+    def _drawn(self, task: str, ids: set[str]) -> set[str]:
         if self.sample is None or self.sample >= len(ids):
             return ids
         return set(random.Random(f"{self.seed} {task}").sample(sorted(ids), self.sample))
+
+
+def _ids(stored: StoredRun, task: str) -> set[str]:
+    return {record.id for record in stored.records.get(task, [])}
 
 
 def _compared(path: Path, findings: Findings) -> tuple[RunResult, StoredRun | None, str | None]:
@@ -174,12 +189,13 @@ def _flips(stored: StoredRun, scope: _Scope) -> int:
 
 def _recomputed(
     stored: StoredRun, scope: _Scope, findings: Findings, sharing: Sharing, progress: Progress
-) -> int:
-    """Add up the rows again and replay the flips; how many."""
+) -> tuple[int, int]:
+    """Fit again, replay flips and search again: how many flips of either."""
     plan = planned(stored.result, findings)
     if plan is None:
-        return 0
-    work = Recomputation(plan.fresh(), stored, scope.chosen(plan, stored))
+        return 0, 0
+    chosen, again = scope.chosen(plan, stored), scope.searched(plan, stored)
+    work = Recomputation(plan.fresh(), stored, chosen, again)
     return recomputed(work, sharing, findings, progress)
 
 
