@@ -37,7 +37,9 @@ def misled(shown: Witness, judging: Problem, defense: Intervention, tolerance: f
 
     `judging` is the problem as it is scored, with the rows that the search had.
     """
-    points = () if shown.ledger is None else shown.ledger.kept
+    # Where tokens are searched, deltas are only there to be differentiated.
+    by_deltas = isinstance(judging.nothing(), ResidualDelta)
+    points = shown.ledger.kept if shown.ledger is not None and by_deltas else ()
     looks = (*shown.looks.values(), *shown.readings.values())
     return any(_other_points(point, judging, tolerance) for point in points) or any(
         _another_look(look, defense, tolerance) for look in looks
