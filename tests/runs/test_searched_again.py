@@ -180,3 +180,14 @@ def test_what_is_drawn() -> None:
     assert drawn(ids, None, "1") != drawn(ids, None, "2")
     assert len(drawn(ids[:5], None, "1")) == 5
     assert drawn(ids[:4], None, "1") == set()
+
+
+def test_places_of_the_attacks_own_choice_cannot_be_hidden(tmp_path: Path) -> None:
+    """The row would stand beside those of attacks that had fewer."""
+    folder = made(tmp_path, attack_config={"steps": 10, "positions": "all"})
+    assert verify(folder, sample=1).holds
+    forger = Forger(folder)
+    assert forger.state["facts"][0]["perturbation"]["elsewhere"]
+    forger.state["facts"][0]["perturbation"]["elsewhere"] = False
+    forger.seal()
+    assert beaten(verify(folder, sample=1)) == {"facts.perturbation.elsewhere"}
