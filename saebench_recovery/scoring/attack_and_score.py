@@ -67,18 +67,17 @@ def score_chunk(setting: Setting, flips: Sequence[Flip]) -> Chunk:
         records = _records(setting, flips, ladder, replay, problem.trail, unknown)
         patched = uncounted or rules != _rules(setting)
         patched = patched or (watched and bool(replaced(before, setting.task, setting.defense)))
-        shown_otherwise = misled(
-            problem.witness, ladder.problem, setting.defense, _tolerance(setting)
-        )
-        raised = {REPLACED: patched, MISLED: shown_otherwise}
-        of_all = tuple(name for name, on in raised.items() if on)
-        records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]
-        tensors, metadata = pack(
-            {**_evidence(ladder), **unknown.evidence()},
-            [f.example.id for f in flips],
-            task=setting.task.label,
-            attack=setting.attack.name,
-        )
+    # What is looked at again is drawn without a seed, and so no cost that a row can state.
+    shown_otherwise = misled(problem.witness, ladder.problem, setting.defense, _tolerance(setting))
+    raised = {REPLACED: patched, MISLED: shown_otherwise}
+    of_all = tuple(name for name, on in raised.items() if on)
+    records = [r.model_copy(update={"flags": (*r.flags, *of_all)}) for r in records]
+    tensors, metadata = pack(
+        {**_evidence(ladder), **unknown.evidence()},
+        [f.example.id for f in flips],
+        task=setting.task.label,
+        attack=setting.attack.name,
+    )
     texts = [text for e in range(len(flips)) if (text := replay.texts(e)) is not None]
     return Chunk(records, tensors, metadata, attacking.cost(), scoring.cost(), texts)
 
