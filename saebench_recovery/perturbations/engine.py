@@ -31,7 +31,7 @@ from saebench_recovery.perturbations.drift_penalty import DriftPenalty
 from saebench_recovery.perturbations.ledger import Ledger, secret
 
 T = TypeVar("T")
-LOOKS, WITNESSED = 4, 24  # of a search, and rows of each that are kept
+LOOKS, WITNESSED = 4, 24  # of each part of a search, and rows of each that are kept
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,16 @@ class Witness:
     looks: dict[int, Sighting] = field(default_factory=dict)
     readings: dict[int, Sighting] = field(default_factory=dict)
     _seen: Counter[bool] = field(default_factory=Counter)
+    _begun: int = 0
 
     def watch(self, trail: Trail) -> None:
         """From now on the search is one of, or under, code of others."""
         self.ledger = Ledger(len(trail.spent_N))
+
+    def begin(self) -> None:
+        """Keep as many looks of the part of a search that begins: a longer one hides none of it."""
+        self._begun += 1
+        self._seen.clear()
 
     def see(self, look: Callable[[], Sighting], *, reading: bool = False) -> None:
         """Keep a look that has been taken, if it is drawn; what costs more to see is made then."""
@@ -103,7 +109,7 @@ class Witness:
         if place < LOOKS:
             seen = look()
             rows = torch.randperm(seen.engine.size, generator=secret())[:WITNESSED]
-            kept[place] = seen.of(rows.sort().values)
+            kept[place + LOOKS * self._begun] = seen.of(rows.sort().values)
 
 
 @dataclass(frozen=True)

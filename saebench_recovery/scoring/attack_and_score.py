@@ -102,6 +102,7 @@ def searched(setting: Setting, problem: Problem) -> Perturbation:
 def _run(attack: Attack, problem: Problem, *, shortest: bool = False) -> Perturbation:
     """A search by the driver itself, whatever a plugin overrides."""
     problem.begin()
+    problem.witness.begin()
     return Attack.run(attack, problem, shortest=shortest)
 
 

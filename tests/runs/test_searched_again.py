@@ -159,7 +159,8 @@ def test_a_search_that_does_better_than_the_repeated_one_holds(
 def test_a_flag_of_a_search_holds_and_cannot_be_taken_out(tmp_path: Path) -> None:
     plugin = tmp_path / "misleading.py"
     plugin.write_text(MISLEADING)
-    folder = made(tmp_path, defense="misleading-clamp", plugins=[plugin])
+    # In one chunk: of two flips alone few gradients can be judged, and the one or other is missed.
+    folder = made(tmp_path, defense="misleading-clamp", plugins=[plugin], batch_size=LIMIT)
     forger = Forger(folder)
     flagged = [record["flags"] for record in forger.records]
     assert all("search-misled" in flags for flags in flagged)
